@@ -1,0 +1,1 @@
+//! runspan turns every durable workflow run into one OpenTelemetry span.
