@@ -1,1 +1,3 @@
 //! runspan turns every durable workflow run into one OpenTelemetry span.
+
+pub mod run;
