@@ -1,3 +1,4 @@
 //! runspan turns every durable workflow run into one OpenTelemetry span.
 
 pub mod run;
+pub mod runs;
