@@ -2,3 +2,5 @@
 
 pub mod run;
 pub mod runs;
+pub mod semconv;
+pub mod trace_context;
