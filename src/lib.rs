@@ -4,3 +4,4 @@ pub mod run;
 pub mod runs;
 pub mod semconv;
 pub mod trace_context;
+pub mod redact;
