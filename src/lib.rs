@@ -5,3 +5,5 @@ pub mod runs;
 pub mod semconv;
 pub mod trace_context;
 pub mod redact;
+pub mod journal;
+pub mod projection;

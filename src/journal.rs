@@ -1,0 +1,275 @@
+//! What the triggers write: one entry a transition, in the writer's own transaction.
+//!
+//! A [`Row`] is a journal row as a store reads it; [`Entry`] is what it means. Every entry carries its run's
+//! whole context, so that a run whose beginning the journal missed still becomes a complete span.
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::run::{RunId, Status, Timestamp, UnknownStatus};
+use crate::trace_context::SpanContext;
+
+/// How many bytes of a reason are read: redaction needs more than the 1 KiB that is kept, but not a megabyte.
+pub const MAX_REASON: usize = 8 * 1024;
+
+/// A row of the journal, as stored.
+#[derive(Clone, Debug, Default)]
+pub struct Row {
+    /// The position in the journal: rises with each transition of one run.
+    pub seq: i64,
+    /// When the transition happened, in microseconds since the epoch.
+    pub at: i64,
+    /// When the run's row was created, in microseconds since the epoch.
+    pub created_at: Option<i64>,
+    /// The run; absent on a refusal.
+    pub run_id: Option<Uuid>,
+    /// The workflow's name.
+    pub workflow_name: Option<String>,
+    /// The status before; absent on an insert.
+    pub from_status: Option<String>,
+    /// The status after; absent on a delete.
+    pub to_status: Option<String>,
+    /// `issue` or `pr`.
+    pub target_type: Option<String>,
+    /// The repository's owner.
+    pub target_owner: Option<String>,
+    /// The repository's name.
+    pub target_repo: Option<String>,
+    /// The issue's or pull request's number.
+    pub target_number: Option<i64>,
+    /// The delivery that caused the run.
+    pub delivery_id: Option<String>,
+    /// The parent, if any.
+    pub parent_run_id: Option<Uuid>,
+    /// The root, if the run has a parent (on a refusal: the root of the run in flight).
+    pub root_run_id: Option<Uuid>,
+    /// The root's workflow.
+    pub root_workflow_name: Option<String>,
+    /// `state.failedReason`, `state.incompleteReason`, or a refusal's reason.
+    pub reason: Option<String>,
+    /// `state.traceparent`.
+    pub traceparent: Option<String>,
+    /// On a refusal: the run in flight.
+    pub inflight_run_id: Option<Uuid>,
+    /// Written by reconciliation, not by a trigger.
+    pub reconciled: bool,
+}
+
+/// Why a row cannot be understood. It is set aside with this, and the rest goes on.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unreadable {
+    /// A column that the entry needs is empty.
+    #[error("{0} is missing")]
+    Missing(&'static str),
+    /// A status that is none of the five.
+    #[error(transparent)]
+    Status(#[from] UnknownStatus),
+    /// A column does not hold what it should (SQLite types values, not columns).
+    #[error("{column} is not a UUID: {value:?}")]
+    NotUuid {
+        /// The column.
+        column: &'static str,
+        /// What it holds.
+        value: String,
+    },
+}
+
+/// One journalled event.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// When it happened.
+    pub at: Timestamp,
+    /// Written by reconciliation, not by a trigger.
+    pub reconciled: bool,
+    /// The run, or for a refusal what would have become one.
+    pub context: Context,
+    /// Its reason, not yet redacted.
+    pub reason: Option<String>,
+    /// What happened.
+    pub change: Change,
+}
+
+/// What an entry tells.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// A run changed its state.
+    Transition {
+        /// The run.
+        run: RunId,
+        /// The state before.
+        from: Before,
+        /// The state after; `None`: the row is deleted.
+        to: Option<Status>,
+        /// When the run's row was created.
+        created_at: Timestamp,
+        /// The span that caused the run.
+        link: Option<SpanContext>,
+    },
+    /// A dispatch was refused before a row existed.
+    Refusal {
+        /// The run it collided with, and that run's root.
+        inflight: Option<(RunId, RunId)>,
+    },
+}
+
+/// The state before a transition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Before {
+    /// There was no row.
+    Absent,
+    /// One of the five.
+    Known(Status),
+    /// A status of the application's own: in flight, for all that is known.
+    Unknown,
+}
+
+/// What is known of a run beside its state: the attributes that every span and record of it carries.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Context {
+    /// The workflow's name.
+    pub workflow_name: String,
+    /// `issue` or `pr`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_type: Option<String>,
+    /// The repository's owner.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_owner: Option<String>,
+    /// The repository's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_repo: Option<String>,
+    /// The issue's or pull request's number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_number: Option<i64>,
+    /// The delivery that caused the run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delivery_id: Option<String>,
+    /// The parent and the root, for a run that has them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lineage: Option<Lineage>,
+}
+
+impl Context {
+    /// `acme/widgets#42`, where all its parts are known.
+    pub fn target(&self) -> Option<String> {
+        let (owner, repo, number) =
+            (self.target_owner.as_ref()?, self.target_repo.as_ref()?, self.target_number?);
+        Some(format!("{owner}/{repo}#{number}"))
+    }
+
+    /// The root of `run`, whose context this is: itself if it has no parent.
+    pub fn root_of(&self, run: RunId) -> RunId {
+        self.lineage.as_ref().map_or(run, |lineage| lineage.root)
+    }
+
+    /// The root's workflow.
+    pub fn root_workflow_name(&self) -> Option<&str> {
+        match &self.lineage {
+            Some(lineage) => lineage.root_workflow_name.as_deref(),
+            None => Some(&self.workflow_name),
+        }
+    }
+}
+
+/// Where a child run stands in its tree.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lineage {
+    /// The run that spawned it.
+    pub parent: RunId,
+    /// The run at the top.
+    pub root: RunId,
+    /// That run's workflow, where its row was still there.
+    pub root_workflow_name: Option<String>,
+}
+
+impl TryFrom<Row> for Entry {
+    type Error = Unreadable;
+
+    fn try_from(row: Row) -> Result<Self, Unreadable> {
+        let change = match row.run_id {
+            None if row.from_status.is_some() || row.to_status.is_some() => {
+                return Err(Unreadable::Missing("run_id"));
+            }
+            None => Change::Refusal {
+                inflight: row.inflight_run_id.map(|run| (run.into(), row.root_run_id.unwrap_or(run).into())),
+            },
+            Some(run) => Change::Transition {
+                run: run.into(),
+                from: row
+                    .from_status
+                    .as_deref()
+                    .map_or(Before::Absent, |status| status.parse().map_or(Before::Unknown, Before::Known)),
+                to: row.to_status.as_deref().map(str::parse).transpose()?,
+                created_at: Timestamp::from_micros(row.created_at.unwrap_or(row.at)),
+                link: row.traceparent.and_then(|header| header.parse().ok()),
+            },
+        };
+        let lineage = match (&change, row.parent_run_id) {
+            (Change::Transition { .. }, Some(parent)) => Some(Lineage {
+                parent: parent.into(),
+                root: row.root_run_id.unwrap_or(parent).into(),
+                root_workflow_name: row.root_workflow_name,
+            }),
+            _ => None,
+        };
+        Ok(Self {
+            at: Timestamp::from_micros(row.at),
+            reconciled: row.reconciled,
+            context: Context {
+                workflow_name: row.workflow_name.ok_or(Unreadable::Missing("workflow_name"))?,
+                target_type: row.target_type,
+                target_owner: row.target_owner,
+                target_repo: row.target_repo,
+                target_number: row.target_number,
+                delivery_id: row.delivery_id,
+                lineage,
+            },
+            reason: row.reason,
+            change,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row() -> Row {
+        Row {
+            run_id: Some(Uuid::from_u128(7)),
+            workflow_name: Some("triage".into()),
+            from_status: Some("queued".into()),
+            to_status: Some("running".into()),
+            ..Row::default()
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_understood_says_why() {
+        let error = |row: Row| Entry::try_from(row).unwrap_err().to_string();
+        assert_eq!(error(Row { run_id: None, ..row() }), "run_id is missing");
+        assert_eq!(error(Row { workflow_name: None, ..row() }), "workflow_name is missing");
+        assert_eq!(
+            error(Row { to_status: Some("paused".into()), ..row() }),
+            "unknown status \"paused\" (known: queued, running, succeeded, failed, incomplete)"
+        );
+    }
+
+    #[test]
+    fn a_state_of_the_applications_own_does_not_hide_the_end() {
+        let entry = Entry::try_from(Row {
+            from_status: Some("paused".into()),
+            to_status: Some("succeeded".into()),
+            ..row()
+        });
+        assert!(matches!(
+            entry.unwrap().change,
+            Change::Transition { from: Before::Unknown, to: Some(Status::Succeeded), .. }
+        ));
+    }
+
+    #[test]
+    fn an_invalid_traceparent_is_no_link() {
+        let entry = Entry::try_from(Row { traceparent: Some("00-nonsense".into()), ..row() });
+        assert!(matches!(entry.unwrap().change, Change::Transition { link: None, .. }));
+    }
+}
