@@ -7,3 +7,4 @@ pub mod trace_context;
 pub mod redact;
 pub mod journal;
 pub mod projection;
+pub mod otlp;

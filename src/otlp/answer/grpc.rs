@@ -1,0 +1,97 @@
+//! Answers over gRPC (OTLP specification, "OTLP/gRPC Response").
+
+use std::{error::Error as _, time::SystemTime};
+
+use http::{HeaderMap, StatusCode};
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
+
+use super::{Answer, Cause, Kind, LONGEST_WAIT, accepted, from_http, from_transport};
+use crate::otlp::config::SignalConfig;
+
+/// Reads the body of a response with status OK.
+pub fn from_grpc_response(config: &SignalConfig, response: &[u8]) -> Answer {
+    accepted(config, response)
+}
+
+/// An answer to a gRPC call from something that does not speak gRPC. As the source of a status it keeps what tonic
+/// would make a guess of.
+#[derive(Debug, thiserror::Error)]
+#[error("HTTP {status} without a gRPC status")]
+pub struct NotGrpc {
+    /// The HTTP status.
+    pub status: StatusCode,
+    /// The headers of the response.
+    pub headers: HeaderMap,
+}
+
+/// Reads a status other than OK. `now` is as for [`from_http`].
+pub fn from_grpc(config: &SignalConfig, status: &Status, now: SystemTime) -> Answer {
+    // tonic turns its own failures into statuses too, and only those have a source. Their codes are guesses: a
+    // stream that the other side's HTTP/2 layer resets is no opinion about the request.
+    if let Some(source) = status.source() {
+        if let Some(NotGrpc { status, headers }) = source.downcast_ref() {
+            return from_http(config, *status, headers, &[], now);
+        }
+        return from_transport(config, source);
+    }
+    let code = status.code();
+    let after = status
+        .get_details_retry_info()
+        .and_then(|info| info.retry_delay)
+        .map(|delay| delay.min(LONGEST_WAIT));
+    let cause =
+        |kind, what: &str| Cause::new(config, kind, &format!("{}{what}", name(code)), status.message());
+    let set = |option| config.variable(option);
+    match code {
+        Code::Unauthenticated | Code::PermissionDenied => Answer::Misconfigured(cause(
+            Kind::Credentials,
+            &format!(", the credentials are missing or wrong, check {}", set("HEADERS")),
+        )),
+        Code::Unimplemented => Answer::Misconfigured(cause(
+            Kind::NoPipeline,
+            &format!(
+                ", nothing takes {signal} over gRPC there, add a {signal} pipeline to the receiver or check {}",
+                config.endpoint_variable,
+                signal = config.signal,
+            ),
+        )),
+        Code::ResourceExhausted => Answer::TooLarge { cause: cause(Kind::Size, ""), after },
+        Code::InvalidArgument => Answer::Rejected(cause(Kind::Invalid, "")),
+        Code::Internal | Code::Unknown => Answer::Retry { cause: cause(Kind::Fault, ""), after },
+        Code::DeadlineExceeded => Answer::Retry { cause: cause(Kind::Timeout, ""), after },
+        // A status OK here would be a mistake of the caller; to keep the request is then the safe side.
+        Code::Ok
+        | Code::Unavailable
+        | Code::Cancelled
+        | Code::NotFound
+        | Code::AlreadyExists
+        | Code::FailedPrecondition
+        | Code::Aborted
+        | Code::OutOfRange
+        | Code::DataLoss => Answer::Retry { cause: cause(Kind::Unavailable, ""), after },
+    }
+}
+
+/// The name in the gRPC specification, which is what people search for.
+fn name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}

@@ -1,0 +1,154 @@
+//! Answers over HTTP (OTLP specification, "OTLP/HTTP Response").
+
+use std::time::{Duration, SystemTime};
+
+use chrono::{DateTime, NaiveDateTime, Utc};
+use http::{HeaderMap, StatusCode, header};
+use prost::Message as _;
+
+use super::{Answer, Cause, Kind, LONGEST_WAIT, accepted, transport::other_protocol};
+use crate::otlp::config::{Protocol, SignalConfig};
+
+/// Reads an HTTP response: to OTLP over HTTP, or to a gRPC call that something else than gRPC answered, such as a
+/// proxy on the way.
+///
+/// `now` is used for a `Retry-After` that is a date when the response has no date itself.
+pub fn from_http(
+    config: &SignalConfig,
+    status: StatusCode,
+    headers: &HeaderMap,
+    body: &[u8],
+    now: SystemTime,
+) -> Answer {
+    if let Some(what) = foreign(config, status, headers, body) {
+        return Answer::Misconfigured(Cause::new(config, Kind::WrongProtocol, &what, ""));
+    }
+    if status.is_success() {
+        return accepted(config, body);
+    }
+    let said = message(headers, body);
+    let cause = |kind, hint: &str| Cause::new(config, kind, &format!("HTTP {status}{hint}"), &said);
+    let after = retry_after(headers, now);
+    let over_grpc = config.protocol == Protocol::Grpc;
+    match status.as_u16() {
+        401 | 403 => Answer::Misconfigured(cause(
+            Kind::Credentials,
+            &format!(", the credentials are missing or wrong, check {}", config.variable("HEADERS")),
+        )),
+        404 | 405 | 415 if over_grpc => {
+            Answer::Misconfigured(cause(Kind::WrongProtocol, &format!(", {}", other_protocol(config))))
+        }
+        404 | 405 => Answer::Misconfigured(cause(
+            Kind::NoPipeline,
+            &format!(
+                ", nothing takes {signal} there, check the path in {} or add a {signal} pipeline to the receiver",
+                config.endpoint_variable,
+                signal = config.signal,
+            ),
+        )),
+        415 => Answer::Misconfigured(cause(
+            Kind::WrongProtocol,
+            &format!(
+                ", no protobuf over HTTP is taken there, check the port in {} and {}",
+                config.endpoint_variable,
+                config.variable("PROTOCOL"),
+            ),
+        )),
+        300..=399 => Answer::Misconfigured(cause(
+            Kind::WrongProtocol,
+            &format!(
+                ", a redirect{}, which is not followed, set {} to the receiver's own address",
+                redirect_target(headers),
+                config.endpoint_variable
+            ),
+        )),
+        413 => Answer::TooLarge { cause: cause(Kind::Size, ""), after },
+        400 if !over_grpc => Answer::Rejected(cause(Kind::Invalid, "")),
+        // gRPC's own mapping makes a 400 of a proxy INTERNAL: it never looked at the message.
+        400 | 500 => Answer::Retry { cause: cause(Kind::Fault, ""), after },
+        408 | 504 => Answer::Retry { cause: cause(Kind::Timeout, ""), after },
+        _ => Answer::Retry { cause: cause(Kind::Unavailable, ""), after },
+    }
+}
+
+/// Whether something other than an OTLP/HTTP receiver answered. A success that it reports is none: nothing has
+/// been stored.
+fn foreign(config: &SignalConfig, status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Option<String> {
+    let content_type = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default()
+        .to_ascii_lowercase();
+    let variable = &config.endpoint_variable;
+    if config.protocol == Protocol::Grpc {
+        return status.is_success().then(|| other_protocol(config));
+    }
+    // gRPC servers answer 200 with the error in a header, which must not count as an acceptance.
+    if content_type.starts_with("application/grpc") || headers.contains_key("grpc-status") {
+        return Some(other_protocol(config));
+    }
+    if status.is_success() && content_type.starts_with("text/html") {
+        return Some(format!("answers with a web page and is no OTLP receiver: check {variable}"));
+    }
+    // Go's and nginx's answers to plain HTTP on a TLS port.
+    if status == StatusCode::BAD_REQUEST
+        && !config.endpoint.is_tls()
+        && [&b"HTTP request to an HTTPS server"[..], b"plain HTTP request was sent to HTTPS port"]
+            .iter()
+            .any(|sign| body.windows(sign.len()).any(|window| window == *sign))
+    {
+        return Some(format!("this port wants TLS: write https:// in {variable}"));
+    }
+    None
+}
+
+/// The receiver's words: the message of the `google.rpc.Status` that OTLP asks for, or the body as text.
+fn message(headers: &HeaderMap, body: &[u8]) -> String {
+    let is_protobuf = headers
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|value| value.as_bytes().starts_with(b"application/x-protobuf"));
+    if is_protobuf && let Ok(status) = tonic_types::Status::decode(body) {
+        return status.message;
+    }
+    String::from_utf8_lossy(body).into_owned()
+}
+
+/// Scheme, host and path of a redirect: its query may hold a session.
+fn redirect_target(headers: &HeaderMap) -> String {
+    let location = headers.get(header::LOCATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    match url::Url::parse(location) {
+        Ok(url) => format!(
+            " to {}://{}{}",
+            url.scheme(),
+            url.host_str().unwrap_or_default().chars().take(100).collect::<String>(),
+            url.path().chars().take(100).collect::<String>()
+        ),
+        Err(_) => String::new(),
+    }
+}
+
+/// `Retry-After` in seconds or as a date (RFC 9110, 10.2.3), at most [`LONGEST_WAIT`].
+fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
+    let wait = if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        text.parse().map_or(LONGEST_WAIT, Duration::from_secs)
+    } else {
+        // The receiver's own idea of now, where it says it: then a wrong clock on either side does not matter.
+        let date = headers.get(header::DATE).and_then(|value| value.to_str().ok());
+        let now = date.and_then(http_date).unwrap_or_else(|| DateTime::<Utc>::from(now));
+        (http_date(text)? - now).to_std().unwrap_or_default()
+    };
+    Some(wait.min(LONGEST_WAIT))
+}
+
+/// The three forms of a date that RFC 9110, 5.6.7 asks every recipient to accept.
+fn http_date(text: &str) -> Option<DateTime<Utc>> {
+    let text = text.trim();
+    if let Ok(date) = DateTime::parse_from_rfc2822(text) {
+        return Some(date.to_utc());
+    }
+    ["%A, %d-%b-%y %H:%M:%S GMT", "%a %b %e %H:%M:%S %Y"]
+        .iter()
+        .find_map(|format| NaiveDateTime::parse_from_str(text, format).ok())
+        .map(|date| date.and_utc())
+}

@@ -1,0 +1,211 @@
+use std::time::{Duration, SystemTime};
+
+use ::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use proptest::prelude::*;
+use prost::Message as _;
+use tonic::{Code, Status};
+
+use super::*;
+use crate::otlp::{Signal, config::Env};
+
+fn config(protocol: &str) -> SignalConfig {
+    let env: Env<'_> = &|name| match name {
+        "OTEL_EXPORTER_OTLP_PROTOCOL" => Some(protocol.to_owned()),
+        "OTEL_EXPORTER_OTLP_HEADERS" => Some("authorization=Bearer s3cr3t-t0ken".to_owned()),
+        _ => None,
+    };
+    SignalConfig::from_env(Signal::Logs, env).unwrap().unwrap()
+}
+
+fn headers(entries: &[(&'static str, &str)]) -> HeaderMap {
+    entries
+        .iter()
+        .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_str(value).unwrap()))
+        .collect()
+}
+
+fn http(status: u16, entries: &[(&'static str, &str)], body: &[u8]) -> Answer {
+    let status = StatusCode::from_u16(status).unwrap();
+    from_http(&config("http/protobuf"), status, &headers(entries), body, SystemTime::UNIX_EPOCH)
+}
+
+fn wait(retry_after: &str) -> Option<u64> {
+    match http(503, &[("retry-after", retry_after)], b"") {
+        Answer::Retry { after, .. } => after.map(|after| after.as_secs()),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn retry_after_is_read_in_each_of_its_forms() {
+    assert_eq!(wait("120"), Some(120));
+    assert_eq!(wait("Thu, 01 Jan 1970 00:02:00 GMT"), Some(120));
+    assert_eq!(wait("Thursday, 01-Jan-70 00:02:00 GMT"), Some(120));
+    assert_eq!(wait("Thu Jan  1 00:02:00 1970"), Some(120));
+}
+
+#[test]
+fn a_strange_retry_after_does_no_harm() {
+    assert_eq!(wait("99999999999999999999999"), Some(3600), "too long");
+    assert_eq!(wait("Fri, 31 Dec 9999 23:59:59 GMT"), Some(3600), "too long");
+    assert_eq!(wait("Wed, 31 Dec 1969 23:00:00 GMT"), Some(0), "past");
+    for nonsense in ["", "-5", "1.5", "soon"] {
+        assert_eq!(wait(nonsense), None, "{nonsense}");
+    }
+}
+
+#[test]
+fn an_http_error_says_the_words_of_its_status_message() {
+    let body = tonic_types::Status { code: 3, message: "span id is empty".to_owned(), details: Vec::new() };
+    let answer = http(400, &[("content-type", "application/x-protobuf")], &body.encode_to_vec());
+    insta::assert_snapshot!(
+        answer.cause().unwrap(),
+        @r#"logs to http://localhost:4318/v1/logs (http/protobuf): HTTP 400 Bad Request: "span id is empty""#
+    );
+}
+
+#[test]
+fn a_missing_pipeline_says_what_to_do() {
+    insta::assert_snapshot!(
+        http(404, &[], b"404 page not found\n").cause().unwrap(),
+        @r#"logs to http://localhost:4318/v1/logs (http/protobuf): HTTP 404 Not Found, nothing takes logs there, check the path in OTEL_EXPORTER_OTLP_ENDPOINT or add a logs pipeline to the receiver: "404 page not found""#
+    );
+    let status = Status::unimplemented("unknown service");
+    insta::assert_snapshot!(
+        from_grpc(&config("grpc"), &status, SystemTime::UNIX_EPOCH).cause().unwrap(),
+        @r#"logs to http://localhost:4317 (grpc): UNIMPLEMENTED, nothing takes logs over gRPC there, add a logs pipeline to the receiver or check OTEL_EXPORTER_OTLP_ENDPOINT: "unknown service""#
+    );
+}
+
+#[test]
+fn a_redirect_is_named_without_its_query() {
+    let answer = http(307, &[("location", "https://login.example/sso?session=s3cr3t-t0ken")], b"");
+    let line = answer.cause().unwrap().to_string();
+    assert!(line.contains("to https://login.example/sso,"), "{line}");
+    assert!(!line.contains("s3cr3t"), "{line}");
+}
+
+#[test]
+fn a_status_made_by_the_transport_is_no_opinion_of_the_receiver() {
+    // What tonic makes of an HTTP/2 reset: INTERNAL with a source.
+    let status = Status::from_error(Box::new(std::io::Error::from(std::io::ErrorKind::BrokenPipe)));
+    let answer = from_grpc(&config("grpc"), &status, SystemTime::UNIX_EPOCH);
+    let cause = answer.cause().unwrap();
+    assert_eq!((cause.kind(), cause.is_suspicious()), (Kind::Broken, false));
+}
+
+#[test]
+fn a_port_that_is_usually_the_others_is_a_hint() {
+    let mut config = config("grpc");
+    config.endpoint = self::config("http/protobuf").endpoint;
+    let broken = std::io::Error::from(std::io::ErrorKind::BrokenPipe);
+    let line = from_transport(&config, &broken).cause().unwrap().to_string();
+    assert!(
+        line.contains("port 4318 usually speaks http/protobuf, check OTEL_EXPORTER_OTLP_LOGS_PROTOCOL"),
+        "{line}"
+    );
+}
+
+#[test]
+fn every_kind_has_a_name_of_its_own() {
+    let kinds = [
+        Kind::Unreachable,
+        Kind::Timeout,
+        Kind::Broken,
+        Kind::Unavailable,
+        Kind::Fault,
+        Kind::WrongProtocol,
+        Kind::Certificate,
+        Kind::Credentials,
+        Kind::NoPipeline,
+        Kind::Size,
+        Kind::Invalid,
+    ];
+    let names: std::collections::HashSet<_> = kinds.into_iter().map(Kind::as_str).collect();
+    assert_eq!(names.len(), kinds.len());
+}
+
+/// What holds for every answer, whatever a receiver sends.
+fn assert_sane(answer: &Answer) {
+    let (after, text) = match answer {
+        Answer::Accepted { message, .. } => (None, message.clone()),
+        Answer::Retry { cause, after } | Answer::TooLarge { cause, after } => (*after, cause.to_string()),
+        Answer::Misconfigured(cause) | Answer::Rejected(cause) => (None, cause.to_string()),
+    };
+    assert!(after.unwrap_or_default() <= LONGEST_WAIT);
+    assert!(text.chars().count() <= LONGEST_MESSAGE + 600, "{text}");
+    assert!(!text.contains(char::is_control), "{text:?}");
+    assert!(!format!("{answer:?}").contains("s3cr3t-t0ken"), "{answer:?}");
+}
+
+proptest! {
+    #[test]
+    fn no_http_answer_panics_leaks_or_is_lost(
+        status in 100_u16..1000,
+        retry_after in "\\PC{0,30}",
+        content_type in prop_oneof![
+            Just("application/x-protobuf"), Just("text/html"), Just("application/grpc"), Just("")
+        ],
+        location in "[ -~]{0,300}",
+        body in proptest::collection::vec(any::<u8>(), 0..600),
+        at in 0_usize..600,
+        grpc in any::<bool>(),
+    ) {
+        let mut body = body;
+        let at = at.min(body.len());
+        body.splice(at..at, *b"s3cr3t-t0ken");
+        let mut map = headers(&[("content-type", content_type), ("location", &location)]);
+        if let Ok(value) = HeaderValue::from_bytes(retry_after.as_bytes()) {
+            map.insert("retry-after", value);
+        }
+        let config = config(if grpc { "grpc" } else { "http/protobuf" });
+        let status = StatusCode::from_u16(status).unwrap();
+        let answer = from_http(&config, status, &map, &body, SystemTime::now());
+        assert_sane(&answer);
+        // Only what the receiver has understood may be deleted or given up.
+        prop_assert_eq!(
+            matches!(answer, Answer::Accepted { .. } | Answer::Rejected(_)),
+            !grpc
+                && (status.is_success() && !["text/html", "application/grpc"].contains(&content_type)
+                    || status == 400 && content_type != "application/grpc")
+        );
+    }
+
+    #[test]
+    fn no_grpc_answer_panics_or_leaks(
+        code in 0_i32..20,
+        message in "(\\PC|\r|\n|s3cr3t-t0ken){0,400}",
+        details in proptest::collection::vec(any::<u8>(), 0..80),
+    ) {
+        let code = Code::from(code);
+        let status = Status::with_details(code, message, details.into());
+        let answer = from_grpc(&config("grpc"), &status, SystemTime::UNIX_EPOCH);
+        assert_sane(&answer);
+        prop_assert_eq!(matches!(answer, Answer::Rejected(_)), code == Code::InvalidArgument);
+        let accepted = matches!(answer, Answer::Accepted { .. });
+        prop_assert!(!accepted);
+    }
+
+    #[test]
+    fn any_body_of_an_acceptance_is_an_acceptance(body in proptest::collection::vec(any::<u8>(), 0..200)) {
+        let answer = from_grpc_response(&config("grpc"), &body);
+        assert_sane(&answer);
+        let accepted = matches!(answer, Answer::Accepted { .. });
+        prop_assert!(accepted);
+    }
+
+    #[test]
+    fn the_rejected_count_comes_through(rejected in any::<i64>(), message in "[a-z]{0,20}") {
+        let response = ExportResponse {
+            partial_success: Some(PartialSuccess { rejected, error_message: message.clone().into_bytes() }),
+        };
+        let expected = Answer::Accepted { rejected: u64::try_from(rejected).unwrap_or(0), message };
+        prop_assert_eq!(from_grpc_response(&config("grpc"), &response.encode_to_vec()), expected.clone());
+        prop_assert_eq!(http(200, &[], &response.encode_to_vec()), expected);
+    }
+
+    #[test]
+    fn a_wait_is_never_longer_than_the_longest(seconds in any::<u64>()) {
+        prop_assert_eq!(wait(&seconds.to_string()).map(Duration::from_secs), Some(Duration::from_secs(seconds).min(LONGEST_WAIT)));
+    }
+}

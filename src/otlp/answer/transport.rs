@@ -1,0 +1,193 @@
+//! What happened when there was no answer at all.
+
+use std::{error::Error, io};
+
+use rustls::CertificateError;
+
+use super::{Answer, Cause, Kind};
+use crate::otlp::config::{Protocol, SignalConfig};
+
+/// The configured time for one request has passed.
+pub fn timed_out(config: &SignalConfig) -> Answer {
+    let what = format!("no answer within {}", humantime::format_duration(config.timeout));
+    Answer::Retry { cause: Cause::new(config, Kind::Timeout, &what, ""), after: None }
+}
+
+/// Reads an error of the connection, or of TLS or HTTP on it, from the chain of its sources.
+pub fn from_transport(config: &SignalConfig, error: &(dyn Error + 'static)) -> Answer {
+    let chain = chain(error);
+    // rustls says exactly what is wrong, so it is asked first; it sits inside an io::Error of another kind.
+    if let Some(answer) =
+        chain.iter().find_map(|error| error.downcast_ref::<rustls::Error>()).and_then(|e| tls(config, e))
+    {
+        return answer;
+    }
+    let words = words(&chain);
+    if let Some(answer) = alert(config, &words).or_else(|| wrong_protocol(config, &words)) {
+        return answer;
+    }
+    let io = chain.iter().find_map(|error| error.downcast_ref::<io::Error>()).map(io::Error::kind);
+    let variable = &config.endpoint_variable;
+    let (kind, what) = match io {
+        _ if words.contains("dns error") => {
+            (Kind::Unreachable, format!("the host name was not found, check {variable} or the name service"))
+        }
+        Some(io::ErrorKind::ConnectionRefused) => (
+            Kind::Unreachable,
+            format!("connection refused, nothing listens on port {}", config.endpoint.port()),
+        ),
+        Some(io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable) => {
+            (Kind::Unreachable, "no route to the host".to_owned())
+        }
+        Some(io::ErrorKind::TimedOut) => (Kind::Timeout, "the connection timed out".to_owned()),
+        _ => (Kind::Broken, format!("the connection broke before an answer came{}", port_hint(config))),
+    };
+    Answer::Retry { cause: Cause::new(config, kind, &what, &words), after: None }
+}
+
+/// A word on a port that is usually the other protocol's: some servers just hang up on the wrong one.
+fn port_hint(config: &SignalConfig) -> String {
+    let other = match config.protocol {
+        Protocol::Grpc => Protocol::HttpProtobuf,
+        Protocol::HttpProtobuf => Protocol::Grpc,
+    };
+    let port = config.endpoint.port();
+    if port == other.usual_port() {
+        format!(", port {port} usually speaks {other}, check {}", config.variable("PROTOCOL"))
+    } else {
+        String::new()
+    }
+}
+
+/// What rustls says, where that is about the configuration; `None` for anything that may pass by itself.
+fn tls(config: &SignalConfig, error: &rustls::Error) -> Option<Answer> {
+    let variable = &config.endpoint_variable;
+    let (kind, what) = match error {
+        rustls::Error::InvalidCertificate(
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+        ) => (
+            Kind::Certificate,
+            format!(
+                "the receiver's certificate is for another host name, use a name from the certificate in {variable}"
+            ),
+        ),
+        rustls::Error::InvalidCertificate(
+            CertificateError::Expired | CertificateError::ExpiredContext { .. },
+        ) => (Kind::Certificate, "the receiver's certificate has expired, renew it".to_owned()),
+        rustls::Error::InvalidCertificate(_) => (
+            Kind::Certificate,
+            format!(
+                "the receiver's certificate is not trusted, set {} to a PEM file with the certificate of the authority that signed it",
+                tls_variable(config, "CERTIFICATE"),
+            ),
+        ),
+        rustls::Error::InvalidMessage(_) => {
+            (Kind::WrongProtocol, format!("this port speaks no TLS: write http:// in {variable}"))
+        }
+        _ => return None,
+    };
+    Some(Answer::Misconfigured(Cause::new(config, kind, &what, &error.to_string())))
+}
+
+/// The variable of a file that is set, or the general one as the one to set.
+fn tls_variable(config: &SignalConfig, option: &str) -> String {
+    let client = config.tls.client.as_ref();
+    let file = match option {
+        "CERTIFICATE" => config.tls.ca.as_ref(),
+        "CLIENT_CERTIFICATE" => client.map(|client| &client.certificate),
+        _ => client.map(|client| &client.key),
+    };
+    file.map_or_else(|| format!("OTEL_EXPORTER_OTLP_{option}"), |file| file.variable.clone())
+}
+
+/// What the other side says in a TLS alert. With TLS 1.3 it judges our certificate after the handshake, where h2 keeps
+/// only the text of an error; so the text decides.
+fn alert(config: &SignalConfig, words: &str) -> Option<Answer> {
+    let (_, after) = words.split_once("received fatal alert: ")?;
+    let alert = after.split(|c: char| !c.is_ascii_alphanumeric()).next()?;
+    let (kind, what) = match alert {
+        "CertificateRequired"
+        | "BadCertificate"
+        | "UnsupportedCertificate"
+        | "CertificateRevoked"
+        | "CertificateExpired"
+        | "CertificateUnknown"
+        | "UnknownCA"
+        | "AccessDenied" => (
+            Kind::Certificate,
+            format!(
+                "the receiver does not accept our client certificate or wants one, check {} and {}",
+                tls_variable(config, "CLIENT_CERTIFICATE"),
+                tls_variable(config, "CLIENT_KEY"),
+            ),
+        ),
+        "NoApplicationProtocol" => (Kind::WrongProtocol, other_protocol(config)),
+        _ => return None,
+    };
+    Some(Answer::Misconfigured(Cause::new(config, kind, &what, words)))
+}
+
+/// Whether the other side speaks another HTTP version. hyper and h2 have no types for it that reach us, so their
+/// words decide; the integration tests hold them against real sockets.
+fn wrong_protocol(config: &SignalConfig, words: &str) -> Option<Answer> {
+    let what = match config.protocol {
+        // An HTTP/1 answer read as a frame has a length of "HTT", 4.7 MB.
+        Protocol::Grpc
+            if words.contains("frame with invalid size") || words.contains("HTTP/2 was not negotiated") =>
+        {
+            other_protocol(config)
+        }
+        // HTTP/2 servers speak first.
+        Protocol::HttpProtobuf if words.contains("unexpected message from connection") => {
+            other_protocol(config)
+        }
+        // Their frame, read as an answer; but the alert of a TLS server looks the same.
+        Protocol::HttpProtobuf if words.contains("invalid HTTP version parsed") => {
+            let tls = if config.endpoint.is_tls() { "" } else { "; or it wants TLS: write https://" };
+            format!("{}{tls}", other_protocol(config))
+        }
+        _ => return None,
+    };
+    Some(Answer::Misconfigured(Cause::new(config, Kind::WrongProtocol, &what, "")))
+}
+
+/// How to mend a port that speaks the other protocol.
+pub(super) fn other_protocol(config: &SignalConfig) -> String {
+    let (looks_like, other, own) = match config.protocol {
+        Protocol::Grpc => ("an HTTP", Protocol::HttpProtobuf, "gRPC"),
+        Protocol::HttpProtobuf => ("a gRPC", Protocol::Grpc, "HTTP"),
+    };
+    format!(
+        "this looks like {looks_like} port: set {}={other}, or use the receiver's {own} port in {} (usually {})",
+        config.variable("PROTOCOL"),
+        config.endpoint_variable,
+        config.protocol.usual_port(),
+    )
+}
+
+/// An error and its sources, the contents of `io::Error`s included, which `source` skips.
+fn chain<'a>(error: &'a (dyn Error + 'static)) -> Vec<&'a (dyn Error + 'static)> {
+    let mut chain = Vec::new();
+    let mut next = Some(error);
+    while let Some(error) = next {
+        chain.push(error);
+        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        next = match inner {
+            Some(inner) => Some(inner),
+            None => error.source(),
+        };
+    }
+    chain
+}
+
+/// The words of a chain. Many errors repeat their source, so each is said once.
+fn words(chain: &[&(dyn Error + 'static)]) -> String {
+    let mut said: Vec<String> = Vec::new();
+    for error in chain {
+        let words = error.to_string();
+        if !words.is_empty() && !said.iter().any(|earlier| earlier.contains(&words)) {
+            said.push(words);
+        }
+    }
+    said.join(": ")
+}

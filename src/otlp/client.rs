@@ -1,0 +1,139 @@
+//! Sends one encoded request and says what its receiver answered.
+
+mod grpc;
+mod http;
+mod tls;
+
+use std::{io, path::PathBuf};
+
+use bytes::Bytes;
+
+use self::{grpc::Grpc, http::Http, tls::Tls};
+use super::{
+    answer::{self, Answer},
+    config::{Protocol, SignalConfig},
+};
+
+/// What we call ourselves in every request (OTLP exporter specification, "User Agent").
+const USER_AGENT: &str = concat!("runspan/", env!("CARGO_PKG_VERSION"));
+
+/// A sender of the requests of one signal.
+///
+/// It keeps its connection between requests and opens it with the first one.
+#[derive(Debug)]
+pub struct Client {
+    config: SignalConfig,
+    transport: Transport,
+}
+
+#[derive(Debug)]
+enum Transport {
+    Grpc(Box<Grpc>),
+    Http(Http),
+}
+
+impl Client {
+    /// Prepares a client and reads the certificate files. No connection is made: a receiver that is away is an
+    /// [`Answer`], not an error.
+    ///
+    /// # Errors
+    /// A certificate file that is missing or wrong, or an `https` endpoint without any certificate to trust.
+    pub fn new(config: &SignalConfig) -> Result<Self, ClientError> {
+        let tls = Tls::load(&config.endpoint, &config.tls)?;
+        let transport = match config.protocol {
+            Protocol::Grpc => Transport::Grpc(Box::new(Grpc::new(config, &tls)?)),
+            Protocol::HttpProtobuf => Transport::Http(Http::new(config, tls)?),
+        };
+        Ok(Self { config: config.clone(), transport })
+    }
+
+    /// The configuration it was made from.
+    pub fn config(&self) -> &SignalConfig {
+        &self.config
+    }
+
+    /// Sends an encoded, uncompressed `Export…ServiceRequest` and waits for the answer, at most for the configured
+    /// time, connecting included.
+    ///
+    /// The bytes go out as they are, apart from compression. Nothing is tried again here: every failure is an
+    /// answer. (A connection that the other side had closed before it read anything may be replaced once.)
+    ///
+    /// # Cancel safety
+    /// Dropping the future abandons the request: whether the receiver has it is then unknown, as after a timeout, so
+    /// send the same bytes again. The client itself stays usable.
+    pub async fn send(&self, request: Bytes) -> Answer {
+        let exchange = async {
+            match &self.transport {
+                Transport::Grpc(grpc) => grpc.send(&self.config, request).await,
+                Transport::Http(http) => http.send(&self.config, request).await,
+            }
+        };
+        if let Ok(answer) = tokio::time::timeout(self.config.timeout, exchange).await {
+            return answer;
+        }
+        // The connection may be half open, and then the next request would hang on it too. Over HTTP/1 it is closed
+        // with the request.
+        if let Transport::Grpc(grpc) = &self.transport {
+            grpc.forget_connection();
+        }
+        answer::timed_out(&self.config)
+    }
+}
+
+/// A client that cannot be made. Its text is one line: the variable, what is wrong, how to mend it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ClientError {
+    /// A file cannot be read.
+    #[error(
+        "{variable} names {}, which cannot be read ({source}): correct the path or the permissions",
+        path.display()
+    )]
+    Unreadable {
+        /// The variable.
+        variable: String,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file without a certificate.
+    #[error("{variable} names {}, which holds no valid PEM certificate: give a file with BEGIN CERTIFICATE", path.display())]
+    NoCertificate {
+        /// The variable.
+        variable: String,
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file without a private key.
+    #[error("{variable} names {}, which holds no unencrypted PEM private key: give a file with BEGIN PRIVATE KEY", path.display())]
+    NoKey {
+        /// The variable.
+        variable: String,
+        /// The file.
+        path: PathBuf,
+    },
+    /// A certificate and a key that cannot be used together.
+    #[error(
+        "{variable} names {}, which cannot be used with the key of {key_variable} ({problem}): give the two files of one pair",
+        path.display()
+    )]
+    Identity {
+        /// The variable of the certificate.
+        variable: String,
+        /// The certificate file.
+        path: PathBuf,
+        /// The variable of the key.
+        key_variable: String,
+        /// What rustls says.
+        problem: String,
+    },
+    /// An encrypted endpoint, and nobody to trust.
+    #[error(
+        "OTEL_EXPORTER_OTLP_CERTIFICATE is not set and this system has no certificates of authorities: set it, or install the package ca-certificates"
+    )]
+    NoSystemRoots,
+    /// A library refuses the configuration.
+    #[error("the OTLP client cannot be set up: {0}")]
+    Setup(String),
+}

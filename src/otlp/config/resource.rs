@@ -1,0 +1,63 @@
+//! What describes the application, on every span, record and metric.
+
+use super::{ConfigError, Env, Problem, pairs};
+
+const SERVICE_NAME: &str = "service.name";
+
+/// The resource of the application, from `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resource {
+    attributes: Vec<(String, String)>,
+}
+
+impl Resource {
+    /// Reads both variables. `OTEL_SERVICE_NAME` beats a `service.name` among the attributes; without either it is
+    /// `unknown_service`. Of a repeated key the last value counts.
+    ///
+    /// # Errors
+    /// A list entry that cannot be understood.
+    pub fn from_env(env: Env<'_>) -> Result<Self, ConfigError> {
+        const LIST: &str = "OTEL_RESOURCE_ATTRIBUTES";
+        let mut resource = Self { attributes: vec![(SERVICE_NAME.to_owned(), "unknown_service".to_owned())] };
+        for (key, value) in attributes(&env(LIST).unwrap_or_default())
+            .map_err(|problem| ConfigError { variable: LIST.to_owned(), problem })?
+        {
+            resource.set(key, value);
+        }
+        if let Some(name) = env("OTEL_SERVICE_NAME").filter(|name| !name.trim().is_empty()) {
+            resource.set(SERVICE_NAME.to_owned(), name.trim().to_owned());
+        }
+        Ok(resource)
+    }
+
+    /// The attributes: `service.name` first, the others in the order in which they were given.
+    pub fn attributes(&self) -> &[(String, String)] {
+        &self.attributes
+    }
+
+    /// The name of the service.
+    pub fn service_name(&self) -> &str {
+        &self.attributes[0].1
+    }
+
+    fn set(&mut self, key: String, value: String) {
+        match self.attributes.iter_mut().find(|(existing, _)| *existing == key) {
+            Some((_, existing)) => *existing = value,
+            None => self.attributes.push((key, value)),
+        }
+    }
+}
+
+fn attributes(list: &str) -> Result<Vec<(String, String)>, Problem> {
+    pairs::parse(list)?
+        .into_iter()
+        .map(|pair| {
+            let text = |bytes| {
+                String::from_utf8(bytes).map_err(|_| Problem::EntryNotUtf8 { position: pair.position })
+            };
+            Ok((text(pair.key)?, text(pair.value)?))
+        })
+        // An empty name says nothing; the default says at least that nobody chose one.
+        .filter(|pair| !matches!(pair, Ok((key, value)) if key == SERVICE_NAME && value.is_empty()))
+        .collect()
+}

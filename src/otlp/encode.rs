@@ -1,0 +1,304 @@
+//! Spans and records to OTLP requests: encoded, gzipped, at most [`MAX_REQUEST`] bytes each before that.
+//!
+//! A stored request is sent as it is until it is acknowledged, so encoding happens once.
+
+use std::collections::HashSet;
+use std::io::{Read as _, Write as _};
+
+use bytes::Bytes;
+use flate2::Compression;
+use flate2::read::GzDecoder;
+use flate2::write::GzEncoder;
+use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::common::v1::{AnyValue, InstrumentationScope, KeyValue, any_value};
+use opentelemetry_proto::tonic::logs::v1::{LogRecord, ResourceLogs, ScopeLogs};
+use opentelemetry_proto::tonic::resource::v1::Resource as ProtoResource;
+use opentelemetry_proto::tonic::trace::v1 as trace;
+use prost::Message;
+
+use super::Signal;
+use super::config::Resource;
+use crate::projection::{Attributes, Record, Span, SpanEvent, SpanKind, Value};
+use crate::semconv::field;
+use crate::trace_context::SpanContext;
+
+/// The most bytes of a request before compression: below the 4 MiB that a gRPC server takes by default.
+pub const MAX_REQUEST: usize = 3 * 1024 * 1024;
+
+/// The flags of a link hold W3C's in their low byte, and that it leads to another process (`trace.proto`).
+const LINK_IS_REMOTE: u32 = 0x300;
+
+/// An encoded request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Encoded {
+    /// How many spans or records it holds.
+    pub items: usize,
+    /// How many runs those tell of.
+    pub runs: usize,
+    /// The request, gzipped.
+    pub body: Bytes,
+}
+
+/// What is stored is no request that this program wrote.
+#[derive(Debug, thiserror::Error)]
+pub enum DecodeError {
+    /// Not gzip, or cut off.
+    #[error("the stored request cannot be unpacked: {0}")]
+    Gzip(#[from] std::io::Error),
+    /// Not the message that it should be.
+    #[error("the stored request cannot be decoded: {0}")]
+    Protobuf(#[from] prost::DecodeError),
+}
+
+/// Encodes for one resource: the application whose runs these are.
+#[derive(Clone, Debug)]
+pub struct Encoder {
+    traces: ExportTraceServiceRequest,
+    logs: ExportLogsServiceRequest,
+}
+
+impl Encoder {
+    /// For `resource`, whose `service.instance.id` is `instance`: the database's, whoever relays.
+    pub fn new(resource: &Resource, instance: &str) -> Self {
+        let instance_id = "service.instance.id";
+        let attributes = resource
+            .attributes()
+            .iter()
+            .map(|(key, value)| (key.as_str(), value.as_str()))
+            .filter(|(key, _)| *key != instance_id)
+            .chain([(instance_id, instance)])
+            .map(|(key, value)| key_value(key, &Value::from(value)))
+            .collect();
+        let resource = Some(ProtoResource { attributes, ..ProtoResource::default() });
+        let scope = Some(InstrumentationScope {
+            name: env!("CARGO_PKG_NAME").to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            ..InstrumentationScope::default()
+        });
+        let scope_spans = trace::ScopeSpans { scope: scope.clone(), ..trace::ScopeSpans::default() };
+        let scope_logs = ScopeLogs { scope, ..ScopeLogs::default() };
+        Self {
+            traces: ExportTraceServiceRequest {
+                resource_spans: vec![trace::ResourceSpans {
+                    resource: resource.clone(),
+                    scope_spans: vec![scope_spans],
+                    ..trace::ResourceSpans::default()
+                }],
+            },
+            logs: ExportLogsServiceRequest {
+                resource_logs: vec![ResourceLogs {
+                    resource,
+                    scope_logs: vec![scope_logs],
+                    ..ResourceLogs::default()
+                }],
+            },
+        }
+    }
+
+    /// Spans as `ExportTraceServiceRequest`s.
+    pub fn spans(&self, spans: &[Span]) -> Vec<Encoded> {
+        requests(&self.traces, spans.iter().map(encode_span))
+    }
+
+    /// Records as `ExportLogsServiceRequest`s.
+    pub fn records(&self, records: &[Record]) -> Vec<Encoded> {
+        requests(&self.logs, records.iter().map(encode_record))
+    }
+}
+
+/// Records as JSON lines, in one body.
+pub fn lines(records: &[Record]) -> Option<Encoded> {
+    let mut text = Vec::new();
+    for record in records {
+        serde_json::to_writer(&mut text, record).expect("a record has text keys and plain values only");
+        text.push(b'\n');
+    }
+    (!records.is_empty()).then(|| Encoded { items: records.len(), runs: records.len(), body: gzip(&text) })
+}
+
+/// The body of a stored request as it goes on the wire.
+pub fn unpack(body: &[u8]) -> Result<Bytes, DecodeError> {
+    let mut wire = Vec::new();
+    GzDecoder::new(body).read_to_end(&mut wire)?;
+    Ok(wire.into())
+}
+
+/// The two halves of a stored request; `None` if it holds a single item, or is of a signal that is not stored.
+pub fn halve(signal: Signal, body: &[u8]) -> Result<Option<[Encoded; 2]>, DecodeError> {
+    match signal {
+        Signal::Traces => halves::<ExportTraceServiceRequest>(body),
+        Signal::Logs => halves::<ExportLogsServiceRequest>(body),
+        Signal::Metrics => Ok(None),
+    }
+}
+
+/// An `Export…ServiceRequest` of one resource and one scope, the only kind that is written here.
+trait Request: Message + Default + Clone {
+    type Item: Item;
+
+    /// Its items; `None` if it has no resource or scope.
+    fn items(&mut self) -> Option<&mut Vec<Self::Item>>;
+}
+
+/// A span or a record.
+trait Item: Message + Clone {
+    fn attributes(&self) -> &[KeyValue];
+}
+
+impl Request for ExportTraceServiceRequest {
+    type Item = trace::Span;
+
+    fn items(&mut self) -> Option<&mut Vec<trace::Span>> {
+        Some(&mut self.resource_spans.first_mut()?.scope_spans.first_mut()?.spans)
+    }
+}
+
+impl Request for ExportLogsServiceRequest {
+    type Item = LogRecord;
+
+    fn items(&mut self) -> Option<&mut Vec<LogRecord>> {
+        Some(&mut self.resource_logs.first_mut()?.scope_logs.first_mut()?.log_records)
+    }
+}
+
+impl Item for trace::Span {
+    fn attributes(&self) -> &[KeyValue] {
+        &self.attributes
+    }
+}
+
+impl Item for LogRecord {
+    fn attributes(&self) -> &[KeyValue] {
+        &self.attributes
+    }
+}
+
+/// Packs items into as few requests as the size allows.
+fn requests<R: Request>(envelope: &R, items: impl Iterator<Item = R::Item>) -> Vec<Encoded> {
+    let mut requests = Vec::new();
+    let (mut size, mut batch) = (0, Vec::new());
+    for item in items {
+        // Tag and length before each item: below 8 bytes for anything that fits into a request.
+        let length = item.encoded_len() + 8;
+        if size + length > MAX_REQUEST && !batch.is_empty() {
+            requests.push(encode(envelope, std::mem::take(&mut batch)));
+            size = 0;
+        }
+        size += length;
+        batch.push(item);
+    }
+    if !batch.is_empty() {
+        requests.push(encode(envelope, batch));
+    }
+    requests
+}
+
+fn encode<R: Request>(envelope: &R, items: Vec<R::Item>) -> Encoded {
+    let runs = items.iter().filter_map(run_id).collect::<HashSet<_>>().len();
+    let count = items.len();
+    let mut request = envelope.clone();
+    if let Some(place) = request.items() {
+        *place = items;
+    }
+    Encoded { items: count, runs, body: gzip(&request.encode_to_vec()) }
+}
+
+fn halves<R: Request>(body: &[u8]) -> Result<Option<[Encoded; 2]>, DecodeError> {
+    let mut envelope = R::decode(unpack(body)?)?;
+    let mut items = envelope.items().map(std::mem::take).unwrap_or_default();
+    if items.len() < 2 {
+        return Ok(None);
+    }
+    let rest = items.split_off(items.len() / 2);
+    Ok(Some([items, rest].map(|items| encode(&envelope, items))))
+}
+
+fn run_id(item: &impl Item) -> Option<&str> {
+    let attribute = item.attributes().iter().find(|attribute| attribute.key == field::RUN_ID)?;
+    match attribute.value.as_ref()?.value.as_ref()? {
+        any_value::Value::StringValue(id) => Some(id),
+        _ => None,
+    }
+}
+
+fn gzip(bytes: &[u8]) -> Bytes {
+    let mut encoder = GzEncoder::new(Vec::with_capacity(bytes.len() / 8), Compression::fast());
+    encoder.write_all(bytes).and_then(|()| encoder.finish()).expect("writing to memory does not fail").into()
+}
+
+fn encode_span(span: &Span) -> trace::Span {
+    trace::Span {
+        trace_id: span.context.trace_id.bytes().to_vec(),
+        span_id: span.context.span_id.bytes().to_vec(),
+        parent_span_id: span.parent.map(|id| id.bytes().to_vec()).unwrap_or_default(),
+        flags: span.context.flags.into(),
+        name: span.name.clone(),
+        kind: match span.kind {
+            SpanKind::Run => trace::span::SpanKind::Server,
+            SpanKind::Queue => trace::span::SpanKind::Internal,
+        }
+        .into(),
+        start_time_unix_nano: span.start.unix_nanos(),
+        end_time_unix_nano: span.end.unix_nanos(),
+        attributes: key_values(&span.attributes),
+        events: span.events.iter().map(encode_event).collect(),
+        dropped_events_count: span.dropped_events,
+        links: span.link.iter().map(encode_link).collect(),
+        status: span.error.as_ref().map(|reason| trace::Status {
+            message: reason.clone(),
+            code: trace::status::StatusCode::Error.into(),
+        }),
+        ..trace::Span::default()
+    }
+}
+
+fn encode_event(event: &SpanEvent) -> trace::span::Event {
+    trace::span::Event {
+        time_unix_nano: event.at.unix_nanos(),
+        name: event.event.name().to_owned(),
+        attributes: key_values(&event.attributes),
+        ..trace::span::Event::default()
+    }
+}
+
+fn encode_link(link: &SpanContext) -> trace::span::Link {
+    trace::span::Link {
+        trace_id: link.trace_id.bytes().to_vec(),
+        span_id: link.span_id.bytes().to_vec(),
+        flags: u32::from(link.flags) | LINK_IS_REMOTE,
+        ..trace::span::Link::default()
+    }
+}
+
+fn encode_record(record: &Record) -> LogRecord {
+    let context = record.context.as_ref();
+    let mut attributes = vec![key_value(field::EVENT, &Value::from(record.event.name()))];
+    attributes.extend(key_values(&record.attributes));
+    LogRecord {
+        time_unix_nano: record.at.unix_nanos(),
+        // The journal observed it as it happened.
+        observed_time_unix_nano: record.at.unix_nanos(),
+        severity_number: record.level.severity_number(),
+        body: Some(AnyValue { value: Some(any_value::Value::StringValue(record.body())) }),
+        attributes,
+        flags: context.map_or(0, |context| context.flags.into()),
+        trace_id: context.map(|context| context.trace_id.bytes().to_vec()).unwrap_or_default(),
+        span_id: context.map(|context| context.span_id.bytes().to_vec()).unwrap_or_default(),
+        event_name: record.event.name().to_owned(),
+        ..LogRecord::default()
+    }
+}
+
+fn key_values(attributes: &Attributes) -> Vec<KeyValue> {
+    attributes.iter().map(|(key, value)| key_value(key, value)).collect()
+}
+
+fn key_value(key: &str, value: &Value) -> KeyValue {
+    let value = match value {
+        Value::Text(text) => any_value::Value::StringValue(text.clone()),
+        Value::Int(number) => any_value::Value::IntValue(*number),
+        Value::Bool(yes) => any_value::Value::BoolValue(*yes),
+    };
+    KeyValue { key: key.to_owned(), value: Some(AnyValue { value: Some(value) }), ..KeyValue::default() }
+}
