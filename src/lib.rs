@@ -8,3 +8,4 @@ pub mod redact;
 pub mod journal;
 pub mod projection;
 pub mod otlp;
+pub mod store;

@@ -1,0 +1,311 @@
+//! Where journal, open runs, outbox and lease live: one trait, for PostgreSQL and for SQLite.
+//!
+//! Projecting is exactly once because [`Store::commit`] is one transaction; every transaction of a relay
+//! begins by locking the lease's row, so one that has lost the lease changes nothing.
+
+mod attach;
+mod outbox;
+mod postgres;
+mod rows;
+mod sqlite;
+mod url;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use sqlx::sqlite::SqliteError;
+
+pub use self::attach::{Attach, Attached, Detached, Plan};
+pub use self::outbox::{Channel, Listed, NewRequest, Request, Selection, Settlement, Trimmed};
+pub use self::url::DatabaseUrl;
+use crate::journal::{Entry, Unreadable};
+use crate::projection::OpenRun;
+use crate::run::RunId;
+
+/// The version of runspan's own schema that this program knows.
+pub const SCHEMA_VERSION: i32 = 1;
+
+/// Opens the database that `url` names. Connects lazily: a database that is away is an error of the first call.
+pub fn open(url: &DatabaseUrl) -> Result<Arc<dyn Store>, StoreError> {
+    Ok(match url {
+        DatabaseUrl::Postgres(options) => Arc::new(postgres::PgStore::new(options.as_ref().clone())),
+        DatabaseUrl::Sqlite(path) => Arc::new(sqlite::SqliteStore::new(path)),
+    })
+}
+
+/// Why a store could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// Another relay has the lease. Nothing was changed.
+    #[error("another relay has taken the lease")]
+    LeaseLost,
+    /// Entries that were read are gone: read again.
+    #[error("the journal changed under the relay: {deleted} of {read} entries were still there")]
+    JournalChanged {
+        /// How many entries the batch held.
+        read: usize,
+        /// How many of them were still there.
+        deleted: usize,
+    },
+    /// There is no runspan in this database.
+    #[error("runspan is not attached to this database: run `runspan attach --database-url …` first")]
+    NotAttached,
+    /// A newer runspan has been here.
+    #[error(
+        "the runspan schema has version {found}, this program knows {SCHEMA_VERSION}: install a newer runspan"
+    )]
+    SchemaNewer {
+        /// The version in the database.
+        found: i32,
+    },
+    /// The table cannot be attached to.
+    #[error("{0}")]
+    Unfit(String),
+    /// What is stored cannot be read.
+    #[error("{what} is corrupt: {cause}")]
+    Corrupt {
+        /// Which thing.
+        what: String,
+        /// How so.
+        cause: String,
+    },
+    /// The database refused, or is away.
+    #[error("{}", describe(.0))]
+    Database(#[from] sqlx::Error),
+}
+
+impl StoreError {
+    /// Whether trying again later may help without anyone's doing.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::LeaseLost | Self::JournalChanged { .. } => true,
+            Self::NotAttached | Self::SchemaNewer { .. } | Self::Unfit(_) | Self::Corrupt { .. } => false,
+            Self::Database(sqlx::Error::Database(error)) => !error.code().is_some_and(|code| {
+                if error.try_downcast_ref::<SqliteError>().is_some() {
+                    // The low byte is the kind. READONLY, CORRUPT, NOTADB.
+                    matches!(code.parse().map(|code: i32| code & 0xff), Ok(8 | 11 | 26))
+                } else {
+                    // Class 28: invalid authorization; 3D000: no such database; 42501: insufficient privilege.
+                    code.starts_with("28") || matches!(code.as_ref(), "3D000" | "42501")
+                }
+            }),
+            Self::Database(_) => true,
+        }
+    }
+}
+
+/// One clear line. sqlx's own says "error returned from database: …" before all else.
+fn describe(error: &sqlx::Error) -> String {
+    match error {
+        sqlx::Error::Database(error) => format!("the database says: {}", error.message()),
+        sqlx::Error::Io(error) => format!("cannot reach the database: {error}"),
+        sqlx::Error::PoolTimedOut => "cannot reach the database: no answer in time".to_owned(),
+        other => format!("the database failed: {other}"),
+    }
+}
+
+/// The right to relay, held by this process until another takes it. Only a store makes one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lease {
+    holder: String,
+    epoch: i64,
+}
+
+impl Lease {
+    /// Who holds it.
+    pub fn holder(&self) -> &str {
+        &self.holder
+    }
+
+    /// Rises whenever the lease changes hands.
+    pub const fn epoch(&self) -> i64 {
+        self.epoch
+    }
+}
+
+/// The lease as others see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeaseView {
+    /// Who holds it, if anyone ever did.
+    pub holder: Option<String>,
+    /// Rises whenever the lease changes hands.
+    pub epoch: i64,
+    /// When it expires by the database's clock, in microseconds since the epoch.
+    pub expires_at: i64,
+    /// Whether it has expired, by the database's clock.
+    pub expired: bool,
+}
+
+/// How far the journal is read. What lies below `low` is consumed for good; PostgreSQL's dead rows there are
+/// not looked at again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Position {
+    /// Every entry up to here is consumed, and none can appear any more.
+    pub low: i64,
+    /// Every entry up to here that was visible is consumed; more may yet appear.
+    pub pending: Option<Pending>,
+}
+
+/// A position that becomes the low-water mark once every transaction that could still write below it has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pending {
+    /// The last entry of a batch.
+    pub seq: i64,
+    /// The `xmax` of the snapshot that read it: an entry at or below `seq` belongs to an earlier transaction.
+    pub xmax: i64,
+}
+
+impl Position {
+    /// The position after reading up to `last` in a snapshot of `xmin`..`xmax`.
+    #[must_use]
+    pub fn advance(self, last: i64, xmin: i64, xmax: i64) -> Self {
+        let reached = self.pending.filter(|pending| xmin >= pending.xmax);
+        let low = reached.map_or(self.low, |pending| pending.seq);
+        let waiting = if reached.is_some() { None } else { self.pending };
+        // One at a time: a newer one would only ever be later.
+        let pending = waiting.or_else(|| (last > low).then_some(Pending { seq: last, xmax }));
+        Self { low, pending }
+    }
+}
+
+/// Entries of the journal, in order, with their positions.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// Each entry, or why it cannot be understood.
+    pub entries: Vec<(i64, Result<Entry, Unreadable>)>,
+    /// Where the journal stands once they are consumed.
+    pub position: Position,
+}
+
+/// What the projector changes in one transaction.
+#[derive(Debug, Default)]
+pub struct Commit {
+    /// The entries consumed, all of them.
+    pub consumed: Vec<i64>,
+    /// Those of them that could not be understood, with the error: kept aside.
+    pub set_aside: Vec<(i64, String)>,
+    /// Open runs, new or changed.
+    pub opened: Vec<(RunId, OpenRun)>,
+    /// Runs that are no longer open.
+    pub closed: Vec<RunId>,
+    /// Requests for the outbox.
+    pub requests: Vec<NewRequest>,
+    /// Where the journal stands now.
+    pub position: Position,
+}
+
+/// How a database's journal and outbox stand.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+pub struct StoreStatus {
+    /// Entries not yet projected.
+    pub journal_entries: i64,
+    /// The oldest of them, in seconds of age.
+    pub journal_oldest_seconds: Option<f64>,
+    /// Requests waiting to be sent.
+    pub waiting_requests: i64,
+    /// Their size, in bytes.
+    pub waiting_bytes: i64,
+    /// The oldest of them, in seconds of age.
+    pub waiting_oldest_seconds: Option<f64>,
+    /// Requests that a receiver will never take.
+    pub dead_requests: i64,
+    /// Entries that could not be understood.
+    pub set_aside_entries: i64,
+    /// Entries that the triggers could not write, since attach.
+    pub skipped_entries: i64,
+    /// Runs in flight.
+    pub open_runs: i64,
+}
+
+/// What the relay needs of a database.
+///
+/// Every method is cancel safe: a dropped call either changed everything it should, or nothing. After a dropped
+/// or failed [`commit`](Self::commit) which of the two is unknown: take the lease anew and read again.
+#[async_trait]
+pub trait Store: Attach {
+    /// That runspan is attached here, in a version that this program knows.
+    async fn check(&self) -> Result<(), StoreError>;
+
+    /// What tells this database, in this stretch of its history, from any other: `service.instance.id`.
+    async fn instance(&self) -> Result<String, StoreError>;
+
+    /// The lease as it stands.
+    async fn lease(&self) -> Result<LeaseView, StoreError>;
+
+    /// Takes the lease if it still is as `seen`.
+    async fn take_lease(
+        &self,
+        seen: &LeaseView,
+        holder: &str,
+        term: Duration,
+    ) -> Result<Option<Lease>, StoreError>;
+
+    /// Prolongs the lease by `term` from now.
+    async fn renew_lease(&self, lease: &Lease, term: Duration) -> Result<(), StoreError>;
+
+    /// Gives the lease back, so that another may take it at once.
+    async fn release_lease(&self, lease: &Lease) -> Result<(), StoreError>;
+
+    /// Where the last commit left the journal.
+    async fn position(&self, instance: &str) -> Result<Position, StoreError>;
+
+    /// Up to `limit` entries after `position`, oldest first.
+    async fn read(&self, position: Position, limit: usize) -> Result<Batch, StoreError>;
+
+    /// Those of `runs` that are open.
+    async fn open_runs(&self, runs: &[RunId]) -> Result<HashMap<RunId, OpenRun>, StoreError>;
+
+    /// Makes a projected batch true: all of `commit`, or nothing.
+    async fn commit(&self, lease: &Lease, instance: &str, commit: &Commit) -> Result<(), StoreError>;
+
+    /// Journals what the journal missed; how many entries that made.
+    async fn reconcile(&self) -> Result<u64, StoreError>;
+
+    /// The first waiting request of a channel after `after` (its place and id), with its body.
+    async fn next_request(
+        &self,
+        channel: Channel,
+        after: Option<(i64, i64)>,
+    ) -> Result<Option<Request>, StoreError>;
+
+    /// Writes down what became of requests.
+    async fn settle(&self, lease: &Lease, settlements: &[Settlement]) -> Result<(), StoreError>;
+
+    /// Drops the oldest requests until the rest is at most `max_bytes`.
+    async fn trim(&self, lease: &Lease, max_bytes: u64) -> Result<Trimmed, StoreError>;
+
+    /// How journal and outbox stand.
+    async fn status(&self) -> Result<StoreStatus, StoreError>;
+
+    /// The requests in the outbox, oldest first, at most `limit`.
+    async fn list(&self, limit: usize) -> Result<Vec<Listed>, StoreError>;
+
+    /// Makes dead requests wait again; how many.
+    async fn retry(&self, selection: &Selection) -> Result<u64, StoreError>;
+
+    /// Removes dead requests for good; how many.
+    async fn discard(&self, selection: &Selection) -> Result<u64, StoreError>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mark_waits_for_every_transaction_that_could_still_write_below_it() {
+        let start = Position::default();
+        let read = start.advance(10, 100, 105);
+        assert_eq!(read, Position { low: 0, pending: Some(Pending { seq: 10, xmax: 105 }) });
+        // A transaction below 105 is still running: entries up to 10 may yet appear.
+        let waiting = read.advance(30, 104, 120);
+        assert_eq!(waiting, read);
+        // All of them have ended.
+        let moved = waiting.advance(40, 105, 130);
+        assert_eq!(moved, Position { low: 10, pending: Some(Pending { seq: 40, xmax: 130 }) });
+        // Nothing new: nothing to wait for.
+        assert_eq!(moved.advance(10, 130, 130), Position { low: 40, pending: None });
+    }
+}

@@ -1,0 +1,418 @@
+//! PostgreSQL 14 or newer: many writers, standby relays, no extension.
+
+mod attach;
+mod rows;
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgRow};
+use sqlx::{PgConnection, Postgres, Row as _, Transaction};
+
+use self::rows::{open_run, read_row};
+use super::rows::{channel, count, stored};
+use super::{
+    Batch, Channel, Commit, Lease, LeaseView, Listed, NewRequest, Pending, Position, Request, SCHEMA_VERSION,
+    Selection, Settlement, Store, StoreError, StoreStatus, Trimmed,
+};
+use crate::journal::Entry;
+use crate::projection::OpenRun;
+use crate::run::{RunId, Timestamp};
+
+/// Below a lease's term: a relay that was stopped inside a transaction must not keep the lease's row locked.
+const IDLE_IN_TRANSACTION: &str = "5s";
+
+/// SQLSTATE `undefined_table`, and `invalid_schema_name`.
+const MISSING: [&str; 2] = ["42P01", "3F000"];
+
+/// A PostgreSQL database.
+#[derive(Clone)]
+pub(super) struct PgStore {
+    pool: PgPool,
+}
+
+impl PgStore {
+    pub(super) fn new(options: PgConnectOptions) -> Self {
+        // One for each task of a relay: lease, projector, and a sender a channel.
+        let pool = PgPoolOptions::new()
+            .max_connections(6)
+            .acquire_timeout(Duration::from_secs(5))
+            .idle_timeout(Duration::from_mins(1))
+            .connect_lazy_with(options);
+        Self { pool }
+    }
+
+    /// Begins a transaction that only the lease's holder can make: the lease's row stays locked until it ends.
+    async fn fenced(&self, lease: &Lease) -> Result<Transaction<'static, Postgres>, StoreError> {
+        let mut tx = self.pool.begin().await?;
+        sqlx::query(
+            "SELECT set_config('idle_in_transaction_session_timeout', $3, true),
+                    set_config('synchronous_commit', 'on', true)
+             FROM runspan.lease WHERE holder = $1 AND epoch = $2 FOR UPDATE",
+        )
+        .bind(&lease.holder)
+        .bind(lease.epoch)
+        .bind(IDLE_IN_TRANSACTION)
+        .fetch_optional(&mut *tx)
+        .await?
+        .ok_or(StoreError::LeaseLost)?;
+        Ok(tx)
+    }
+}
+
+#[async_trait]
+impl Store for PgStore {
+    async fn check(&self) -> Result<(), StoreError> {
+        let version = sqlx::query_scalar::<_, i32>("SELECT version FROM runspan.meta")
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(|error| match error.as_database_error().and_then(sqlx::error::DatabaseError::code) {
+                Some(code) if MISSING.contains(&code.as_ref()) => StoreError::NotAttached,
+                _ => error.into(),
+            })?
+            .ok_or(StoreError::NotAttached)?;
+        if version > SCHEMA_VERSION { Err(StoreError::SchemaNewer { found: version }) } else { Ok(()) }
+    }
+
+    async fn instance(&self) -> Result<String, StoreError> {
+        // A failover or a restore begins a new timeline; a database restored from a dump has another oid.
+        Ok(sqlx::query_scalar(
+            "SELECT format('%s-%s-%s', s.system_identifier, c.timeline_id, d.oid)
+             FROM pg_control_system() s, pg_control_checkpoint() c, pg_database d
+             WHERE d.datname = current_database()",
+        )
+        .fetch_one(&self.pool)
+        .await?)
+    }
+
+    async fn lease(&self) -> Result<LeaseView, StoreError> {
+        let row = sqlx::query(
+            "SELECT holder, epoch, (extract(epoch FROM expires_at) * 1000000)::bigint,
+                    expires_at < clock_timestamp()
+             FROM runspan.lease",
+        )
+        .fetch_one(&self.pool)
+        .await?;
+        Ok(LeaseView {
+            holder: row.try_get(0)?,
+            epoch: row.try_get(1)?,
+            expires_at: row.try_get(2)?,
+            expired: row.try_get(3)?,
+        })
+    }
+
+    async fn take_lease(
+        &self,
+        seen: &LeaseView,
+        holder: &str,
+        term: Duration,
+    ) -> Result<Option<Lease>, StoreError> {
+        let epoch = sqlx::query_scalar(
+            "UPDATE runspan.lease
+             SET holder = $3, epoch = epoch + 1, expires_at = clock_timestamp() + make_interval(secs => $4)
+             WHERE epoch = $1 AND (extract(epoch FROM expires_at) * 1000000)::bigint = $2
+             RETURNING epoch",
+        )
+        .bind(seen.epoch)
+        .bind(seen.expires_at)
+        .bind(holder)
+        .bind(term.as_secs_f64())
+        .fetch_optional(&self.pool)
+        .await?;
+        Ok(epoch.map(|epoch| Lease { holder: holder.to_owned(), epoch }))
+    }
+
+    async fn renew_lease(&self, lease: &Lease, term: Duration) -> Result<(), StoreError> {
+        let renewed = sqlx::query(
+            "UPDATE runspan.lease SET expires_at = clock_timestamp() + make_interval(secs => $3)
+             WHERE holder = $1 AND epoch = $2",
+        )
+        .bind(&lease.holder)
+        .bind(lease.epoch)
+        .bind(term.as_secs_f64())
+        .execute(&self.pool)
+        .await?;
+        if renewed.rows_affected() == 1 { Ok(()) } else { Err(StoreError::LeaseLost) }
+    }
+
+    async fn release_lease(&self, lease: &Lease) -> Result<(), StoreError> {
+        sqlx::query("UPDATE runspan.lease SET expires_at = 'epoch' WHERE holder = $1 AND epoch = $2")
+            .bind(&lease.holder)
+            .bind(lease.epoch)
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
+    async fn position(&self, instance: &str) -> Result<Position, StoreError> {
+        let row = sqlx::query(
+            "SELECT instance, low, pending_seq, pending_xmax FROM runspan.commits ORDER BY id DESC LIMIT 1",
+        )
+        .fetch_optional(&self.pool)
+        .await?;
+        let Some(row) = row else { return Ok(Position::default()) };
+        // After a failover or a restore sequences may have gone back: a mark from before could hide entries.
+        if row.try_get::<&str, _>(0)? != instance {
+            return Ok(Position::default());
+        }
+        let pending = match (row.try_get(2)?, row.try_get(3)?) {
+            (Some(seq), Some(xmax)) => Some(Pending { seq, xmax }),
+            _ => None,
+        };
+        Ok(Position { low: row.try_get(1)?, pending })
+    }
+
+    async fn read(&self, position: Position, limit: usize) -> Result<Batch, StoreError> {
+        let rows =
+            sqlx::query(rows::READ).bind(position.low).bind(stored(limit)).fetch_all(&self.pool).await?;
+        let Some(last) = rows.last() else { return Ok(Batch { entries: Vec::new(), position }) };
+        let position = position.advance(last.try_get(0)?, last.try_get("xmin")?, last.try_get("xmax")?);
+        let entry = |row: &PgRow| -> Result<_, StoreError> {
+            let row = read_row(row)?;
+            Ok((row.seq, Entry::try_from(row)))
+        };
+        Ok(Batch { entries: rows.iter().map(entry).collect::<Result<_, _>>()?, position })
+    }
+
+    async fn open_runs(&self, runs: &[RunId]) -> Result<HashMap<RunId, OpenRun>, StoreError> {
+        let ids: Vec<uuid::Uuid> = runs.iter().map(|run| run.uuid()).collect();
+        sqlx::query("SELECT run_id, state FROM runspan.open_runs WHERE run_id = ANY($1)")
+            .bind(ids)
+            .fetch_all(&self.pool)
+            .await?
+            .iter()
+            .map(open_run)
+            .collect()
+    }
+
+    async fn commit(&self, lease: &Lease, instance: &str, commit: &Commit) -> Result<(), StoreError> {
+        let mut tx = self.fenced(lease).await?;
+        if !commit.set_aside.is_empty() {
+            let (seqs, errors): (Vec<i64>, Vec<&str>) =
+                commit.set_aside.iter().map(|(seq, error)| (*seq, error.as_str())).unzip();
+            sqlx::query(
+                "INSERT INTO runspan.set_aside (seq, error, entry)
+                 SELECT j.seq, e.error, to_jsonb(j)
+                 FROM runspan.journal j JOIN unnest($1::bigint[], $2::text[]) e (seq, error) USING (seq)",
+            )
+            .bind(seqs)
+            .bind(errors)
+            .execute(&mut *tx)
+            .await?;
+        }
+        if !commit.consumed.is_empty() {
+            // By key: a range would also remove what commits late in between.
+            let deleted = sqlx::query("DELETE FROM runspan.journal WHERE seq = ANY($1)")
+                .bind(&commit.consumed)
+                .execute(&mut *tx)
+                .await?
+                .rows_affected();
+            if deleted != commit.consumed.len() as u64 {
+                let deleted = usize::try_from(deleted).unwrap_or(usize::MAX);
+                return Err(StoreError::JournalChanged { read: commit.consumed.len(), deleted });
+            }
+        }
+        rows::write_open_runs(&mut tx, &commit.opened, &commit.closed).await?;
+        insert_requests(&mut tx, &commit.requests).await?;
+        sqlx::query(
+            "WITH next AS (
+                 INSERT INTO runspan.commits (instance, low, pending_seq, pending_xmax)
+                 VALUES ($1, $2, $3, $4) RETURNING id)
+             DELETE FROM runspan.commits USING next WHERE commits.id < next.id AND next.id % 100 = 0",
+        )
+        .bind(instance)
+        .bind(commit.position.low)
+        .bind(commit.position.pending.map(|pending| pending.seq))
+        .bind(commit.position.pending.map(|pending| pending.xmax))
+        .execute(&mut *tx)
+        .await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
+    async fn reconcile(&self) -> Result<u64, StoreError> {
+        let made: i64 = sqlx::query_scalar("SELECT runspan.reconcile()").fetch_one(&self.pool).await?;
+        Ok(made.unsigned_abs())
+    }
+
+    async fn next_request(
+        &self,
+        channel: Channel,
+        after: Option<(i64, i64)>,
+    ) -> Result<Option<Request>, StoreError> {
+        let (place, id) = after.unwrap_or((0, 0));
+        let row = sqlx::query(
+            "SELECT id, place, created_at, extract(epoch FROM clock_timestamp() - created_at)::float8,
+                    items, runs, body
+             FROM runspan.outbox
+             WHERE channel = $1 AND dead IS NULL AND (place, id) > ($2, $3)
+             ORDER BY place, id LIMIT 1",
+        )
+        .bind(channel.as_str())
+        .bind(place)
+        .bind(id)
+        .fetch_optional(&self.pool)
+        .await?;
+        row.map(|row| {
+            Ok(Request {
+                id: row.try_get(0)?,
+                place: row.try_get(1)?,
+                channel,
+                created_at: Timestamp::from(row.try_get::<chrono::DateTime<chrono::Utc>, _>(2)?),
+                age_seconds: row.try_get(3)?,
+                items: count(row.try_get(4)?),
+                runs: count(row.try_get(5)?),
+                body: row.try_get::<Vec<u8>, _>(6)?.into(),
+            })
+        })
+        .transpose()
+    }
+
+    async fn settle(&self, lease: &Lease, settlements: &[Settlement]) -> Result<(), StoreError> {
+        let mut tx = self.fenced(lease).await?;
+        for settlement in settlements {
+            settle(&mut tx, settlement).await?;
+        }
+        tx.commit().await?;
+        Ok(())
+    }
+
+    async fn trim(&self, lease: &Lease, max_bytes: u64) -> Result<Trimmed, StoreError> {
+        let max_bytes = i64::try_from(max_bytes).unwrap_or(i64::MAX);
+        let size: i64 = sqlx::query_scalar("SELECT coalesce(sum(bytes), 0)::bigint FROM runspan.outbox")
+            .fetch_one(&self.pool)
+            .await?;
+        if size <= max_bytes {
+            return Ok(Trimmed::default());
+        }
+        let mut tx = self.fenced(lease).await?;
+        let row = sqlx::query(
+            "WITH dropped AS (
+                 DELETE FROM runspan.outbox USING (
+                     SELECT id, sum(bytes) OVER (ORDER BY place DESC, id DESC) AS newer_bytes
+                     FROM runspan.outbox) o
+                 WHERE outbox.id = o.id AND o.newer_bytes > $1 RETURNING items)
+             SELECT count(*), coalesce(sum(items), 0)::bigint FROM dropped",
+        )
+        .bind(max_bytes)
+        .fetch_one(&mut *tx)
+        .await?;
+        tx.commit().await?;
+        Ok(Trimmed {
+            requests: row.try_get::<i64, _>(0)?.unsigned_abs(),
+            items: row.try_get::<i64, _>(1)?.unsigned_abs(),
+        })
+    }
+
+    async fn status(&self) -> Result<StoreStatus, StoreError> {
+        let row = sqlx::query(rows::STATUS).fetch_one(&self.pool).await?;
+        Ok(StoreStatus {
+            journal_entries: row.try_get(0)?,
+            journal_oldest_seconds: row.try_get(1)?,
+            waiting_requests: row.try_get(2)?,
+            waiting_bytes: row.try_get(3)?,
+            waiting_oldest_seconds: row.try_get(4)?,
+            dead_requests: row.try_get(5)?,
+            set_aside_entries: row.try_get(6)?,
+            skipped_entries: row.try_get(7)?,
+            open_runs: row.try_get(8)?,
+        })
+    }
+
+    async fn list(&self, limit: usize) -> Result<Vec<Listed>, StoreError> {
+        sqlx::query(
+            "SELECT id, channel, created_at, items, bytes, dead
+             FROM runspan.outbox ORDER BY place, id LIMIT $1",
+        )
+        .bind(stored(limit))
+        .fetch_all(&self.pool)
+        .await?
+        .iter()
+        .map(|row| {
+            Ok(Listed {
+                id: row.try_get(0)?,
+                channel: channel(row.try_get(1)?)?,
+                created_at: Timestamp::from(row.try_get::<chrono::DateTime<chrono::Utc>, _>(2)?).to_string(),
+                items: row.try_get(3)?,
+                bytes: row.try_get(4)?,
+                dead: row.try_get(5)?,
+            })
+        })
+        .collect()
+    }
+
+    async fn retry(&self, selection: &Selection) -> Result<u64, StoreError> {
+        let sql = "UPDATE runspan.outbox SET dead = NULL WHERE dead IS NOT NULL AND ($1 OR id = ANY($2))";
+        self.for_dead(sql, selection).await
+    }
+
+    async fn discard(&self, selection: &Selection) -> Result<u64, StoreError> {
+        let sql = "DELETE FROM runspan.outbox WHERE dead IS NOT NULL AND ($1 OR id = ANY($2))";
+        self.for_dead(sql, selection).await
+    }
+}
+
+impl PgStore {
+    async fn for_dead(&self, sql: &'static str, selection: &Selection) -> Result<u64, StoreError> {
+        let (all, ids) = match selection {
+            Selection::All => (true, &[][..]),
+            Selection::Ids(ids) => (false, ids.as_slice()),
+        };
+        Ok(sqlx::query(sql).bind(all).bind(ids).execute(&self.pool).await?.rows_affected())
+    }
+}
+
+async fn settle(tx: &mut PgConnection, settlement: &Settlement) -> Result<(), StoreError> {
+    match settlement {
+        Settlement::Delivered { id } => {
+            sqlx::query("DELETE FROM runspan.outbox WHERE id = $1").bind(id).execute(tx).await?;
+        }
+        Settlement::Dead { id, answer } => {
+            let sql = "UPDATE runspan.outbox SET dead = $2 WHERE id = $1";
+            sqlx::query(sql).bind(id).bind(answer).execute(tx).await?;
+        }
+        Settlement::Halved { id, place, created_at, halves } => {
+            let gone =
+                sqlx::query("DELETE FROM runspan.outbox WHERE id = $1").bind(id).execute(&mut *tx).await?;
+            if gone.rows_affected() == 0 {
+                // Trimmed away meanwhile.
+                return Ok(());
+            }
+            for half in halves {
+                sqlx::query(
+                    "INSERT INTO runspan.outbox (place, channel, created_at, items, runs, bytes, body)
+                     VALUES ($1, $2, $3, $4, $5, $6, $7)",
+                )
+                .bind(place)
+                .bind(half.channel.as_str())
+                .bind(chrono::DateTime::from_timestamp_micros(created_at.micros()))
+                .bind(stored(half.items))
+                .bind(stored(half.runs))
+                .bind(stored(half.body.len()))
+                .bind(half.body.as_ref())
+                .execute(&mut *tx)
+                .await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn insert_requests(tx: &mut PgConnection, requests: &[NewRequest]) -> Result<(), StoreError> {
+    for request in requests {
+        sqlx::query(
+            "WITH next AS (SELECT nextval(pg_get_serial_sequence('runspan.outbox', 'id')) AS id)
+             INSERT INTO runspan.outbox (id, place, channel, items, runs, bytes, body)
+             OVERRIDING SYSTEM VALUE SELECT id, id, $1, $2, $3, $4, $5 FROM next",
+        )
+        .bind(request.channel.as_str())
+        .bind(stored(request.items))
+        .bind(stored(request.runs))
+        .bind(stored(request.body.len()))
+        .bind(request.body.as_ref())
+        .execute(&mut *tx)
+        .await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,266 @@
+//! Installing and removing runspan in a PostgreSQL database.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use backon::{ExponentialBuilder, Retryable};
+use sqlx::{AssertSqlSafe, PgConnection, Row as _};
+
+use super::super::attach::{Attach, Attached, COLUMNS, Detached, Plan};
+use super::super::{SCHEMA_VERSION, Store, StoreError};
+use super::PgStore;
+
+/// runspan's schema, version by version. Append-only.
+const MIGRATIONS: [&str; SCHEMA_VERSION as usize] = [include_str!("schema.sql")];
+const FUNCTIONS: &str = include_str!("functions.sql");
+const TRIGGERS: &str = include_str!("triggers.sql");
+
+/// SQLSTATE `lock_not_available`.
+const LOCK_NOT_AVAILABLE: &str = "55P03";
+
+/// While a trigger's creation waits for its table lock, writers queue behind it: so it waits briefly, often.
+const LOCK_TABLE_BRIEFLY: &str = "SET LOCAL lock_timeout = '200ms'";
+
+/// A table that can be attached to.
+struct Table {
+    /// Quoted, with its schema.
+    name: String,
+    warnings: Vec<String>,
+}
+
+#[async_trait]
+impl Attach for PgStore {
+    async fn attach_sql(&self, plan: &Plan) -> Result<String, StoreError> {
+        let mut connection = self.pool.acquire().await?;
+        let table = inspect(&mut connection, plan).await?;
+        let mut sql = "BEGIN;\n".to_owned();
+        sql += &schema_sql(installed_version(&mut connection).await?, &table.name);
+        sql += &grant_sql(&mut connection, plan).await?;
+        sql += &format!("COMMIT;\n\nBEGIN;\n{LOCK_TABLE_BRIEFLY};\n");
+        sql += &TRIGGERS.replace("{table}", &table.name);
+        sql += "COMMIT;\n\nSELECT runspan.reconcile();\n";
+        Ok(sql)
+    }
+
+    async fn attach(&self, plan: &Plan) -> Result<Attached, StoreError> {
+        let mut connection = self.pool.acquire().await?;
+        let table = inspect(&mut connection, plan).await?;
+        let mut tx = sqlx::Connection::begin(&mut *connection).await?;
+        // Two attaches at once would trip over each other's CREATE.
+        sqlx::query("SELECT pg_advisory_xact_lock(hashtext('runspan attach'))").execute(&mut *tx).await?;
+        let sql = schema_sql(installed_version(&mut tx).await?, &table.name);
+        run(&mut tx, sql).await?;
+        sqlx::query("UPDATE runspan.meta SET attached_table = $1")
+            .bind(&table.name)
+            .execute(&mut *tx)
+            .await?;
+        let grants = grant_sql(&mut tx, plan).await?;
+        run(&mut tx, grants).await?;
+        tx.commit().await?;
+        drop(connection);
+
+        self.locking_the_table(&TRIGGERS.replace("{table}", &table.name), &table.name).await?;
+        let adopted = self.reconcile().await?;
+        Ok(Attached { table: table.name, adopted, warnings: table.warnings })
+    }
+
+    async fn detach(&self, purge: bool) -> Result<Detached, StoreError> {
+        let mut connection = self.pool.acquire().await?;
+        let triggers = installed_triggers(&mut connection).await?;
+        let schema: bool = sqlx::query_scalar("SELECT to_regnamespace('runspan') IS NOT NULL")
+            .fetch_one(&mut *connection)
+            .await?;
+        drop(connection);
+        let mut sql = String::new();
+        for (trigger, table) in &triggers {
+            sql += &format!("DROP TRIGGER IF EXISTS {trigger} ON {table};\n");
+        }
+        if purge && schema {
+            sql += "DROP SCHEMA runspan CASCADE;\n";
+        }
+        if sql.is_empty() {
+            return Ok(Detached::Nothing);
+        }
+        let table =
+            triggers.first().map_or_else(|| "the schema runspan".to_owned(), |(_, table)| table.clone());
+        self.locking_the_table(&sql, &table).await?;
+        Ok(Detached::Removed { table })
+    }
+}
+
+impl PgStore {
+    /// Runs `sql` in one transaction that never makes the table's writers wait for long.
+    async fn locking_the_table(&self, sql: &str, table: &str) -> Result<(), StoreError> {
+        let attempt = || async {
+            let mut tx = self.pool.begin().await?;
+            sqlx::query(LOCK_TABLE_BRIEFLY).execute(&mut *tx).await?;
+            run(&mut tx, sql.to_owned()).await?;
+            tx.commit().await.map_err(StoreError::from)
+        };
+        let patience = ExponentialBuilder::default()
+            .with_jitter()
+            .with_min_delay(Duration::from_millis(100))
+            .with_max_delay(Duration::from_secs(1))
+            .with_max_times(30);
+        attempt
+            .retry(patience)
+            .sleep(tokio::time::sleep)
+            .when(is_locked)
+            .notify(|_, wait| {
+                tracing::info!(table, wait_ms = wait.as_millis(), "the table is locked; trying again");
+            })
+            .await
+            .map_err(|error| {
+                if is_locked(&error) {
+                    StoreError::Unfit(format!(
+                        "{table} stays locked by another session: end its long transactions \
+                         (pg_stat_activity) and try again; nothing was changed on the table"
+                    ))
+                } else {
+                    error
+                }
+            })
+    }
+}
+
+fn is_locked(error: &StoreError) -> bool {
+    let StoreError::Database(sqlx::Error::Database(error)) = error else { return false };
+    error.code().as_deref() == Some(LOCK_NOT_AVAILABLE)
+}
+
+async fn run(connection: &mut PgConnection, sql: String) -> Result<(), StoreError> {
+    // Safe: built from this crate's own text and from names that the database has quoted.
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await?;
+    Ok(())
+}
+
+/// What is missing of schema and functions.
+fn schema_sql(installed: i32, table: &str) -> String {
+    let missing = usize::try_from(installed).unwrap_or_default();
+    let mut sql: String = MIGRATIONS[missing.min(MIGRATIONS.len())..].concat();
+    if missing > 0 && missing < MIGRATIONS.len() {
+        sql += &format!("UPDATE runspan.meta SET version = {SCHEMA_VERSION};\n");
+    }
+    sql + &FUNCTIONS.replace("{table}", table)
+}
+
+/// The version that is installed; 0 for none.
+async fn installed_version(connection: &mut PgConnection) -> Result<i32, StoreError> {
+    let exists: bool = sqlx::query_scalar("SELECT to_regclass('runspan.meta') IS NOT NULL")
+        .fetch_one(&mut *connection)
+        .await?;
+    if !exists {
+        return Ok(0);
+    }
+    let version = sqlx::query_scalar("SELECT version FROM runspan.meta").fetch_one(connection).await?;
+    if version > SCHEMA_VERSION { Err(StoreError::SchemaNewer { found: version }) } else { Ok(version) }
+}
+
+/// The triggers that call runspan, with their tables, both quoted.
+async fn installed_triggers(connection: &mut PgConnection) -> Result<Vec<(String, String)>, StoreError> {
+    Ok(sqlx::query_as(
+        "SELECT quote_ident(t.tgname), format('%I.%I', n.nspname, c.relname)
+         FROM pg_trigger t
+         JOIN pg_proc p ON p.oid = t.tgfoid
+         JOIN pg_class c ON c.oid = t.tgrelid
+         JOIN pg_namespace n ON n.oid = c.relnamespace
+         WHERE p.pronamespace = to_regnamespace('runspan') AND t.tgparentid = 0
+         ORDER BY 2, 1",
+    )
+    .fetch_all(connection)
+    .await?)
+}
+
+/// What `dispatch_refused` needs, and nothing else.
+async fn grant_sql(connection: &mut PgConnection, plan: &Plan) -> Result<String, StoreError> {
+    let Some(role) = &plan.grant else { return Ok(String::new()) };
+    let quoted: Option<String> =
+        sqlx::query_scalar("SELECT quote_ident(rolname) FROM pg_roles WHERE rolname = $1")
+            .bind(role)
+            .fetch_optional(connection)
+            .await?;
+    let quoted = quoted.ok_or_else(|| {
+        StoreError::Unfit(format!("there is no role {role:?}: create it, or name another with --grant"))
+    })?;
+    Ok(format!(
+        "GRANT USAGE ON SCHEMA runspan TO {quoted};\n\
+         GRANT EXECUTE ON FUNCTION runspan.dispatch_refused TO {quoted};\n"
+    ))
+}
+
+/// Finds the table and checks that it can be attached to.
+async fn inspect(connection: &mut PgConnection, plan: &Plan) -> Result<Table, StoreError> {
+    let unfit = |why: String| Err(StoreError::Unfit(why));
+    let found = sqlx::query(
+        "SELECT c.oid::bigint, format('%I.%I', n.nspname, c.relname), c.relkind::text,
+                row_security_active(c.oid),
+                EXISTS (SELECT FROM pg_index i JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'status'
+                        WHERE i.indrelid = c.oid AND i.indisvalid
+                          AND (i.indkey[0] = a.attnum OR pg_get_expr(i.indpred, c.oid) ~ '\\mstatus\\M'))
+         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = to_regclass($1)",
+    )
+    .bind(&plan.table)
+    .fetch_optional(&mut *connection)
+    .await?;
+    let Some(found) = found else {
+        let database: String =
+            sqlx::query_scalar("SELECT current_database()").fetch_one(&mut *connection).await?;
+        return unfit(format!(
+            "there is no table {} in database {database:?}: create it, or name yours with --table SCHEMA.TABLE",
+            plan.table
+        ));
+    };
+    let (oid, name): (i64, String) = (found.try_get(0)?, found.try_get(1)?);
+    let kind: String = found.try_get(2)?;
+    if !matches!(kind.as_str(), "r" | "p") {
+        return unfit(format!("{name} is not a table: triggers need the table itself"));
+    }
+    if found.try_get(3)? {
+        return unfit(format!(
+            "{name} has row security that this role does not bypass, so the triggers could not see every run: \
+             attach as the table's owner (without FORCE ROW LEVEL SECURITY) or as a role with BYPASSRLS"
+        ));
+    }
+    let columns: Vec<(String, String)> = sqlx::query_as(
+        "SELECT attname::text, format_type(atttypid, NULL) FROM pg_attribute
+         WHERE attrelid = $1::oid AND attnum > 0 AND NOT attisdropped",
+    )
+    .bind(oid)
+    .fetch_all(&mut *connection)
+    .await?;
+    let type_of =
+        |wanted: &str| columns.iter().find(|(column, _)| column == wanted).map(|(_, kind)| kind.as_str());
+    let missing: Vec<&str> = COLUMNS.into_iter().filter(|column| type_of(column).is_none()).collect();
+    if !missing.is_empty() {
+        return unfit(format!("{name} lacks the column {}: see docs/table.md", missing.join(", ")));
+    }
+    for (column, wanted) in [
+        ("id", &["uuid"][..]),
+        ("parent_run_id", &["uuid"]),
+        ("state", &["jsonb", "json"]),
+        ("created_at", &["timestamp with time zone"]),
+        ("updated_at", &["timestamp with time zone"]),
+    ] {
+        let is = type_of(column).unwrap_or_default();
+        if !wanted.contains(&is) {
+            return unfit(format!(
+                "{name}.{column} has the type {is}, and has to be {}",
+                wanted.join(" or ")
+            ));
+        }
+    }
+    let others = installed_triggers(connection).await?;
+    if let Some((_, other)) = others.iter().find(|(_, table)| *table != name) {
+        return unfit(format!("runspan is attached to {other} in this database: `runspan detach` first"));
+    }
+    let indexed: bool = found.try_get(4)?;
+    let warnings = if indexed {
+        Vec::new()
+    } else {
+        vec![format!(
+            "no index of {name} finds the runs in flight; the relay looks for them once a minute: \
+             CREATE INDEX CONCURRENTLY ON {name} (id) WHERE status IN ('queued', 'running');"
+        )]
+    };
+    Ok(Table { name, warnings })
+}

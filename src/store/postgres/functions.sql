@@ -1,0 +1,201 @@
+-- The functions, for one table ({table}). Replaced by each `attach`.
+
+-- The root above a run and its workflow: parents walked, 32 levels at most, so that a cycle ends too.
+CREATE OR REPLACE FUNCTION runspan.root_above(parent uuid, OUT root_id uuid, OUT root_name text)
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+AS $function$
+DECLARE
+    above uuid := parent;
+    found_id uuid;
+    found_name text;
+BEGIN
+    FOR depth IN 1..32 LOOP
+        SELECT w.id, w.parent_run_id, w.workflow_name INTO found_id, above, found_name
+        FROM {table} w WHERE w.id = above;
+        EXIT WHEN NOT FOUND;
+        root_id := found_id;
+        root_name := found_name;
+        EXIT WHEN above IS NULL;
+    END LOOP;
+END
+$function$;
+
+-- Counts an entry that could not be written. Whatever is wrong, the writer goes on.
+CREATE OR REPLACE FUNCTION runspan.skip(error_code text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $function$
+BEGIN
+    IF error_code = '55P03' THEN -- lock_not_available
+        -- Waiting once a transaction is enough: whatever follows in it is skipped without waiting.
+        PERFORM set_config('runspan.skipping', 'on', true);
+    END IF;
+    PERFORM nextval('runspan.journal_skipped');
+EXCEPTION WHEN OTHERS THEN
+    NULL;
+END
+$function$;
+
+-- Journals one transition, in the writer's transaction.
+--
+-- Fail-open: whatever goes wrong here, the writer's statement goes on. Nothing may be computed outside the
+-- inner block, where an error would not be caught. A serialization failure is handed on: catching it would
+-- let a transaction commit that must not; its application retries it anyway.
+CREATE OR REPLACE FUNCTION runspan.journal_run() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '100ms'
+AS $function$
+DECLARE
+    run record;
+    from_status text;
+    to_status text;
+    root_id uuid;
+    root_name text;
+    reason text;
+    link text;
+BEGIN
+    BEGIN
+        IF current_setting('runspan.skipping', true) = 'on' THEN
+            PERFORM runspan.skip('');
+            RETURN NULL;
+        END IF;
+        IF TG_OP = 'DELETE' THEN
+            run := OLD;
+        ELSE
+            run := NEW;
+            to_status := NEW.status;
+            -- The state may be large; a run that begins to run has nothing in it that is needed.
+            IF to_status <> 'running' OR TG_OP = 'INSERT' THEN
+                link := left(NEW.state ->> 'traceparent', 128);
+            END IF;
+            IF to_status = 'failed' THEN
+                reason := left(NEW.state ->> 'failedReason', 8192);
+            ELSIF to_status = 'incomplete' THEN
+                reason := left(NEW.state ->> 'incompleteReason', 8192);
+            END IF;
+        END IF;
+        IF TG_OP <> 'INSERT' THEN
+            from_status := OLD.status;
+        END IF;
+        IF run.parent_run_id IS NOT NULL THEN
+            SELECT r.root_id, r.root_name INTO root_id, root_name
+            FROM runspan.root_above(run.parent_run_id) r;
+        END IF;
+        INSERT INTO runspan.journal (
+            at, created_at, run_id, workflow_name, from_status, to_status, target_type, target_owner,
+            target_repo, target_number, delivery_id, parent_run_id, root_run_id, root_workflow_name, reason,
+            traceparent, reconciled
+        ) VALUES (
+            clock_timestamp(), run.created_at, run.id, run.workflow_name, from_status, to_status,
+            run.target_type, run.target_owner, run.target_repo, run.target_number, run.delivery_id,
+            run.parent_run_id, root_id, root_name, reason, link, false
+        );
+    EXCEPTION
+        WHEN serialization_failure THEN
+            RAISE;
+        WHEN OTHERS THEN
+            BEGIN
+                PERFORM runspan.skip(SQLSTATE);
+            EXCEPTION WHEN OTHERS THEN
+                NULL;
+            END;
+    END;
+    RETURN NULL;
+END
+$function$;
+
+-- Journals a dispatch that was refused before a row existed: the one event that no trigger can see.
+CREATE OR REPLACE FUNCTION runspan.dispatch_refused(
+    workflow_name text,
+    target_type text,
+    target_owner text,
+    target_repo text,
+    target_number bigint,
+    reason text,
+    delivery_id text DEFAULT NULL,
+    inflight_run_id uuid DEFAULT NULL
+) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '100ms'
+AS $function$
+#variable_conflict use_variable
+DECLARE
+    root_id uuid;
+BEGIN
+    BEGIN
+        IF current_setting('runspan.skipping', true) = 'on' THEN
+            PERFORM runspan.skip('');
+            RETURN;
+        END IF;
+        IF inflight_run_id IS NOT NULL THEN
+            SELECT r.root_id INTO root_id FROM runspan.root_above(inflight_run_id) r;
+        END IF;
+        INSERT INTO runspan.journal (
+            at, workflow_name, target_type, target_owner, target_repo, target_number, reason, delivery_id,
+            inflight_run_id, root_run_id, reconciled
+        ) VALUES (
+            clock_timestamp(), workflow_name, target_type, target_owner, target_repo, target_number,
+            left(reason, 8192), delivery_id, inflight_run_id, root_id, false
+        );
+    EXCEPTION
+        WHEN serialization_failure THEN
+            RAISE;
+        WHEN OTHERS THEN
+            BEGIN
+                PERFORM runspan.skip(SQLSTATE);
+            EXCEPTION WHEN OTHERS THEN
+                NULL;
+            END;
+    END;
+END
+$function$;
+
+-- Journals what the journal missed: the table is the truth. Returns how many entries that made.
+--
+-- The rows that a beginning is written for are locked (rows that someone else holds are left for the next
+-- time), so that no transition of theirs can get a position before it.
+CREATE OR REPLACE FUNCTION runspan.reconcile() RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $function$
+DECLARE
+    begun bigint;
+    moved bigint;
+BEGIN
+    WITH missed AS MATERIALIZED (
+        SELECT w.* FROM {table} w
+        WHERE w.status IN ('queued', 'running')
+          AND w.workflow_name IS NOT NULL -- or each time would make an entry that is set aside
+          AND NOT EXISTS (SELECT FROM runspan.open_runs o WHERE o.run_id = w.id)
+          AND NOT EXISTS (SELECT FROM runspan.journal j WHERE j.run_id = w.id)
+        FOR SHARE OF w SKIP LOCKED
+    )
+    INSERT INTO runspan.journal (
+        at, created_at, run_id, workflow_name, to_status, target_type, target_owner, target_repo,
+        target_number, delivery_id, parent_run_id, root_run_id, root_workflow_name, traceparent, reconciled
+    )
+    SELECT CASE m.status::text WHEN 'queued' THEN m.created_at ELSE m.updated_at END, m.created_at, m.id,
+        m.workflow_name, m.status::text, m.target_type, m.target_owner, m.target_repo, m.target_number,
+        m.delivery_id, m.parent_run_id, r.root_id, r.root_name, left(m.state ->> 'traceparent', 128), true
+    FROM missed m CROSS JOIN LATERAL runspan.root_above(m.parent_run_id) r
+    ORDER BY m.created_at, m.parent_run_id IS NOT NULL, m.id;
+    GET DIAGNOSTICS begun = ROW_COUNT;
+
+    -- A run that is known to be in flight, but whose row says something else, or is gone.
+    INSERT INTO runspan.journal (
+        at, created_at, run_id, workflow_name, from_status, to_status, reason, reconciled
+    )
+    SELECT coalesce(w.updated_at, clock_timestamp()), w.created_at, o.run_id,
+        o.state::jsonb -> 'context' ->> 'workflow_name', o.status, w.status::text,
+        left(CASE w.status::text
+            WHEN 'failed' THEN w.state ->> 'failedReason'
+            WHEN 'incomplete' THEN w.state ->> 'incompleteReason'
+        END, 8192), true
+    FROM runspan.open_runs o LEFT JOIN {table} w ON w.id = o.run_id
+    WHERE (w.id IS NULL
+           OR w.status::text <> o.status AND w.status::text IN ('queued', 'running', 'succeeded', 'failed', 'incomplete'))
+      AND NOT EXISTS (SELECT FROM runspan.journal j WHERE j.run_id = o.run_id)
+    ORDER BY 1, o.run_id;
+    GET DIAGNOSTICS moved = ROW_COUNT;
+
+    RETURN begun + moved;
+END
+$function$;
+
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA runspan FROM PUBLIC;

@@ -1,0 +1,94 @@
+//! Rows to values and back.
+
+use sqlx::Row as _;
+use sqlx::postgres::{PgConnection, PgRow};
+use uuid::Uuid;
+
+use super::super::StoreError;
+use super::super::rows::{decode_open_run, encode_open_run};
+use crate::journal::Row;
+use crate::projection::OpenRun;
+use crate::run::RunId;
+
+/// Entries after a position, with the bounds of the very snapshot that sees them.
+pub(super) const READ: &str = "
+    SELECT seq, (extract(epoch FROM at) * 1000000)::bigint, (extract(epoch FROM created_at) * 1000000)::bigint,
+           run_id, workflow_name, from_status, to_status, target_type, target_owner, target_repo, target_number,
+           delivery_id, parent_run_id, root_run_id, root_workflow_name, reason, traceparent, inflight_run_id,
+           coalesce(reconciled, false),
+           (SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint) AS xmin,
+           (SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint) AS xmax
+    FROM runspan.journal WHERE seq > $1 ORDER BY seq LIMIT $2";
+
+/// How journal and outbox stand, in one statement.
+pub(super) const STATUS: &str = "
+    SELECT j.entries, extract(epoch FROM clock_timestamp() - j.oldest)::float8,
+           o.waiting, o.bytes, extract(epoch FROM clock_timestamp() - o.oldest)::float8, o.dead,
+           (SELECT count(*) FROM runspan.set_aside),
+           (SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM runspan.journal_skipped),
+           (SELECT count(*) FROM runspan.open_runs)
+    FROM (SELECT count(*) AS entries, min(at) AS oldest FROM runspan.journal) j,
+         (SELECT count(*) FILTER (WHERE dead IS NULL) AS waiting,
+                 coalesce(sum(bytes) FILTER (WHERE dead IS NULL), 0)::bigint AS bytes,
+                 min(created_at) FILTER (WHERE dead IS NULL) AS oldest,
+                 count(*) FILTER (WHERE dead IS NOT NULL) AS dead
+          FROM runspan.outbox) o";
+
+pub(super) fn read_row(row: &PgRow) -> Result<Row, StoreError> {
+    Ok(Row {
+        seq: row.try_get(0)?,
+        at: row.try_get::<Option<i64>, _>(1)?.unwrap_or_default(),
+        created_at: row.try_get(2)?,
+        run_id: row.try_get(3)?,
+        workflow_name: row.try_get(4)?,
+        from_status: row.try_get(5)?,
+        to_status: row.try_get(6)?,
+        target_type: row.try_get(7)?,
+        target_owner: row.try_get(8)?,
+        target_repo: row.try_get(9)?,
+        target_number: row.try_get(10)?,
+        delivery_id: row.try_get(11)?,
+        parent_run_id: row.try_get(12)?,
+        root_run_id: row.try_get(13)?,
+        root_workflow_name: row.try_get(14)?,
+        reason: row.try_get(15)?,
+        traceparent: row.try_get(16)?,
+        inflight_run_id: row.try_get(17)?,
+        reconciled: row.try_get(18)?,
+    })
+}
+
+pub(super) fn open_run(row: &PgRow) -> Result<(RunId, OpenRun), StoreError> {
+    let run = RunId::from(row.try_get::<Uuid, _>(0)?);
+    Ok((run, decode_open_run(run, row.try_get(1)?)?))
+}
+
+pub(super) async fn write_open_runs(
+    tx: &mut PgConnection,
+    opened: &[(RunId, OpenRun)],
+    closed: &[RunId],
+) -> Result<(), StoreError> {
+    if !opened.is_empty() {
+        let ids: Vec<Uuid> = opened.iter().map(|(run, _)| run.uuid()).collect();
+        let statuses: Vec<&str> = opened.iter().map(|(_, open)| open.status.as_str()).collect();
+        let states = opened
+            .iter()
+            .map(|(run, open)| encode_open_run(*run, open))
+            .collect::<Result<Vec<String>, _>>()?;
+        sqlx::query(
+            "INSERT INTO runspan.open_runs (run_id, status, state)
+             SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[])
+             ON CONFLICT (run_id) DO UPDATE SET status = excluded.status, state = excluded.state",
+        )
+        .bind(ids)
+        .bind(statuses)
+        .bind(states)
+        .execute(&mut *tx)
+        .await?;
+    }
+    if !closed.is_empty() {
+        let ids: Vec<Uuid> = closed.iter().map(|run| run.uuid()).collect();
+        sqlx::query("DELETE FROM runspan.open_runs WHERE run_id = ANY($1)").bind(ids).execute(tx).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,204 @@
+//! Installing and removing runspan in a SQLite file.
+
+use async_trait::async_trait;
+use sqlx::{AssertSqlSafe, SqliteConnection};
+
+use super::super::attach::{Attach, Attached, COLUMNS, Detached, Plan};
+use super::super::{SCHEMA_VERSION, StoreError};
+use super::{SqliteStore, reconcile, sql};
+
+/// The triggers of the application's table.
+const TRIGGERS: [&str; 3] = ["runspan_inserted", "runspan_changed", "runspan_deleted"];
+
+/// A table that can be attached to.
+struct Table {
+    /// As the database spells it.
+    name: String,
+    warnings: Vec<String>,
+}
+
+#[async_trait]
+impl Attach for SqliteStore {
+    async fn attach_sql(&self, plan: &Plan) -> Result<String, StoreError> {
+        self.file()?;
+        let mut connection = self.pool.acquire().await?;
+        let table = inspect(&mut connection, plan).await?;
+        let installed = installed_version(&mut connection).await?;
+        Ok(format!(
+            "PRAGMA journal_mode = WAL;\nBEGIN IMMEDIATE;\n{}{}COMMIT;\n",
+            install_sql(installed, &table.name),
+            sql::reconcile(&quoted(&table.name))
+        ))
+    }
+
+    async fn attach(&self, plan: &Plan) -> Result<Attached, StoreError> {
+        self.file()?;
+        let mut connection = self.pool.acquire().await?;
+        let Table { name, mut warnings } = inspect(&mut connection, plan).await?;
+        let mode: String =
+            sqlx::query_scalar("PRAGMA journal_mode = WAL").fetch_one(&mut *connection).await?;
+        if mode != "wal" {
+            warnings.push(format!(
+                "the journal mode stays {mode:?}, so the relay's reads and your writes wait for each other"
+            ));
+        }
+        drop(connection);
+        let mut tx = self.writing().await?;
+        let installed = installed_version(&mut tx).await?;
+        run(&mut tx, install_sql(installed, &name)).await?;
+        let adopted = reconcile(&mut tx).await?;
+        tx.commit().await?;
+        Ok(Attached { table: quoted(&name), adopted, warnings })
+    }
+
+    async fn detach(&self, purge: bool) -> Result<Detached, StoreError> {
+        self.file()?;
+        let mut tx = self.writing().await?;
+        let table = attached_table(&mut tx).await?;
+        // Triggers before the tables that they name.
+        let ours: Vec<(String, String)> = sqlx::query_as(
+            "SELECT type, name FROM sqlite_schema
+             WHERE name GLOB 'runspan_*' AND type IN ('trigger', 'view', 'table')
+             ORDER BY CASE type WHEN 'trigger' THEN 0 WHEN 'view' THEN 1 ELSE 2 END",
+        )
+        .fetch_all(&mut *tx)
+        .await?;
+        let sql: String = ours
+            .iter()
+            .filter(|(_, name)| purge || TRIGGERS.contains(&name.as_str()))
+            .map(|(kind, name)| format!("DROP {kind} {};\n", quoted(name)))
+            .collect();
+        if sql.is_empty() {
+            return Ok(Detached::Nothing);
+        }
+        run(&mut tx, sql).await?;
+        tx.commit().await?;
+        Ok(Detached::Removed {
+            table: table.map_or_else(|| "runspan's own tables".to_owned(), |name| quoted(&name)),
+        })
+    }
+}
+
+async fn run(connection: &mut SqliteConnection, sql: String) -> Result<(), StoreError> {
+    // Safe: built from this crate's own text and quoted names.
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await?;
+    Ok(())
+}
+
+/// What is missing of the tables, and the triggers.
+fn install_sql(installed: i32, table: &str) -> String {
+    let missing = usize::try_from(installed).unwrap_or_default();
+    let mut sql = sql::schema(missing);
+    if missing > 0 && missing < sql::MIGRATIONS.len() {
+        sql += &format!("UPDATE runspan_meta SET version = {SCHEMA_VERSION};\n");
+    }
+    sql + &sql::triggers(&quoted(table))
+}
+
+/// The version that is installed; 0 for none.
+pub(super) async fn installed_version(connection: &mut SqliteConnection) -> Result<i32, StoreError> {
+    let exists: bool =
+        sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE name = 'runspan_meta')")
+            .fetch_one(&mut *connection)
+            .await?;
+    if !exists {
+        return Ok(0);
+    }
+    let version = sqlx::query_scalar("SELECT version FROM runspan_meta").fetch_one(connection).await?;
+    if version > SCHEMA_VERSION { Err(StoreError::SchemaNewer { found: version }) } else { Ok(version) }
+}
+
+/// The table whose triggers write the journal: SQLite keeps their names right when it is renamed.
+pub(super) async fn attached_table(connection: &mut SqliteConnection) -> Result<Option<String>, StoreError> {
+    Ok(sqlx::query_scalar(
+        "SELECT tbl_name FROM sqlite_schema WHERE type = 'trigger' AND name = 'runspan_inserted'",
+    )
+    .fetch_optional(connection)
+    .await?)
+}
+
+/// A name as SQL can hold it: quoted if it has to be.
+pub(super) fn quoted(name: &str) -> String {
+    let plain = name.starts_with(|first: char| first.is_ascii_lowercase())
+        && name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_'));
+    // A plain word with an underscore is no keyword but CURRENT_….
+    if plain && name.contains('_') && !name.starts_with("current_") {
+        name.to_owned()
+    } else {
+        format!("\"{}\"", name.replace('"', "\"\""))
+    }
+}
+
+/// Finds the table and checks that it can be attached to.
+async fn inspect(connection: &mut SqliteConnection, plan: &Plan) -> Result<Table, StoreError> {
+    let unfit = |why: String| Err(StoreError::Unfit(why));
+    if plan.grant.is_some() {
+        return unfit(
+            "SQLite has no roles: leave --grant out; whoever may write the file may record refusals"
+                .to_owned(),
+        );
+    }
+    let wanted = plan.table.strip_prefix("main.").unwrap_or(&plan.table);
+    let found: Option<(String, String)> = sqlx::query_as(
+        "SELECT name, type FROM sqlite_schema WHERE type IN ('table', 'view') AND lower(name) = lower(?1)",
+    )
+    .bind(wanted)
+    .fetch_optional(&mut *connection)
+    .await?;
+    let Some((name, kind)) = found else {
+        return unfit(format!(
+            "there is no table {} in this database file: create it, or name yours with --table TABLE",
+            plan.table
+        ));
+    };
+    let shown = quoted(&name);
+    if kind != "table" {
+        return unfit(format!("{shown} is not a table: triggers need the table itself"));
+    }
+    let columns: Vec<String> = sqlx::query_scalar("SELECT lower(name) FROM pragma_table_xinfo(?1)")
+        .bind(&name)
+        .fetch_all(&mut *connection)
+        .await?;
+    let missing: Vec<&str> =
+        COLUMNS.into_iter().filter(|wanted| !columns.iter().any(|column| column == wanted)).collect();
+    if !missing.is_empty() {
+        return unfit(format!("{shown} lacks the column {}: see docs/table.md", missing.join(", ")));
+    }
+    // Safe: this crate's own text and a quoted name.
+    let kinds = AssertSqlSafe(format!("SELECT typeof(id), typeof(created_at) FROM {shown} LIMIT 1"));
+    let kinds: Option<(String, String)> = sqlx::query_as(kinds).fetch_optional(&mut *connection).await?;
+    let mut warnings = Vec::new();
+    if let Some((id, created_at)) = kinds {
+        if id != "text" {
+            return unfit(format!(
+                "{shown}.id holds values of type {id}, and has to hold UUIDs as hyphenated text"
+            ));
+        }
+        if created_at != "text" {
+            warnings.push(format!(
+                "{shown}.created_at holds values of type {created_at}, not ISO 8601 text: \
+                 runs begin when the journal first hears of them"
+            ));
+        }
+    }
+    if let Some(other) = attached_table(connection).await?.filter(|other| *other != name) {
+        return unfit(format!(
+            "runspan is attached to {} in this database: `runspan detach` first",
+            quoted(&other)
+        ));
+    }
+    let indexed: bool = sqlx::query_scalar(
+        "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'index' AND tbl_name = ?1 AND sql LIKE '%status%')",
+    )
+    .bind(&name)
+    .fetch_one(connection)
+    .await?;
+    if !indexed {
+        warnings.push(format!(
+            "no index of {shown} finds the runs in flight; the relay looks for them once a minute: \
+             CREATE INDEX {} ON {shown} (id) WHERE status IN ('queued', 'running');",
+            quoted(&format!("idx_{name}_inflight_ids"))
+        ));
+    }
+    Ok(Table { name, warnings })
+}

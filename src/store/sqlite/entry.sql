@@ -1,0 +1,16 @@
+    INSERT INTO runspan_journal (
+        at, created_at, run_id, workflow_name, from_status, to_status, target_type, target_owner,
+        target_repo, target_number, delivery_id, parent_run_id, root_run_id, root_workflow_name, reason,
+        traceparent, reconciled
+    )
+    SELECT {now}, {row}.created_at, {row}.id, {row}.workflow_name, {from}, {to}, {row}.target_type,
+        {row}.target_owner, {row}.target_repo, {row}.target_number, {row}.delivery_id,
+        {row}.parent_run_id, root.id, root.name,
+        CASE {to}
+            WHEN 'failed' THEN {failed_reason}
+            WHEN 'incomplete' THEN {incomplete_reason}
+        END,
+        -- The state may be large; a run that begins to run has nothing in it that is needed.
+        CASE WHEN {from} IS NULL OR {to} <> 'running' THEN {traceparent} END,
+        0
+    FROM (SELECT 1) LEFT JOIN ({root_above}) root;

@@ -1,0 +1,92 @@
+//! The SQL that has to be built: SQLite has neither functions nor a catch, so every trigger spells all of it
+//! out. Nothing here needs a SQLite newer than 3.38, for writers of other programs run the triggers too.
+
+/// runspan's tables, version by version. Append-only.
+pub(super) const MIGRATIONS: [&str; super::super::SCHEMA_VERSION as usize] = [include_str!("schema.sql")];
+const ENTRY: &str = include_str!("entry.sql");
+const TRIGGERS: &str = include_str!("triggers.sql");
+const RECONCILE: &str = include_str!("reconcile.sql");
+
+/// The present, in microseconds (of a clock of milliseconds).
+pub(super) const NOW: &str = "CAST(round((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER) * 1000";
+
+/// What a refusal without a root lacks: `?1` is the run in flight.
+pub(super) fn root_of(table: &str) -> String {
+    root_above(table, "?1")
+}
+
+/// A time that the application wrote, in microseconds; NULL if it is none. A number would be read as a day.
+pub(super) fn micros(column: &str) -> String {
+    format!(
+        "CASE WHEN typeof({column}) = 'text' AND julianday({column}) >= 2440587.5 \
+         THEN CAST(round((julianday({column}) - 2440587.5) * 86400000.0) AS INTEGER) * 1000 END"
+    )
+}
+
+/// What is missing of the tables.
+pub(super) fn schema(installed: usize) -> String {
+    MIGRATIONS[installed.min(MIGRATIONS.len())..].concat().replace("{now}", NOW)
+}
+
+/// The triggers of `table` (quoted).
+pub(super) fn triggers(table: &str) -> String {
+    let entry = |row: &str, from: &str, to: &str, state: &str| {
+        ENTRY
+            .replace("{now}", NOW)
+            .replace("{row}", row)
+            .replace("{from}", from)
+            .replace("{to}", to)
+            .replace("{failed_reason}", &reason(state, "failedReason"))
+            .replace("{incomplete_reason}", &reason(state, "incompleteReason"))
+            .replace("{traceparent}", &traceparent(state))
+            .replace("{root_above}", &root_above(table, &format!("{row}.parent_run_id")))
+    };
+    TRIGGERS
+        .replace("{inserted}", &entry("NEW", "NULL", "NEW.status", "NEW.state"))
+        .replace("{changed}", &entry("NEW", "OLD.status", "NEW.status", "NEW.state"))
+        .replace("{deleted}", &entry("OLD", "OLD.status", "NULL", "NULL"))
+        .replace("{table}", table)
+}
+
+/// Journals what the journal of `table` (quoted) missed.
+pub(super) fn reconcile(table: &str) -> String {
+    RECONCILE
+        .replace("{now}", NOW)
+        .replace("{created_at}", &micros("w.created_at"))
+        .replace("{updated_at}", &micros("w.updated_at"))
+        .replace("{failed_reason}", &reason("w.state", "failedReason"))
+        .replace("{incomplete_reason}", &reason("w.state", "incompleteReason"))
+        .replace("{traceparent}", &traceparent("w.state"))
+        .replace("{root_above}", &root_above(table, "w.parent_run_id"))
+        .replace("{table}", table)
+}
+
+/// The root above a run and its workflow: parents walked, 32 levels at most, so that a cycle ends too.
+fn root_above(table: &str, parent: &str) -> String {
+    format!(
+        "WITH RECURSIVE up (id, name, above, depth) AS (
+            SELECT p.id, p.workflow_name, p.parent_run_id, 1 FROM {table} p WHERE p.id = {parent}
+            UNION ALL
+            SELECT p.id, p.workflow_name, p.parent_run_id, up.depth + 1
+            FROM up JOIN {table} p ON p.id = up.above WHERE up.depth < 32
+        ) SELECT id, name FROM up ORDER BY depth DESC LIMIT 1"
+    )
+}
+
+/// A reason in a state that may be anything: as text, whatever it is (as PostgreSQL's `->>` gives it).
+fn reason(state: &str, key: &str) -> String {
+    format!(
+        "CASE WHEN typeof({state}) = 'text' THEN CASE WHEN json_valid({state}) THEN \
+         substr(CASE json_type({state}, '$.{key}') WHEN 'true' THEN 'true' WHEN 'false' THEN 'false' \
+         ELSE json_extract({state}, '$.{key}') END, 1, 8192) END END"
+    )
+}
+
+/// The traceparent in a state that may be anything.
+fn traceparent(state: &str) -> String {
+    format!(
+        "CASE WHEN typeof({state}) = 'text' THEN CASE WHEN json_valid({state}) THEN \
+         CASE json_type({state}, '$.traceparent') WHEN 'text' THEN \
+         substr(json_extract({state}, '$.traceparent'), 1, 128) END END END"
+    )
+}
