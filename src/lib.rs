@@ -9,3 +9,4 @@ pub mod journal;
 pub mod projection;
 pub mod otlp;
 pub mod store;
+pub mod relay;

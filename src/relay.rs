@@ -1,0 +1,340 @@
+//! The relay: turns the journal into OTLP requests and sends them until they are acknowledged.
+//!
+//! One relay works on a database at a time, whoever holds the lease; others stand by. The holder runs a
+//! [projector](self) (journal → outbox, exactly once) and a sender for each channel (outbox → receiver, at least
+//! once, byte-identical), side by side: a receiver that is away stops neither the others nor the projector.
+
+mod health;
+mod judge;
+mod lease;
+mod monitor;
+mod projector;
+mod sender;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+pub use self::health::serve as serve_health;
+pub use self::monitor::{Monitor, SenderState, Snapshot};
+use crate::otlp::Signal;
+use crate::otlp::client::{Client, ClientError};
+use crate::otlp::config::{ConfigError, Env, Resource, SignalConfig};
+use crate::otlp::encode::Encoder;
+use crate::store::{Channel, Lease, Store, StoreError};
+
+/// How often a standby that is to run until idle asks the database whether anything is left.
+const STANDBY_LOOK: Duration = Duration::from_secs(1);
+
+/// Where records go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Logs {
+    /// To the OTLP receiver.
+    #[default]
+    Otlp,
+    /// To standard output, as JSON lines.
+    Stdout,
+    /// To both.
+    Both,
+}
+
+/// How a relay works. The defaults are the command line's.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// How long the lease lasts without being renewed. It is renewed every third of it.
+    pub lease_term: Duration,
+    /// How many entries a transaction projects at most.
+    pub batch: usize,
+    /// How often an empty journal is looked at.
+    pub idle_poll: Duration,
+    /// How often table and open runs are compared while the journal is empty.
+    pub reconcile_every: Duration,
+    /// How large the outbox may grow, in bytes: past it the oldest requests go first.
+    pub max_outbox: u64,
+    /// How often the outbox is held to that while it grows.
+    pub trim_every: Duration,
+    /// How fast requests older than a minute are sent, in runs per second; 0 for no limit.
+    pub max_runs_per_second: u32,
+    /// How long a sender waits at most before it tries again.
+    pub longest_backoff: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            lease_term: Duration::from_secs(10),
+            batch: 2_000,
+            idle_poll: Duration::from_millis(333),
+            reconcile_every: Duration::from_mins(1),
+            max_outbox: 2 << 30,
+            trim_every: Duration::from_secs(5),
+            max_runs_per_second: 500,
+            longest_backoff: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Why a relay ended, other than being told to.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RelayError {
+    /// A variable says something that cannot be.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A client cannot be made.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// The database cannot be used, and waiting does not help.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Standard output is closed.
+    #[error("cannot write to standard output: {0}")]
+    Stdout(std::io::Error),
+    /// The relay's task is gone.
+    #[error("the relay's task panicked")]
+    Panicked,
+}
+
+/// How a relay that was to run until idle ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// Told to stop.
+    Stopped,
+    /// Journal and outbox are empty.
+    Idle,
+    /// Everything else is sent; this many requests are dead.
+    Dead(i64),
+    /// A receiver takes nothing of what is left, and says so.
+    Refused(String),
+    /// The database cannot be used: this is why.
+    DatabaseAway(String),
+}
+
+/// Where the requests of a channel go.
+enum Sink {
+    Otlp(Box<Client>),
+    Stdout,
+}
+
+/// A relay that has not started yet.
+pub struct Relay {
+    store: Arc<dyn Store>,
+    resource: Resource,
+    sinks: Vec<(Channel, Arc<Sink>)>,
+    settings: Settings,
+    monitor: Monitor,
+}
+
+impl Relay {
+    /// A relay for `store`, configured by the standard `OTEL_*` variables that `env` looks up.
+    ///
+    /// ```no_run
+    /// use runspan::relay::{Logs, Relay};
+    ///
+    /// # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+    /// let store = runspan::store::open(&"postgres://localhost/app".parse()?)?;
+    /// let relay = Relay::new(store, Logs::Otlp, &|name| std::env::var(name).ok())?.spawn();
+    /// // … the application works; at its end:
+    /// relay.drain().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn new(store: Arc<dyn Store>, logs: Logs, env: Env<'_>) -> Result<Self, RelayError> {
+        let resource = Resource::from_env(env)?;
+        let mut sinks = Vec::new();
+        if let Some(config) = SignalConfig::from_env(Signal::Traces, env)? {
+            sinks.push((Channel::Traces, Arc::new(Sink::Otlp(Box::new(Client::new(&config)?)))));
+        }
+        // Read in any case: a wrong variable is an error now, not when the option changes.
+        let otlp_logs = SignalConfig::from_env(Signal::Logs, env)?;
+        if let Some(config) = otlp_logs.filter(|_| logs != Logs::Stdout) {
+            sinks.push((Channel::Logs, Arc::new(Sink::Otlp(Box::new(Client::new(&config)?)))));
+        }
+        if logs != Logs::Otlp {
+            sinks.push((Channel::Stdout, Arc::new(Sink::Stdout)));
+        }
+        let monitor = Monitor::new(sinks.iter().map(|(channel, _)| *channel));
+        Ok(Self { store, resource, sinks, settings: Settings::default(), monitor })
+    }
+
+    /// With these settings instead of the defaults.
+    #[must_use]
+    pub fn with(mut self, settings: Settings) -> Self {
+        self.settings = settings;
+        self
+    }
+
+    /// What the relay tells of itself while it runs.
+    pub fn monitor(&self) -> Monitor {
+        self.monitor.clone()
+    }
+
+    /// Runs as a task of its own.
+    pub fn spawn(self) -> RelayHandle {
+        let stop = CancellationToken::new();
+        let (store, monitor) = (Arc::clone(&self.store), self.monitor.clone());
+        let task = tokio::spawn(self.run(stop.clone()));
+        RelayHandle { store, monitor, stop, task }
+    }
+
+    /// Runs until `stop`: then finishes the batch in hand, gives the lease back, and returns.
+    ///
+    /// A database that is away is waited for; one that will never do (not attached, too new, wrong
+    /// credentials) is an error.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), RelayError> {
+        let mut patience = patience(self.settings.longest_backoff);
+        while !stop.is_cancelled() {
+            let error = match self.hold_lease(&stop).await {
+                Ok(()) => return Ok(()),
+                Err(RelayError::Store(error)) if error.is_transient() => error,
+                Err(error) => return Err(error),
+            };
+            self.monitor.update(|state| state.lease_epoch = None);
+            if matches!(error, StoreError::LeaseLost) {
+                tracing::warn!("{error}; standing by");
+                patience = self::patience(self.settings.longest_backoff);
+                continue;
+            }
+            self.monitor.update(|state| state.database_problem = Some(error.to_string()));
+            let wait = patience.next().unwrap_or(self.settings.longest_backoff);
+            tracing::warn!(retry_in_ms = wait.as_millis(), "{error}");
+            let _ = tokio::time::timeout(wait, stop.cancelled()).await;
+        }
+        Ok(())
+    }
+
+    /// Waits for the lease and works while it is held.
+    async fn hold_lease(&self, stop: &CancellationToken) -> Result<(), RelayError> {
+        self.store.check().await?;
+        self.monitor.update(|state| state.database_problem = None);
+        let Some(lease) = lease::acquire(&*self.store, self.settings.lease_term, stop).await? else {
+            return Ok(());
+        };
+        tracing::info!(epoch = lease.epoch(), "took the lease");
+        self.monitor.update(|state| state.lease_epoch = Some(lease.epoch()));
+        let worked = self.work(&lease, stop).await;
+        if worked.is_ok() {
+            self.store.release_lease(&lease).await?;
+            self.monitor.update(|state| state.lease_epoch = None);
+            tracing::info!(epoch = lease.epoch(), "gave the lease back");
+        }
+        worked
+    }
+
+    /// Projects and sends until `stop`, or until something fails.
+    async fn work(&self, lease: &Lease, stop: &CancellationToken) -> Result<(), RelayError> {
+        let instance = self.store.instance().await?;
+        let mut keeper = std::pin::pin!(lease::keep(&*self.store, lease, self.settings.lease_term));
+        let mut workers: JoinSet<Result<(), RelayError>> = JoinSet::new();
+        let projector = projector::Projector {
+            store: Arc::clone(&self.store),
+            lease: lease.clone(),
+            encoder: Encoder::new(&self.resource, &instance),
+            instance,
+            channels: self.sinks.iter().map(|(channel, _)| *channel).collect(),
+            settings: self.settings.clone(),
+            monitor: self.monitor.clone(),
+            stop: stop.clone(),
+        };
+        workers.spawn(projector.run());
+        for (channel, sink) in &self.sinks {
+            let sender = sender::Sender {
+                store: Arc::clone(&self.store),
+                lease: lease.clone(),
+                channel: *channel,
+                sink: Arc::clone(sink),
+                settings: self.settings.clone(),
+                monitor: self.monitor.clone(),
+                stop: stop.clone(),
+            };
+            workers.spawn(sender.run());
+        }
+        // The first failure ends the others at once: what they were doing is found again in the database.
+        loop {
+            tokio::select! {
+                lost = &mut keeper => return Err(lost.into()),
+                ended = workers.join_next() => match ended {
+                    None => return Ok(()),
+                    Some(Ok(Ok(()))) => {}
+                    Some(Ok(Err(error))) => return Err(error),
+                    Some(Err(_)) => return Err(RelayError::Panicked),
+                },
+            }
+        }
+    }
+}
+
+/// A relay that runs.
+///
+/// Dropping it leaves the relay running until the runtime ends; a later one takes up where it stopped.
+pub struct RelayHandle {
+    store: Arc<dyn Store>,
+    monitor: Monitor,
+    stop: CancellationToken,
+    task: tokio::task::JoinHandle<Result<(), RelayError>>,
+}
+
+impl RelayHandle {
+    /// What the relay tells of itself.
+    pub fn monitor(&self) -> &Monitor {
+        &self.monitor
+    }
+
+    /// Finishes the batch in hand, gives the lease back, and ends.
+    pub async fn stop(self) -> Result<(), RelayError> {
+        self.stop.cancel();
+        self.task.await.map_err(|_| RelayError::Panicked)?
+    }
+
+    /// Waits until journal and outbox are empty (or only dead or refused requests are left), then stops.
+    pub async fn drain(self) -> Result<Ended, RelayError> {
+        let Self { store, monitor, stop, mut task } = self;
+        let ended = tokio::select! {
+            ended = until_idle(&*store, &monitor) => ended?,
+            ended = &mut task => {
+                return ended.map_err(|_| RelayError::Panicked)?.map(|()| Ended::Stopped);
+            }
+        };
+        stop.cancel();
+        task.await.map_err(|_| RelayError::Panicked)??;
+        Ok(ended)
+    }
+}
+
+/// Waits until there is nothing left to do, or nothing that can be done.
+pub async fn until_idle(store: &dyn Store, monitor: &Monitor) -> Result<Ended, StoreError> {
+    let mut changes = monitor.subscribe();
+    loop {
+        let state = changes.borrow_and_update().clone();
+        if let Some(problem) = state.database_problem {
+            return Ok(Ended::DatabaseAway(problem));
+        }
+        // What the tasks say may be a moment old; the database knows. A standby asks it only.
+        if state.is_idle() || state.lease_epoch.is_none() {
+            let status = store.status().await?;
+            if status.journal_entries == 0 {
+                if let Some(said) = state.refusal() {
+                    return Ok(Ended::Refused(said.to_owned()));
+                }
+                if status.waiting_requests == 0 {
+                    let dead = status.dead_requests;
+                    return Ok(if dead == 0 { Ended::Idle } else { Ended::Dead(dead) });
+                }
+            }
+        }
+        let _ = tokio::time::timeout(STANDBY_LOOK, changes.changed()).await;
+    }
+}
+
+/// Waits between failed attempts: doubling from 200 ms, with jitter, without an end.
+fn patience(longest: Duration) -> backon::ExponentialBackoff {
+    ExponentialBuilder::default()
+        .with_jitter()
+        .with_min_delay(Duration::from_millis(200))
+        .with_max_delay(longest)
+        .without_max_times()
+        .build()
+}

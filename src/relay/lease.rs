@@ -1,0 +1,103 @@
+//! Getting and keeping the lease.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::store::{Lease, LeaseView, Store, StoreError};
+
+/// How often a standby looks at the lease.
+const STANDBY_POLL: Duration = Duration::from_millis(500);
+
+/// Waits until the lease can be had, and takes it; `None` when told to stop first.
+pub(super) async fn acquire(
+    store: &dyn Store,
+    term: Duration,
+    stop: &CancellationToken,
+) -> Result<Option<Lease>, StoreError> {
+    let holder = format!("{}-{}", std::process::id(), uuid::Uuid::now_v7().simple());
+    let mut watch = Watch::default();
+    loop {
+        let seen = store.lease().await?;
+        if (seen.expired || watch.unchanged_for(&seen, Instant::now()) > term)
+            && let Some(lease) = store.take_lease(&seen, &holder, term).await?
+        {
+            return Ok(Some(lease));
+        }
+        if watch.is_first_look() {
+            let holder = seen.holder.as_deref().unwrap_or_default();
+            tracing::info!(holder, epoch = seen.epoch, "another relay has the lease; standing by");
+        }
+        if tokio::time::timeout(STANDBY_POLL, stop.cancelled()).await.is_ok() {
+            return Ok(None);
+        }
+    }
+}
+
+/// Renews the lease until that fails for good; returns why.
+pub(super) async fn keep(store: &dyn Store, lease: &Lease, term: Duration) -> StoreError {
+    let mut renewed = Instant::now();
+    loop {
+        tokio::time::sleep(term / 3).await;
+        let asked = Instant::now();
+        let why = match tokio::time::timeout(term / 3, store.renew_lease(lease, term)).await {
+            Ok(Ok(())) => {
+                renewed = asked;
+                continue;
+            }
+            Ok(Err(StoreError::LeaseLost)) => return StoreError::LeaseLost,
+            Ok(Err(error)) => error,
+            Err(_) => sqlx::Error::PoolTimedOut.into(),
+        };
+        if renewed.elapsed() > term {
+            return why;
+        }
+        tracing::warn!("cannot renew the lease: {why}");
+    }
+}
+
+/// Watches a lease by this process's own clock: a holder that does not renew it for a term is gone, whatever
+/// the database's clock says (it may have gone back).
+#[derive(Default)]
+struct Watch {
+    last: Option<(i64, i64, Instant)>,
+    looks: u32,
+}
+
+impl Watch {
+    fn unchanged_for(&mut self, seen: &LeaseView, now: Instant) -> Duration {
+        self.looks += 1;
+        match self.last {
+            Some((epoch, expires_at, since)) if (epoch, expires_at) == (seen.epoch, seen.expires_at) => {
+                now.duration_since(since)
+            }
+            _ => {
+                self.last = Some((seen.epoch, seen.expires_at, now));
+                Duration::ZERO
+            }
+        }
+    }
+
+    fn is_first_look(&self) -> bool {
+        self.looks == 1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_that_nobody_renews_is_free_by_ones_own_clock() {
+        let mut watch = Watch::default();
+        let start = Instant::now();
+        let view = |expires_at| LeaseView { holder: None, epoch: 4, expires_at, expired: false };
+        let after = |seconds| start + Duration::from_secs(seconds);
+        assert_eq!(watch.unchanged_for(&view(1), after(0)), Duration::ZERO);
+        assert_eq!(watch.unchanged_for(&view(1), after(7)), Duration::from_secs(7));
+        // Renewed: the wait begins anew.
+        assert_eq!(watch.unchanged_for(&view(2), after(9)), Duration::ZERO);
+        assert_eq!(watch.unchanged_for(&view(2), after(20)), Duration::from_secs(11));
+    }
+}

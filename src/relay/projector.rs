@@ -1,0 +1,151 @@
+//! Journal → outbox: read a batch, project it, commit it, all of it or nothing.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::monitor::Monitor;
+use super::{RelayError, Settings};
+use crate::journal::{Change, Entry};
+use crate::otlp::encode::{self, Encoded, Encoder};
+use crate::projection::{Projected, project};
+use crate::run::RunId;
+use crate::store::{Batch, Channel, Commit, Lease, NewRequest, Position, Store, StoreError};
+
+/// The shortest pause between two looks at the journal: what arrives meanwhile shares a transaction.
+const BUSY_POLL: Duration = Duration::from_millis(20);
+
+pub(super) struct Projector {
+    pub(super) store: Arc<dyn Store>,
+    pub(super) lease: Lease,
+    pub(super) encoder: Encoder,
+    pub(super) instance: String,
+    pub(super) channels: Vec<Channel>,
+    pub(super) settings: Settings,
+    pub(super) monitor: Monitor,
+    pub(super) stop: CancellationToken,
+}
+
+impl Projector {
+    pub(super) async fn run(self) -> Result<(), RelayError> {
+        let mut position = self.store.position(&self.instance).await?;
+        let mut reconciled = self.reconcile().await?;
+        let mut trimmed = Instant::now();
+        let mut pause = BUSY_POLL;
+        while !self.stop.is_cancelled() {
+            let batch = self.store.read(position, self.settings.batch).await?;
+            let read = batch.entries.len();
+            if read == 0 {
+                if reconciled.elapsed() > self.settings.reconcile_every {
+                    reconciled = self.reconcile().await?;
+                }
+                self.monitor.update(|state| state.journal_empty = true);
+                pause = (pause * 2).min(self.settings.idle_poll);
+            } else {
+                self.monitor.update(|state| state.journal_empty = false);
+                position = self.commit(batch).await?;
+                pause = BUSY_POLL;
+                if trimmed.elapsed() > self.settings.trim_every {
+                    self.trim().await?;
+                    trimmed = Instant::now();
+                }
+            }
+            if read < self.settings.batch {
+                let _ = tokio::time::timeout(pause, self.stop.cancelled()).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Projects a batch and makes it true; where the journal then stands.
+    async fn commit(&self, batch: Batch) -> Result<Position, StoreError> {
+        let position = batch.position;
+        let mut commit = Commit { position, ..Commit::default() };
+        let mut entries = Vec::with_capacity(batch.entries.len());
+        for (seq, entry) in batch.entries {
+            commit.consumed.push(seq);
+            match entry {
+                Ok(entry) => entries.push(entry),
+                Err(error) => {
+                    tracing::error!(seq, "an entry cannot be understood and is set aside: {error}");
+                    commit.set_aside.push((seq, error.to_string()));
+                }
+            }
+        }
+        let open = self.store.open_runs(&runs_of(&entries)).await?;
+        let (encoder, channels) = (self.encoder.clone(), self.channels.clone());
+        // Encoding a batch takes tens of milliseconds: not on a thread that others wait for.
+        let projected = tokio::task::spawn_blocking(move || {
+            let projected = project(open, entries);
+            let requests = encode_all(&encoder, &channels, &projected);
+            (projected, requests)
+        });
+        let Ok((projected, requests)) = projected.await else {
+            return Err(StoreError::Corrupt {
+                what: "a batch of the journal".to_owned(),
+                cause: "projecting it panicked".to_owned(),
+            });
+        };
+        commit.opened = projected.opened;
+        commit.closed = projected.closed;
+        commit.requests = requests;
+        self.store.commit(&self.lease, &self.instance, &commit).await?;
+        self.monitor.requests_arrived(commit.requests.iter().map(|request| request.channel));
+        Ok(position)
+    }
+
+    async fn reconcile(&self) -> Result<Instant, StoreError> {
+        let made = self.store.reconcile().await?;
+        if made > 0 {
+            tracing::warn!(entries = made, "the journal had missed transitions; the table told of them");
+        }
+        Ok(Instant::now())
+    }
+
+    async fn trim(&self) -> Result<(), StoreError> {
+        let trimmed = self.store.trim(&self.lease, self.settings.max_outbox).await?;
+        if trimmed.requests > 0 {
+            tracing::error!(
+                requests = trimmed.requests,
+                items = trimmed.items,
+                max_bytes = self.settings.max_outbox,
+                "the outbox is full: the oldest requests are dropped and their spans and records lost"
+            );
+        }
+        Ok(())
+    }
+}
+
+/// The runs that these entries may change: their own, and their parents.
+fn runs_of(entries: &[Entry]) -> Vec<RunId> {
+    let mut runs = HashSet::new();
+    for entry in entries {
+        if let Change::Transition { run, .. } = entry.change {
+            runs.insert(run);
+            runs.extend(entry.context.lineage.as_ref().map(|lineage| lineage.parent));
+        }
+    }
+    runs.into_iter().collect()
+}
+
+fn encode_all(encoder: &Encoder, channels: &[Channel], projected: &Projected) -> Vec<NewRequest> {
+    channels
+        .iter()
+        .flat_map(|&channel| {
+            let parts = match channel {
+                Channel::Traces => encoder.spans(&projected.spans),
+                Channel::Logs => encoder.records(&projected.records),
+                Channel::Stdout => encode::lines(&projected.records).into_iter().collect(),
+            };
+            parts.into_iter().map(move |part| new_request(channel, part))
+        })
+        .collect()
+}
+
+pub(super) fn new_request(channel: Channel, encoded: Encoded) -> NewRequest {
+    let Encoded { items, runs, body } = encoded;
+    NewRequest { channel, items, runs, body }
+}
