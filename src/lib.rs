@@ -10,3 +10,4 @@ pub mod projection;
 pub mod otlp;
 pub mod store;
 pub mod relay;
+pub mod cli;

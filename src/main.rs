@@ -1,1 +1,7 @@
-fn main(){}
+//! The command `runspan`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    runspan::cli::main()
+}

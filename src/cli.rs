@@ -1,0 +1,203 @@
+//! The command line: `attach`, `detach`, `relay`, `outbox`, `demo`.
+
+mod attach;
+mod outbox;
+mod relay;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::{Args, Parser, Subcommand};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+use crate::relay::RelayError;
+use crate::store::{self, DatabaseUrl, Store, StoreError};
+
+/// How a command ends, beside success.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Exit {
+    /// Something went wrong.
+    Failed = 1,
+    /// The command line or a variable is wrong (clap uses the same).
+    Usage = 2,
+    /// `relay --until-idle`: everything is sent but what no receiver takes.
+    Undeliverable = 3,
+    /// `relay --until-idle`: the database is away.
+    DatabaseAway = 4,
+}
+
+/// One line for the user, and the exit code.
+struct Failure {
+    exit: Exit,
+    line: String,
+}
+
+impl Failure {
+    fn usage(line: impl ToString) -> Self {
+        Self { exit: Exit::Usage, line: line.to_string() }
+    }
+
+    fn failed(line: impl ToString) -> Self {
+        Self { exit: Exit::Failed, line: line.to_string() }
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        Self::failed(error)
+    }
+}
+
+impl From<RelayError> for Failure {
+    fn from(error: RelayError) -> Self {
+        match error {
+            RelayError::Config(_) | RelayError::Client(_) => Self::usage(error),
+            _ => Self::failed(error),
+        }
+    }
+}
+
+const ABOUT: &str = "\
+Every durable workflow run as one OpenTelemetry span, from queue to terminal state
+
+Three commands make spans of the runs in a table workflow_runs:
+
+  export DATABASE_URL=postgres://user@host/database
+  runspan attach     # triggers journal every transition, in the writer's own transaction
+  OTEL_EXPORTER_OTLP_ENDPOINT=http://collector:4318 runspan relay";
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  failed
+  2  wrong command line or variable
+  3  only undeliverable requests are left (relay --until-idle)
+  4  the database is away (relay --until-idle)";
+
+#[derive(Parser)]
+#[command(
+    name = "runspan",
+    version,
+    about = "Every durable workflow run as one OpenTelemetry span, from queue to terminal state",
+    long_about = ABOUT,
+    after_long_help = EXIT_CODES,
+    arg_required_else_help = true
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Attach(attach::AttachArgs),
+    Detach(attach::DetachArgs),
+    Relay(relay::RelayArgs),
+    Outbox(outbox::OutboxArgs),
+}
+
+/// Which database.
+#[derive(Args)]
+struct Database {
+    /// The application's database: `postgres://USER:PASSWORD@HOST:PORT/DATABASE` or `sqlite:PATH`
+    // A plain text: clap would repeat a wrong value, with its password.
+    #[arg(long, value_name = "URL", env = "DATABASE_URL", hide_env_values = true)]
+    database_url: Option<String>,
+}
+
+impl Database {
+    fn url(&self) -> Result<DatabaseUrl, Failure> {
+        self.database_url
+            .as_deref()
+            .ok_or_else(|| Failure::usage("which database? Set DATABASE_URL or give --database-url URL"))?
+            .parse()
+            .map_err(Failure::usage)
+    }
+
+    fn open(&self) -> Result<Arc<dyn Store>, Failure> {
+        Ok(store::open(&self.url()?)?)
+    }
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    start_logging();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return end(Err(Failure::failed(format!("cannot start: {error}")))),
+    };
+    let done = runtime.block_on(async {
+        match cli.command {
+            Command::Attach(args) => args.run().await,
+            Command::Detach(args) => args.run().await,
+            Command::Relay(args) => args.run().await,
+            Command::Outbox(args) => args.run().await,
+        }
+    });
+    // A task that hangs on a dead connection must not keep the process.
+    runtime.shutdown_background();
+    end(done)
+}
+
+fn end(done: Result<(), Failure>) -> ExitCode {
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure { exit, line }) => {
+            let style = anstyle::AnsiColor::Red.on_default().bold();
+            anstream::eprintln!("{style}error:{style:#} {line}");
+            ExitCode::from(exit as u8)
+        }
+    }
+}
+
+/// What this process does, to stderr; standard output is the command's. `RUST_LOG` says how much.
+fn start_logging() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("runspan=info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(anstream::stderr)
+        .with_ansi(anstream::AutoStream::choice(&std::io::stderr()) != anstream::ColorChoice::Never)
+        .with_target(false)
+        .init();
+}
+
+/// Cancelled by SIGINT or SIGTERM. A second one ends the process at once.
+fn stop_on_signal() -> Result<CancellationToken, Failure> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let cannot = |error| Failure::failed(format!("cannot listen for signals: {error}"));
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
+    let stop = CancellationToken::new();
+    let told = stop.clone();
+    tokio::spawn(async move {
+        for code in [None, Some(130)] {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            if let Some(code) = code {
+                std::process::exit(code);
+            }
+            tracing::info!("stopping: finishing the batch in hand");
+            told.cancel();
+        }
+    });
+    Ok(stop)
+}
+
+fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,71 @@
+//! `runspan attach` and `runspan detach`.
+
+use clap::Args;
+
+use super::{Database, Failure};
+use crate::store::{Detached, Plan};
+
+/// Install the journal: triggers on the table, and runspan's own schema beside it
+///
+/// Idempotent. No column of the table changes. Its writers need no rights on runspan's schema, and whatever is
+/// wrong with the journal, their statements commit. Runs in flight are taken in.
+#[derive(Args)]
+pub(super) struct AttachArgs {
+    #[command(flatten)]
+    database: Database,
+    /// The table of the runs
+    #[arg(long, default_value = "workflow_runs", value_name = "TABLE")]
+    table: String,
+    /// A role that may call `runspan.dispatch_refused` (PostgreSQL)
+    #[arg(long, value_name = "ROLE")]
+    grant: Option<String>,
+    /// Print the SQL instead of running it
+    #[arg(long)]
+    dry_run: bool,
+}
+
+impl AttachArgs {
+    pub(super) async fn run(self) -> Result<(), Failure> {
+        let store = self.database.open()?;
+        let plan = Plan { table: self.table, grant: self.grant };
+        if self.dry_run {
+            anstream::print!("{}", store.attach_sql(&plan).await?);
+            return Ok(());
+        }
+        let attached = store.attach(&plan).await?;
+        for warning in &attached.warnings {
+            tracing::warn!("{warning}");
+        }
+        anstream::println!("attached to {} in {}", attached.table, self.database.url()?);
+        match attached.adopted {
+            0 => {}
+            1 => anstream::println!("1 run in flight is taken in"),
+            runs => anstream::println!("{runs} runs in flight are taken in"),
+        }
+        anstream::println!("next: OTEL_EXPORTER_OTLP_ENDPOINT=http://COLLECTOR:4318 runspan relay");
+        Ok(())
+    }
+}
+
+/// Remove the triggers, and with --purge all else of runspan's
+///
+/// Without --purge the journal and the outbox stay: a relay can still send what they hold.
+#[derive(Args)]
+pub(super) struct DetachArgs {
+    #[command(flatten)]
+    database: Database,
+    /// Remove runspan's schema too, with everything that has not been sent
+    #[arg(long)]
+    purge: bool,
+}
+
+impl DetachArgs {
+    pub(super) async fn run(self) -> Result<(), Failure> {
+        let store = self.database.open()?;
+        match store.detach(self.purge).await? {
+            Detached::Removed { table } => anstream::println!("detached from {table}"),
+            Detached::Nothing => anstream::println!("runspan is not attached: nothing to do"),
+        }
+        Ok(())
+    }
+}

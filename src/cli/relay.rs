@@ -1,0 +1,147 @@
+//! `runspan relay`.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use clap::{Args, ValueEnum};
+use tokio_util::sync::CancellationToken;
+
+use super::{Database, Exit, Failure, environment, stop_on_signal};
+use crate::relay::{self, Ended, Monitor, Relay, Settings};
+use crate::store::{Store, StoreError};
+
+const ABOUT: &str = "\
+Send what the journal holds to an OTLP receiver, until told to stop
+
+Several relays may run on one database: one works, the others stand by. SIGTERM finishes the batch in hand.";
+
+const VARIABLES: &str = "\
+The receiver (each also for one signal: OTEL_EXPORTER_OTLP_TRACES_…, OTEL_EXPORTER_OTLP_LOGS_…):
+  OTEL_EXPORTER_OTLP_ENDPOINT            http://localhost:4318, or http://localhost:4317 with grpc
+  OTEL_EXPORTER_OTLP_PROTOCOL            http/protobuf (default) or grpc
+  OTEL_EXPORTER_OTLP_HEADERS             name=value,name=value
+  OTEL_EXPORTER_OTLP_COMPRESSION         gzip or none (default)
+  OTEL_EXPORTER_OTLP_TIMEOUT             milliseconds for one request (10000)
+  OTEL_EXPORTER_OTLP_CERTIFICATE         PEM file: whom to trust instead of the system's roots
+  OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE  PEM file, with OTEL_EXPORTER_OTLP_CLIENT_KEY
+  OTEL_TRACES_EXPORTER                   none turns the spans off; OTEL_LOGS_EXPORTER the records
+The application, as spans and records name it:
+  OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES
+This process's own log, on stderr:
+  RUST_LOG                               runspan=info (default), runspan=debug, …";
+
+#[derive(Args)]
+#[command(about = "Send what the journal holds to an OTLP receiver, until told to stop", long_about = ABOUT, after_long_help = VARIABLES)]
+pub(super) struct RelayArgs {
+    #[command(flatten)]
+    database: Database,
+    /// Where the records of the events go
+    #[arg(long, value_enum, default_value_t = Logs::Otlp)]
+    logs: Logs,
+    /// Exit once journal and outbox are empty: 0; 3 if only undeliverable requests are left; 4 if the database is away
+    #[arg(long)]
+    until_idle: bool,
+    /// How large the outbox may grow while a receiver is away; past it the oldest requests are dropped
+    #[arg(long, default_value = "2GiB", value_name = "SIZE")]
+    max_outbox: ByteSize,
+    /// How fast spans that waited over a minute are sent, in runs per second; 0: without limit
+    #[arg(long, default_value_t = 500, value_name = "N")]
+    max_runs_per_second: u32,
+    /// Serve /live and /ready here, e.g. 127.0.0.1:9477
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    health_addr: Option<SocketAddr>,
+    /// How long the lease lasts unless renewed: how late a standby takes over at most
+    #[arg(long, default_value = "10s", value_name = "DURATION", value_parser = lease_term)]
+    lease: Duration,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Logs {
+    /// To the OTLP receiver
+    Otlp,
+    /// To standard output, as JSON lines
+    Stdout,
+    /// To both
+    Both,
+}
+
+impl From<Logs> for relay::Logs {
+    fn from(logs: Logs) -> Self {
+        match logs {
+            Logs::Otlp => Self::Otlp,
+            Logs::Stdout => Self::Stdout,
+            Logs::Both => Self::Both,
+        }
+    }
+}
+
+fn lease_term(text: &str) -> Result<Duration, String> {
+    let term = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    // A stopped relay's transaction keeps the lease's row locked for 5 s at most.
+    if term < Duration::from_secs(6) { Err("at least 6s".to_owned()) } else { Ok(term) }
+}
+
+impl RelayArgs {
+    pub(super) async fn run(self) -> Result<(), Failure> {
+        let store = self.database.open()?;
+        let settings = Settings {
+            lease_term: self.lease,
+            max_outbox: self.max_outbox.as_u64(),
+            max_runs_per_second: self.max_runs_per_second,
+            ..Settings::default()
+        };
+        let relay = Relay::new(Arc::clone(&store), self.logs.into(), &environment)?.with(settings);
+        let monitor = relay.monitor();
+        let stop = stop_on_signal()?;
+        if let Some(address) = self.health_addr {
+            serve_health(address, &store, &monitor, &stop).await?;
+        }
+        if self.until_idle {
+            store.check().await.map_err(database_away)?;
+        }
+        tracing::info!(database = %self.database.url()?, "relaying");
+        let mut working = std::pin::pin!(relay.run(stop.clone()));
+        if !self.until_idle {
+            return Ok(working.await?);
+        }
+        let ended = tokio::select! {
+            ended = relay::until_idle(&*store, &monitor) => ended.map_err(database_away)?,
+            ended = &mut working => return Ok(ended?),
+        };
+        stop.cancel();
+        working.await?;
+        let undeliverable = |line| Err(Failure { exit: Exit::Undeliverable, line });
+        match ended {
+            Ended::Idle | Ended::Stopped => Ok(()),
+            Ended::Dead(requests) => undeliverable(format!(
+                "everything else is sent, but {requests} requests are dead: see `runspan outbox`"
+            )),
+            Ended::Refused(said) => {
+                undeliverable(format!("the receiver takes nothing of what waits; all is kept: {said}"))
+            }
+            Ended::DatabaseAway(problem) => Err(Failure { exit: Exit::DatabaseAway, line: problem }),
+        }
+    }
+}
+
+fn database_away(error: StoreError) -> Failure {
+    let exit = if error.is_transient() { Exit::DatabaseAway } else { Exit::Failed };
+    Failure { exit, line: error.to_string() }
+}
+
+async fn serve_health(
+    address: SocketAddr,
+    store: &Arc<dyn Store>,
+    monitor: &Monitor,
+    stop: &CancellationToken,
+) -> Result<(), Failure> {
+    let listener = tokio::net::TcpListener::bind(address)
+        .await
+        .map_err(|error| Failure::usage(format!("cannot listen on --health-addr {address}: {error}")))?;
+    let address = listener.local_addr().unwrap_or(address);
+    tracing::info!("health on http://{address}/ready");
+    tokio::spawn(relay::serve_health(listener, Arc::clone(store), monitor.clone(), stop.clone()));
+    Ok(())
+}
