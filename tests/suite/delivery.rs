@@ -1,0 +1,292 @@
+//! The whole relay, against a receiver that answers as each test wants: what waits, what is resent, what dies.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value};
+use prost::Message as _;
+use runspan::otlp::Signal;
+use runspan::relay::{Ended, Logs, Relay, RelayHandle, SenderState, Settings};
+use runspan::run::RunId;
+use runspan::runs;
+use runspan::store::{Channel, Selection, Store};
+use tonic::Code;
+
+use crate::database::{Database, Session, eventually};
+use crate::receiver::{Received, Receiver, Reply};
+
+on_every_database!(
+    every_run_becomes_one_span,
+    a_signal_that_is_stuck_stops_no_other,
+    poison_dies_alone_and_can_be_retried,
+    a_receiver_that_refuses_everything_kills_nothing,
+    what_is_too_large_is_halved,
+    what_is_resent_is_resent_to_the_byte,
+    a_full_outbox_drops_the_oldest,
+    a_standby_takes_over_at_once_from_one_that_stops,
+    a_stopped_relay_leaves_the_rest_to_the_next,
+    a_partial_success_is_done,
+    a_signal_can_be_turned_off,
+);
+
+/// Settings for tests: quick to look, quick to try again.
+fn settings() -> Settings {
+    Settings {
+        idle_poll: Duration::from_millis(20),
+        longest_backoff: Duration::from_millis(50),
+        ..Settings::default()
+    }
+}
+
+fn relay(store: &Arc<dyn Store>, receiver: &Receiver, variables: &[(&str, &str)]) -> Relay {
+    let mut environment = BTreeMap::from([
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.endpoint()),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc".to_owned()),
+        ("OTEL_SERVICE_NAME", "shop".to_owned()),
+    ]);
+    environment.extend(variables.iter().map(|(name, value)| (*name, (*value).to_owned())));
+    let relay = Relay::new(Arc::clone(store), Logs::Otlp, &|name| environment.get(name).cloned());
+    relay.unwrap().with(settings())
+}
+
+fn start(store: &Arc<dyn Store>, receiver: &Receiver) -> RelayHandle {
+    relay(store, receiver, &[]).spawn()
+}
+
+/// Runs that succeed, numbered from 1.
+async fn succeed(session: &mut Session, runs: std::ops::RangeInclusive<i64>) -> Vec<RunId> {
+    let mut ids = Vec::new();
+    for number in runs {
+        let run = session.queue("triage", number).await;
+        runs::mark_running(session.runs(), run).await.unwrap();
+        runs::mark_succeeded(session.runs(), run).await.unwrap();
+        ids.push(run);
+    }
+    ids
+}
+
+fn run_id(attributes: &[KeyValue]) -> String {
+    let value = &attributes.iter().find(|attribute| attribute.key == "runId").unwrap().value;
+    match value.as_ref().unwrap().value.as_ref().unwrap() {
+        any_value::Value::StringValue(id) => id.clone(),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The run spans of a request, by run, each encoded; queue spans are left out.
+fn run_spans(request: &Received) -> Vec<(String, Vec<u8>)> {
+    request
+        .traces()
+        .resource_spans
+        .into_iter()
+        .flat_map(|resource| resource.scope_spans)
+        .flat_map(|scope| scope.spans)
+        .filter(|span| !span.events.is_empty())
+        .map(|span| (run_id(&span.attributes), span.encode_to_vec()))
+        .collect()
+}
+
+fn all_run_spans(receiver: &Receiver) -> Vec<(String, Vec<u8>)> {
+    let requests = receiver.requests();
+    requests.iter().filter(|request| request.signal == Signal::Traces).flat_map(run_spans).collect()
+}
+
+fn names(receiver: &Receiver) -> BTreeSet<String> {
+    all_run_spans(receiver).into_iter().map(|(run, _)| run).collect()
+}
+
+fn ids(runs: &[RunId]) -> BTreeSet<String> {
+    runs.iter().map(ToString::to_string).collect()
+}
+
+fn tells_of(request: &Received, run: &RunId) -> bool {
+    request.signal == Signal::Traces && run_spans(request).iter().any(|(id, _)| *id == run.to_string())
+}
+
+async fn every_run_becomes_one_span(database: &Database) {
+    for (protocol, receiver) in [("grpc", Receiver::grpc().await), ("http/protobuf", Receiver::http().await)]
+    {
+        let (store, _) = database.attach().await;
+        let relay = relay(&store, &receiver, &[("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)]).spawn();
+        let runs = succeed(&mut database.connect().await, 1..=20).await;
+        assert_eq!(relay.drain().await.unwrap(), Ended::Idle);
+        assert_eq!(names(&receiver), ids(&runs));
+        assert_eq!(all_run_spans(&receiver).len(), runs.len());
+        let records: usize = receiver
+            .requests()
+            .iter()
+            .filter(|request| request.signal == Signal::Logs)
+            .flat_map(|request| request.logs().resource_logs)
+            .flat_map(|resource| resource.scope_logs)
+            .map(|scope| scope.log_records.len())
+            .sum();
+        assert_eq!(records, runs.len() * 4, "queued, running, succeeded, completed");
+    }
+}
+
+async fn a_signal_that_is_stuck_stops_no_other(database: &Database) {
+    let (store, _) = database.attach().await;
+    let receiver = Receiver::grpc().await;
+    receiver.rule(|request| match request.signal {
+        Signal::Logs => Reply::grpc(Code::Unavailable, "logs are away"),
+        _ => Reply::Accept,
+    });
+    let relay = start(&store, &receiver);
+    let runs = succeed(&mut database.connect().await, 1..=5).await;
+    receiver.wait_until("all spans", |receiver| all_run_spans(receiver).len() == 5).await;
+    let waiting =
+        || async { matches!(relay.monitor().snapshot().senders[&Channel::Logs], SenderState::Waiting(_)) };
+    eventually("the logs wait", waiting).await;
+    receiver.rule(|_| Reply::Accept);
+    assert_eq!(relay.drain().await.unwrap(), Ended::Idle);
+    assert!(receiver.requests().iter().any(|request| request.signal == Signal::Logs));
+    assert_eq!(names(&receiver), ids(&runs));
+}
+
+async fn poison_dies_alone_and_can_be_retried(database: &Database) {
+    let (store, _) = database.attach().await;
+    let receiver = Receiver::grpc().await;
+    let runs = succeed(&mut database.connect().await, 1..=40).await;
+    let poison = runs[17];
+    receiver.rule(move |request| {
+        if tells_of(request, &poison) {
+            Reply::grpc(Code::InvalidArgument, "bad span")
+        } else {
+            Reply::Accept
+        }
+    });
+    assert_eq!(start(&store, &receiver).drain().await.unwrap(), Ended::Dead(1));
+    let mut good = ids(&runs);
+    good.remove(&poison.to_string());
+    assert_eq!(names(&receiver), good);
+    assert_eq!(all_run_spans(&receiver).len(), good.len());
+
+    let dead = store.list(10).await.unwrap();
+    assert_eq!(dead.len(), 1);
+    assert!(dead[0].dead.as_ref().unwrap().ends_with("\"bad span\""), "{dead:?}");
+    assert_eq!(store.retry(&Selection::All).await.unwrap(), 1);
+    receiver.rule(|_| Reply::Accept);
+    assert_eq!(start(&store, &receiver).drain().await.unwrap(), Ended::Idle);
+    assert_eq!(names(&receiver), ids(&runs));
+}
+
+async fn a_receiver_that_refuses_everything_kills_nothing(database: &Database) {
+    let (store, _) = database.attach().await;
+    let receiver = Receiver::grpc().await;
+    let runs = succeed(&mut database.connect().await, 1..=30).await;
+    receiver.rule(|_| Reply::grpc(Code::InvalidArgument, "not today"));
+    let ended = start(&store, &receiver).drain().await.unwrap();
+    assert!(matches!(&ended, Ended::Refused(said) if said.ends_with("\"not today\"")), "{ended:?}");
+    assert_eq!(store.status().await.unwrap().dead_requests, 0);
+    receiver.rule(|_| Reply::Accept);
+    assert_eq!(start(&store, &receiver).drain().await.unwrap(), Ended::Idle);
+    assert_eq!(names(&receiver), ids(&runs));
+    assert_eq!(all_run_spans(&receiver).len(), runs.len());
+}
+
+async fn what_is_too_large_is_halved(database: &Database) {
+    let (store, _) = database.attach().await;
+    let receiver = Receiver::grpc().await;
+    let runs = succeed(&mut database.connect().await, 1..=30).await;
+    receiver.rule(|request| {
+        let large = request.signal == Signal::Traces && run_spans(request).len() > 4;
+        if large { Reply::grpc(Code::ResourceExhausted, "too large") } else { Reply::Accept }
+    });
+    assert_eq!(start(&store, &receiver).drain().await.unwrap(), Ended::Idle);
+    assert_eq!(names(&receiver), ids(&runs));
+    assert_eq!(all_run_spans(&receiver).len(), runs.len());
+}
+
+async fn what_is_resent_is_resent_to_the_byte(database: &Database) {
+    let (store, _) = database.attach().await;
+    let receiver = Receiver::grpc().await;
+    let runs = succeed(&mut database.connect().await, 1..=10).await;
+    receiver.script([Reply::AcceptThenReset, Reply::AcceptThenReset, Reply::AcceptThenReset]);
+    assert_eq!(start(&store, &receiver).drain().await.unwrap(), Ended::Idle);
+    let mut copies = BTreeMap::<String, Vec<Vec<u8>>>::new();
+    for (run, span) in all_run_spans(&receiver) {
+        copies.entry(run).or_default().push(span);
+    }
+    assert_eq!(copies.keys().cloned().collect::<BTreeSet<_>>(), ids(&runs));
+    assert!(copies.values().any(|copies| copies.len() > 1), "a reset makes copies");
+    assert!(copies.values().flatten().all(|span| !span.is_empty()));
+    for copies in copies.values() {
+        assert!(copies.iter().all(|copy| copy == &copies[0]));
+    }
+}
+
+async fn a_full_outbox_drops_the_oldest(database: &Database) {
+    let (store, _) = database.attach().await;
+    let receiver = Receiver::grpc().await;
+    let mut session = database.connect().await;
+    receiver.rule(|_| Reply::grpc(Code::Unavailable, "away"));
+    let small = Settings { max_outbox: 2_000, batch: 3, trim_every: Duration::ZERO, ..settings() };
+    let relay = relay(&store, &receiver, &[]).with(small).spawn();
+    let runs = succeed(&mut session, 1..=60).await;
+    let empty = || async { store.status().await.unwrap().journal_entries == 0 };
+    eventually("the journal is empty", empty).await;
+    relay.stop().await.unwrap();
+    let status = store.status().await.unwrap();
+    assert!(status.waiting_bytes < 4_000, "one request over the bound at most: {status:?}");
+    receiver.rule(|_| Reply::Accept);
+    assert_eq!(start(&store, &receiver).drain().await.unwrap(), Ended::Idle);
+    let kept = names(&receiver);
+    assert!(kept.contains(&runs[59].to_string()), "the newest is kept");
+    assert!(!kept.contains(&runs[0].to_string()), "the oldest is gone");
+}
+
+async fn a_standby_takes_over_at_once_from_one_that_stops(database: &Database) {
+    let (store, _) = database.attach().await;
+    let receiver = Receiver::grpc().await;
+    let holds = |relay: &RelayHandle| relay.monitor().snapshot().lease_epoch.is_some();
+    let first = start(&store, &receiver);
+    eventually("the first works", || async { holds(&first) }).await;
+    let second = start(&store, &receiver);
+    let runs = succeed(&mut database.connect().await, 1..=3).await;
+    receiver.wait_until("all spans", |receiver| all_run_spans(receiver).len() == 3).await;
+    assert!(!holds(&second), "one works, the other stands by");
+    first.stop().await.unwrap();
+    // Well within the lease's ten seconds, which it would have to wait if the first had not given it back.
+    let lease = store.lease().await.unwrap();
+    assert!(lease.expired || lease.epoch > 1, "{lease:?}");
+    eventually("the second works", || async { holds(&second) }).await;
+    let more = succeed(&mut database.connect().await, 4..=6).await;
+    assert_eq!(second.drain().await.unwrap(), Ended::Idle);
+    assert_eq!(names(&receiver), ids(&[runs, more].concat()));
+    assert_eq!(all_run_spans(&receiver).len(), 6);
+}
+
+async fn a_stopped_relay_leaves_the_rest_to_the_next(database: &Database) {
+    let (store, _) = database.attach().await;
+    let receiver = Receiver::grpc().await;
+    receiver.rule(|_| Reply::grpc(Code::Unavailable, "away"));
+    let relay = start(&store, &receiver);
+    let runs = succeed(&mut database.connect().await, 1..=10).await;
+    eventually("the outbox fills", || async { store.status().await.unwrap().waiting_requests > 0 }).await;
+    relay.stop().await.unwrap();
+    receiver.rule(|_| Reply::Accept);
+    assert_eq!(start(&store, &receiver).drain().await.unwrap(), Ended::Idle);
+    assert_eq!(names(&receiver), ids(&runs));
+    assert_eq!(all_run_spans(&receiver).len(), runs.len());
+}
+
+async fn a_partial_success_is_done(database: &Database) {
+    let (store, _) = database.attach().await;
+    let receiver = Receiver::grpc().await;
+    succeed(&mut database.connect().await, 1..=2).await;
+    receiver.rule(|_| Reply::Partial { rejected: 1, message: "one is too old".to_owned() });
+    let relay = start(&store, &receiver);
+    let monitor = relay.monitor().clone();
+    assert_eq!(relay.drain().await.unwrap(), Ended::Idle);
+    assert_eq!(monitor.snapshot().rejected_items, receiver.requests().len() as u64);
+}
+
+async fn a_signal_can_be_turned_off(database: &Database) {
+    let (store, _) = database.attach().await;
+    let receiver = Receiver::grpc().await;
+    succeed(&mut database.connect().await, 1..=2).await;
+    let relay = relay(&store, &receiver, &[("OTEL_LOGS_EXPORTER", "none")]).spawn();
+    assert_eq!(relay.drain().await.unwrap(), Ended::Idle);
+    assert!(receiver.requests().iter().all(|request| request.signal == Signal::Traces));
+}

@@ -1,0 +1,13 @@
+//! The integration tests of the whole project, in one binary: linking is what takes the time.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "clippy knows test functions, but not the helpers of an integration test"
+)]
+
+#[macro_use]
+mod database;
+mod delivery;
+mod module_order;
+mod otlp;
+mod receiver;
