@@ -7,7 +7,18 @@
 
 #[macro_use]
 mod database;
+mod receiver;
+mod relay;
+
+mod attach;
 mod delivery;
+mod journal;
+mod lease;
 mod module_order;
 mod otlp;
-mod receiver;
+mod outbox;
+#[cfg(feature = "services")]
+mod postgres;
+mod reconcile;
+mod runs;
+mod sqlite_file;
