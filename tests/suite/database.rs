@@ -37,7 +37,7 @@ macro_rules! on_every_database {
 #[cfg(feature = "services")]
 macro_rules! on_postgres {
     ($($test:ident),+ $(,)?) => {
-        mod postgres {
+        mod tests {
             $(#[tokio::test]
             async fn $test() {
                 crate::database::Database::postgres().await.run(super::$test).await;

@@ -1,0 +1,252 @@
+//! The low-water mark: nothing is passed over, and the order of a run's transitions is kept.
+
+use std::collections::{HashMap, HashSet};
+
+use runspan::journal::Change;
+use runspan::run::{RunId, Status};
+use runspan::runs;
+use runspan::store::Position;
+
+use super::someone_waits;
+use crate::database::{Database, connect, eventually};
+use crate::relay::Relay;
+
+on_postgres!(
+    an_entry_of_a_long_transaction_is_not_passed_over,
+    a_transaction_that_has_not_written_yet_is_not_passed_over,
+    the_mark_moves_past_what_is_consumed,
+    a_mark_of_another_history_is_forgotten,
+    the_transaction_id_is_drawn_before_the_position,
+    nothing_is_lost_between_many_writers,
+    two_transitions_of_one_run_keep_their_order,
+    serializable_writers_are_journalled_once,
+    reconciling_beside_writers_tells_nothing_twice,
+);
+
+/// Reads and commits a batch; the runs it tells of.
+async fn consume(relay: &Relay) -> Vec<RunId> {
+    let batch = relay.read(100).await;
+    let told = batch
+        .entries
+        .iter()
+        .filter_map(|(_, entry)| match entry.as_ref().unwrap().change {
+            Change::Transition { run, .. } => Some(run),
+            Change::Refusal { .. } => None,
+        })
+        .collect();
+    let (_, commit) = relay.project(batch).await;
+    relay.store.commit(&relay.lease, &relay.instance, &commit).await.unwrap();
+    told
+}
+
+async fn an_entry_of_a_long_transaction_is_not_passed_over(database: &Database) {
+    let relay = Relay::new(database.attach().await.0).await;
+    let (mut slow, mut fast) = (database.connect().await, database.connect().await);
+    slow.execute("BEGIN").await;
+    let early = slow.queue("triage", 1).await;
+    for number in 2..5 {
+        let late = fast.queue("triage", number).await;
+        assert_eq!(consume(&relay).await, [late]);
+        assert_eq!(relay.store.position(&relay.instance).await.unwrap().low, 0);
+    }
+    slow.execute("COMMIT").await;
+    assert_eq!(consume(&relay).await, [early]);
+}
+
+async fn a_transaction_that_has_not_written_yet_is_not_passed_over(database: &Database) {
+    let relay = Relay::new(database.attach().await.0).await;
+    let (mut slow, mut fast) = (database.connect().await, database.connect().await);
+    slow.execute("BEGIN ISOLATION LEVEL REPEATABLE READ").await;
+    assert_eq!(slow.count("workflow_runs").await, 0);
+    for number in 2..5 {
+        let late = fast.queue("triage", number).await;
+        assert_eq!(consume(&relay).await, [late]);
+    }
+    // It holds nothing back: it has no transaction id, and will draw a later position.
+    assert!(relay.store.position(&relay.instance).await.unwrap().low > 0);
+    let early = slow.queue("triage", 1).await;
+    let late = fast.queue("triage", 5).await;
+    assert_eq!(consume(&relay).await, [late]);
+    slow.execute("COMMIT").await;
+    assert_eq!(consume(&relay).await, [early]);
+}
+
+async fn the_mark_moves_past_what_is_consumed(database: &Database) {
+    let relay = Relay::new(database.attach().await.0).await;
+    let mut session = database.connect().await;
+    for number in 1..10 {
+        session.queue("triage", number).await;
+        consume(&relay).await;
+    }
+    let position = relay.store.position(&relay.instance).await.unwrap();
+    assert!(position.low >= 7, "{position:?}");
+    assert!(position.pending.is_none_or(|pending| pending.seq <= 9), "{position:?}");
+}
+
+async fn a_mark_of_another_history_is_forgotten(database: &Database) {
+    let relay = Relay::new(database.attach().await.0).await;
+    database.connect().await.queue("triage", 1).await;
+    consume(&relay).await;
+    assert_ne!(relay.store.position(&relay.instance).await.unwrap(), Position::default());
+    assert_eq!(relay.store.position("another").await.unwrap(), Position::default());
+}
+
+async fn the_transaction_id_is_drawn_before_the_position(database: &Database) {
+    database.attach().await;
+    let columns = "SELECT string_agg(attname, ' ' ORDER BY attnum) FROM pg_attribute
+                   WHERE attrelid = 'runspan.journal'::regclass AND attnum IN (1, 2)";
+    let mut session = database.connect().await;
+    assert_eq!(session.text(columns).await.as_deref(), Some("xid seq"));
+    let cache = "SELECT seqcache FROM pg_sequence WHERE seqrelid = 'runspan.journal_seq'::regclass";
+    assert_eq!(session.text(cache).await.as_deref(), Some("1"));
+}
+
+async fn nothing_is_lost_between_many_writers(database: &Database) {
+    const WRITERS: i64 = 6;
+    const ROUNDS: i64 = 40;
+    let relay = Relay::new(database.attach().await.0).await;
+    let writers: Vec<_> = (0..WRITERS)
+        .map(|writer| {
+            let url = database.url.clone();
+            tokio::spawn(async move {
+                let mut session = connect(&url).await;
+                for round in 0..ROUNDS {
+                    session.execute("BEGIN").await;
+                    let id = session.queue("triage", 1 + writer * ROUNDS + round).await;
+                    // Some stay open over several batches, some are rolled back.
+                    for _ in 0..(writer * round % 7) {
+                        session.execute("SELECT pg_sleep(0.001)").await;
+                    }
+                    if round % 5 == 4 {
+                        session.execute("ROLLBACK").await;
+                        continue;
+                    }
+                    runs::mark_running(session.runs(), id).await.unwrap();
+                    session.execute("COMMIT").await;
+                    runs::mark_succeeded(session.runs(), id).await.unwrap();
+                }
+            })
+        })
+        .collect();
+    let mut told: HashMap<RunId, usize> = HashMap::new();
+    loop {
+        let finished = writers.iter().all(tokio::task::JoinHandle::is_finished);
+        let batch = consume(&relay).await;
+        if finished && batch.is_empty() {
+            break;
+        }
+        for run in batch {
+            *told.entry(run).or_default() += 1;
+        }
+    }
+    for writer in writers {
+        writer.await.unwrap();
+    }
+    let committed = usize::try_from(WRITERS * ROUNDS * 4 / 5).unwrap();
+    assert_eq!(told.len(), committed);
+    assert!(told.values().all(|&entries| entries == 3), "{told:?}");
+    let status = relay.store.status().await.unwrap();
+    assert_eq!((status.journal_entries, status.open_runs, status.skipped_entries), (0, 0, 0));
+    assert_eq!(relay.store.reconcile().await.unwrap(), 0);
+}
+
+async fn two_transitions_of_one_run_keep_their_order(database: &Database) {
+    let relay = Relay::new(database.attach().await.0).await;
+    let mut first = database.connect().await;
+    let id = first.queue("triage", 1).await;
+    first.execute("BEGIN").await;
+    runs::mark_running(first.runs(), id).await.unwrap();
+    let url = database.url.clone();
+    let second = tokio::spawn(async move {
+        let mut second = connect(&url).await;
+        runs::mark_succeeded(second.runs(), id).await
+    });
+    eventually("the second writer waits for the first", || someone_waits(database)).await;
+    first.execute("COMMIT").await;
+    // It saw the run as queued when it began, and as running once the first had committed.
+    second.await.unwrap().unwrap();
+    let statuses: Vec<_> = relay
+        .read(10)
+        .await
+        .entries
+        .into_iter()
+        .map(|(_, entry)| match entry.unwrap().change {
+            Change::Transition { to, .. } => to,
+            Change::Refusal { .. } => None,
+        })
+        .collect();
+    assert_eq!(statuses, [Some(Status::Queued), Some(Status::Running), Some(Status::Succeeded)]);
+}
+
+async fn serializable_writers_are_journalled_once(database: &Database) {
+    let relay = Relay::new(database.attach().await.0).await;
+    let writers: Vec<_> = (0..4)
+        .map(|writer| {
+            let url = database.url.clone();
+            tokio::spawn(async move {
+                let mut session = connect(&url).await;
+                let mut retries = 0;
+                let mut round = 0;
+                while round < 20 {
+                    session.execute("BEGIN ISOLATION LEVEL SERIALIZABLE").await;
+                    // A read and a write that depend on each other, across all writers.
+                    session.count("workflow_runs").await;
+                    let queued = runs::insert_queued(
+                        session.runs(),
+                        &crate::database::new_run("triage", 1 + writer * 20 + round),
+                    )
+                    .await;
+                    let committed = match queued {
+                        Ok(_) => session.try_execute("COMMIT").await.map_err(runs::RunsError::from),
+                        Err(error) => Err(error),
+                    };
+                    match committed {
+                        Ok(_) => round += 1,
+                        Err(runs::RunsError::Database(sqlx::Error::Database(error)))
+                            if error.code().as_deref() == Some("40001") =>
+                        {
+                            retries += 1;
+                            session.execute("ROLLBACK").await;
+                        }
+                        Err(error) => panic!("{error:?}"),
+                    }
+                }
+                retries
+            })
+        })
+        .collect();
+    let mut retries = 0;
+    for writer in writers {
+        retries += writer.await.unwrap();
+    }
+    assert!(retries > 0, "no writer ever had to try again: the test shows nothing");
+    let batch = relay.read(1000).await;
+    let told: HashSet<_> = batch
+        .entries
+        .iter()
+        .map(|(_, entry)| match entry.as_ref().unwrap().change {
+            Change::Transition { run, .. } => run,
+            Change::Refusal { .. } => panic!("no refusal"),
+        })
+        .collect();
+    assert_eq!((batch.entries.len(), told.len()), (80, 80));
+    assert_eq!(database.connect().await.count("workflow_runs").await, 80);
+}
+
+async fn reconciling_beside_writers_tells_nothing_twice(database: &Database) {
+    let relay = Relay::new(database.attach().await.0).await;
+    let mut session = database.connect().await;
+    // Begun unseen, and changing while it is found.
+    session.execute("SET session_replication_role = replica").await;
+    let (held, free) = (session.queue("triage", 1).await, session.queue("triage", 2).await);
+    session.execute("RESET session_replication_role").await;
+    session.execute("BEGIN").await;
+    runs::mark_running(session.runs(), held).await.unwrap();
+    // The one that is held is left for the next time, when the journal tells of it anyway.
+    assert_eq!(relay.store.reconcile().await.unwrap(), 1);
+    session.execute("COMMIT").await;
+    assert_eq!(relay.store.reconcile().await.unwrap(), 0);
+    runs::mark_failed(session.runs(), free, "no").await.unwrap();
+    insta::assert_snapshot!(relay.drain().await, @"");
+    assert_eq!(relay.store.reconcile().await.unwrap(), 0);
+}

@@ -1,0 +1,48 @@
+//! Many transitions at once.
+
+use crate::database::Database;
+
+on_postgres!(
+    fifty_thousand_in_one_statement_and_twenty_thousand_in_one_transaction,
+    attaching_waits_for_no_one_and_lets_others_through,
+);
+
+async fn fifty_thousand_in_one_statement_and_twenty_thousand_in_one_transaction(database: &Database) {
+    let (store, _) = database.attach().await;
+    let mut session = database.connect().await;
+    session
+        .execute(
+            "INSERT INTO workflow_runs (id, workflow_name, target_type, target_owner, target_repo, target_number)
+             SELECT gen_random_uuid(), 'triage', 'pr', 'acme', 'widgets', n FROM generate_series(1, 50000) n",
+        )
+        .await;
+    session
+        .execute(
+            "DO $$
+             DECLARE run record;
+             BEGIN
+                 FOR run IN SELECT id FROM workflow_runs LIMIT 20000 LOOP
+                     UPDATE workflow_runs SET status = 'running' WHERE id = run.id;
+                 END LOOP;
+             END $$",
+        )
+        .await;
+    let status = store.status().await.unwrap();
+    assert_eq!((status.journal_entries, status.skipped_entries), (70_000, 0));
+}
+
+async fn attaching_waits_for_no_one_and_lets_others_through(database: &Database) {
+    let mut holder = database.connect().await;
+    holder.execute("BEGIN").await;
+    holder.queue("triage", 1).await;
+    let store = database.store();
+    let attaching = tokio::spawn(async move { store.attach(&crate::database::plan()).await });
+    // Its lock is asked for, given up and asked for again; in between another writer gets through.
+    let mut other = database.connect().await;
+    crate::database::eventually("attach waits", || super::someone_waits(database)).await;
+    other.queue("triage", 2).await;
+    assert!(!attaching.is_finished());
+    holder.execute("COMMIT").await;
+    let attached = attaching.await.unwrap().unwrap();
+    assert_eq!(attached.adopted, 2);
+}
