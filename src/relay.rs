@@ -126,6 +126,8 @@ pub struct Relay {
     sinks: Vec<(Channel, Arc<Sink>)>,
     settings: Settings,
     monitor: Monitor,
+    /// What the lease's row calls this relay.
+    holder: String,
 }
 
 impl Relay {
@@ -157,7 +159,8 @@ impl Relay {
             sinks.push((Channel::Stdout, Arc::new(Sink::Stdout)));
         }
         let monitor = Monitor::new(sinks.iter().map(|(channel, _)| *channel));
-        Ok(Self { store, resource, sinks, settings: Settings::default(), monitor })
+        let holder = format!("{}-{}", std::process::id(), uuid::Uuid::now_v7().simple());
+        Ok(Self { store, resource, sinks, settings: Settings::default(), monitor, holder })
     }
 
     /// With these settings instead of the defaults.
@@ -210,7 +213,8 @@ impl Relay {
     async fn hold_lease(&self, stop: &CancellationToken) -> Result<(), RelayError> {
         self.store.check().await?;
         self.monitor.update(|state| state.database_problem = None);
-        let Some(lease) = lease::acquire(&*self.store, self.settings.lease_term, stop).await? else {
+        let Some(lease) = lease::acquire(&*self.store, &self.holder, self.settings.lease_term, stop).await?
+        else {
             return Ok(());
         };
         tracing::info!(epoch = lease.epoch(), "took the lease");

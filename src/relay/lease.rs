@@ -11,21 +11,24 @@ use crate::store::{Lease, LeaseView, Store, StoreError};
 const STANDBY_POLL: Duration = Duration::from_millis(500);
 
 /// Waits until the lease can be had, and takes it; `None` when told to stop first.
+///
+/// A lease that `holder` itself still has, from before something failed, is taken anew at once: the new epoch
+/// fences off whatever the old one may still have under way.
 pub(super) async fn acquire(
     store: &dyn Store,
+    holder: &str,
     term: Duration,
     stop: &CancellationToken,
 ) -> Result<Option<Lease>, StoreError> {
-    let holder = format!("{}-{}", std::process::id(), uuid::Uuid::now_v7().simple());
     let mut watch = Watch::default();
     loop {
         let seen = store.lease().await?;
-        if (seen.expired || watch.unchanged_for(&seen, Instant::now()) > term)
-            && let Some(lease) = store.take_lease(&seen, &holder, term).await?
-        {
+        let unchanged_for = watch.unchanged_for(&seen, Instant::now());
+        let free = seen.expired || seen.holder.as_deref() == Some(holder) || unchanged_for > term;
+        if free && let Some(lease) = store.take_lease(&seen, holder, term).await? {
             return Ok(Some(lease));
         }
-        if watch.is_first_look() {
+        if !free && watch.is_first_look() {
             let holder = seen.holder.as_deref().unwrap_or_default();
             tracing::info!(holder, epoch = seen.epoch, "another relay has the lease; standing by");
         }

@@ -30,6 +30,9 @@ on_every_database!(
     a_signal_can_be_turned_off,
 );
 
+#[cfg(feature = "services")]
+on_postgres!(a_cut_connection_loses_nothing);
+
 /// Settings for tests: quick to look, quick to try again.
 fn settings() -> Settings {
     Settings {
@@ -289,4 +292,28 @@ async fn a_signal_can_be_turned_off(database: &Database) {
     let relay = relay(&store, &receiver, &[("OTEL_LOGS_EXPORTER", "none")]).spawn();
     assert_eq!(relay.drain().await.unwrap(), Ended::Idle);
     assert!(receiver.requests().iter().all(|request| request.signal == Signal::Traces));
+}
+
+/// Cutting the relay's connections, at whichever statement it is.
+#[cfg(feature = "services")]
+async fn a_cut_connection_loses_nothing(database: &Database) {
+    let (store, _) = database.attach().await;
+    let receiver = Receiver::grpc().await;
+    let relay = start(&store, &receiver);
+    let mut session = database.connect().await;
+    let mut runs = Vec::new();
+    for round in 0..10 {
+        runs.extend(succeed(&mut session, round * 20 + 1..=round * 20 + 20).await);
+        session
+            .execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                 WHERE application_name = 'runspan' AND datname = current_database()",
+            )
+            .await;
+    }
+    receiver.wait_until("all spans", |receiver| names(receiver).len() == 200).await;
+    let lease = store.lease().await.unwrap().epoch;
+    assert!(lease > 1, "it took its own lease anew, without waiting for it to expire: {lease:?}");
+    assert_eq!(relay.drain().await.unwrap(), Ended::Idle);
+    assert_eq!(names(&receiver), ids(&runs));
 }
