@@ -1,6 +1,5 @@
 //! What the triggers write, for every path that a row can take.
 
-use insta::assert_snapshot;
 use runspan::journal::{Before, Change, Entry};
 use runspan::run::{RunId, Status};
 use runspan::runs::{self, Parent};
@@ -40,7 +39,7 @@ async fn every_transition_is_journalled(database: &Database) {
     let succeeded = session.queue("triage", 1).await;
     runs::mark_running(session.runs(), succeeded).await.unwrap();
     runs::mark_succeeded(session.runs(), succeeded).await.unwrap();
-    assert_snapshot!(relay.drain().await, @r#"
+    assert_told!(relay.drain().await, @r#"
     queued triage acme/widgets#1 rootWorkflowName=triage
     running triage acme/widgets#1 rootWorkflowName=triage
     succeeded triage acme/widgets#1 rootWorkflowName=triage outcome=succeeded
@@ -51,7 +50,7 @@ async fn every_transition_is_journalled(database: &Database) {
     let failed = session.queue("triage", 2).await;
     runs::mark_running(session.runs(), failed).await.unwrap();
     runs::mark_failed(session.runs(), failed, "uncaught: out of cheese").await.unwrap();
-    assert_snapshot!(relay.drain().await, @r#"
+    assert_told!(relay.drain().await, @r#"
     queued triage acme/widgets#2 rootWorkflowName=triage
     running triage acme/widgets#2 rootWorkflowName=triage
     failed triage acme/widgets#2 rootWorkflowName=triage outcome=failed error.type=uncaught reason=uncaught: out of cheese
@@ -62,7 +61,7 @@ async fn every_transition_is_journalled(database: &Database) {
     let incomplete = session.queue("triage", 3).await;
     runs::mark_running(session.runs(), incomplete).await.unwrap();
     runs::mark_incomplete(session.runs(), incomplete, "2 of 5 checks are red").await.unwrap();
-    assert_snapshot!(relay.drain().await, @r#"
+    assert_told!(relay.drain().await, @r#"
     queued triage acme/widgets#3 rootWorkflowName=triage
     running triage acme/widgets#3 rootWorkflowName=triage
     incomplete triage acme/widgets#3 rootWorkflowName=triage outcome=incomplete reason=2 of 5 checks are red
@@ -72,7 +71,7 @@ async fn every_transition_is_journalled(database: &Database) {
     "#);
     let never_published = session.queue("triage", 4).await;
     runs::mark_failed(session.runs(), never_published, "enqueue failed: no broker").await.unwrap();
-    assert_snapshot!(relay.drain().await, @r#"
+    assert_told!(relay.drain().await, @r#"
     queued triage acme/widgets#4 rootWorkflowName=triage
     enqueue_failed triage acme/widgets#4 rootWorkflowName=triage outcome=failed error.type=enqueue_failed reason=enqueue failed: no broker
     failed triage acme/widgets#4 rootWorkflowName=triage outcome=failed error.type=enqueue_failed reason=enqueue failed: no broker
@@ -99,7 +98,7 @@ async fn insert(session: &mut Session, workflow: &str, status: &str) -> RunId {
 async fn a_row_inserted_as_running_is_queued_first(database: &Database) {
     let relay = Relay::new(database.attach().await.0).await;
     insert(&mut database.connect().await, "triage", "running").await;
-    assert_snapshot!(relay.drain().await, @r#"
+    assert_told!(relay.drain().await, @r#"
     queued triage acme/widgets#7 rootWorkflowName=triage
     running triage acme/widgets#7 rootWorkflowName=triage
     span "triage queued" [] child
@@ -109,7 +108,7 @@ async fn a_row_inserted_as_running_is_queued_first(database: &Database) {
 async fn a_restored_row_is_nothing(database: &Database) {
     let relay = Relay::new(database.attach().await.0).await;
     insert(&mut database.connect().await, "triage", "failed").await;
-    assert_snapshot!(relay.drain().await, @"");
+    assert_told!(relay.drain().await, @"");
 }
 
 async fn a_row_that_goes_back_to_queued_waits_again(database: &Database) {
@@ -120,7 +119,7 @@ async fn a_row_that_goes_back_to_queued_waits_again(database: &Database) {
         runs::mark_running(session.runs(), id).await.unwrap();
         session.execute("UPDATE workflow_runs SET status = 'queued'").await;
     }
-    assert_snapshot!(relay.drain().await, @r#"
+    assert_told!(relay.drain().await, @r#"
     queued triage acme/widgets#1 rootWorkflowName=triage
     running triage acme/widgets#1 rootWorkflowName=triage
     queued triage acme/widgets#1 rootWorkflowName=triage
@@ -164,7 +163,7 @@ async fn a_deleted_run_ends(database: &Database) {
     relay.drain().await;
     session.execute("DELETE FROM workflow_runs").await;
     // The one that had ended is only cleaned up.
-    assert_snapshot!(relay.drain().await, @r#"
+    assert_told!(relay.drain().await, @r#"
     deleted triage acme/widgets#1 rootWorkflowName=triage outcome=deleted
     completed triage acme/widgets#1 rootWorkflowName=triage outcome=deleted
     span "triage queued" [] child
@@ -179,9 +178,7 @@ async fn a_late_change_is_a_conflict(database: &Database) {
     runs::mark_failed(session.runs(), id, "owner lost: no heartbeat").await.unwrap();
     relay.drain().await;
     session.execute("UPDATE workflow_runs SET status = 'succeeded'").await;
-    assert_snapshot!(relay.drain().await, @r"
-    conflict triage acme/widgets#1 rootWorkflowName=triage fromStatus=failed toStatus=succeeded
-    ");
+    assert_told!(relay.drain().await, @"conflict triage acme/widgets#1 rootWorkflowName=triage fromStatus=failed toStatus=succeeded");
 }
 
 async fn queue_child(session: &mut Session, workflow: &str, parent: RunId) -> RunId {
@@ -206,7 +203,7 @@ async fn children_know_their_root(database: &Database) {
         .collect();
     assert_eq!(lineage, [None, Some((root, root)), Some((child, root))]);
     runs::mark_failed(session.runs(), grandchild, "no").await.unwrap();
-    assert_snapshot!(relay.drain().await, @r#"
+    assert_told!(relay.drain().await, @r#"
     queued ship acme/widgets#1 rootWorkflowName=ship
     queued implement acme/widgets#1 rootWorkflowName=ship
     handed_off ship acme/widgets#1 rootWorkflowName=ship childWorkflowName=implement
@@ -276,7 +273,7 @@ async fn a_refusal_is_journalled(database: &Database) {
         })
         .collect();
     assert_eq!(found, [None, Some((child, root)), Some((gone, gone))]);
-    assert_snapshot!(relay.drain().await, @r"
+    assert_told!(relay.drain().await, @r"
     dispatch_refused triage acme/widgets#1 deliveryId=d-1 error.type=workflow-dispatch-inflight reason=workflow-dispatch-inflight
     dispatch_refused triage acme/widgets#1 deliveryId=d-1 error.type=workflow-dispatch-inflight reason=workflow-dispatch-inflight
     dispatch_refused triage acme/widgets#1 deliveryId=d-1 error.type=workflow-dispatch-inflight reason=workflow-dispatch-inflight

@@ -8,6 +8,7 @@
 #[macro_use]
 mod database;
 mod receiver;
+#[macro_use]
 mod relay;
 
 mod attach;

@@ -1,6 +1,5 @@
 //! Mending what the journal missed. The table is the truth.
 
-use insta::assert_snapshot;
 use runspan::runs::{self, Parent};
 
 use crate::database::{Database, Session, new_run};
@@ -48,7 +47,7 @@ async fn runs_in_flight_are_adopted_at_attach(database: &Database) {
     let (store, attached) = database.attach().await;
     assert_eq!(attached.adopted, 2);
     let relay = Relay::new(store).await;
-    assert_snapshot!(relay.drain().await, @r#"
+    assert_told!(relay.drain().await, @r#"
     queued ship acme/widgets#1 rootWorkflowName=ship reconciled
     running ship acme/widgets#1 rootWorkflowName=ship reconciled
     queued implement acme/widgets#1 rootWorkflowName=ship reconciled
@@ -57,7 +56,7 @@ async fn runs_in_flight_are_adopted_at_attach(database: &Database) {
     "#);
     assert_eq!(database.attach().await.1.adopted, 0);
     session.execute("UPDATE workflow_runs SET status = 'succeeded' WHERE workflow_name = 'ship'").await;
-    assert_snapshot!(relay.drain().await, @r#"
+    assert_told!(relay.drain().await, @r#"
     succeeded ship acme/widgets#1 rootWorkflowName=ship outcome=succeeded
     completed ship acme/widgets#1 rootWorkflowName=ship outcome=succeeded
     span "ship" [queued running handed_off succeeded]
@@ -100,7 +99,7 @@ async fn a_missed_transition_is_mended(database: &Database) {
     .await;
     assert_eq!(relay.store.reconcile().await.unwrap(), 3);
     assert_eq!(relay.store.reconcile().await.unwrap(), 0);
-    assert_snapshot!(relay.drain().await, @r#"
+    assert_told!(relay.drain().await, @r#"
     running triage acme/widgets#1 rootWorkflowName=triage reconciled
     failed triage acme/widgets#2 rootWorkflowName=triage outcome=failed error.type=timeout reason=timeout: 1 h reconciled
     completed triage acme/widgets#2 rootWorkflowName=triage outcome=failed error.type=timeout reason=timeout: 1 h reconciled
@@ -146,7 +145,7 @@ async fn a_missed_deletion_is_mended(database: &Database) {
     unseen(&mut session, "DELETE FROM workflow_runs").await;
     assert_eq!(relay.store.reconcile().await.unwrap(), 1);
     assert_eq!(relay.store.reconcile().await.unwrap(), 0);
-    assert_snapshot!(relay.drain().await, @r#"
+    assert_told!(relay.drain().await, @r#"
     deleted triage acme/widgets#1 rootWorkflowName=triage outcome=deleted reconciled
     completed triage acme/widgets#1 rootWorkflowName=triage outcome=deleted reconciled
     span "triage queued" [] child
@@ -168,9 +167,7 @@ async fn an_ended_run_is_never_opened_again(database: &Database) {
     relay.drain().await;
     assert_eq!(relay.store.reconcile().await.unwrap(), 0);
     session.execute("UPDATE workflow_runs SET status = 'succeeded'").await;
-    assert_snapshot!(relay.drain().await, @r"
-    conflict triage acme/widgets#1 rootWorkflowName=triage fromStatus=running toStatus=succeeded
-    ");
+    assert_told!(relay.drain().await, @"conflict triage acme/widgets#1 rootWorkflowName=triage fromStatus=running toStatus=succeeded");
     assert_eq!(relay.store.status().await.unwrap().open_runs, 0);
 }
 

@@ -9,6 +9,14 @@ use runspan::projection::{Projected, Record, Span, Value, project};
 use runspan::run::RunId;
 use runspan::store::{Batch, Commit, Lease, Store};
 
+/// An inline snapshot that is the same on every database.
+macro_rules! assert_told {
+    ($told:expr, @$expected:literal) => {{
+        let told = $told;
+        insta::allow_duplicates! { insta::assert_snapshot!(told, @$expected); }
+    }};
+}
+
 pub(crate) const TERM: Duration = Duration::from_secs(60);
 
 /// A relay that holds the lease.

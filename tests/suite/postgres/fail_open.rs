@@ -171,7 +171,11 @@ async fn what_was_skipped_is_mended(database: &Database) {
     assert_eq!(relay.store.status().await.unwrap().journal_entries, 1);
     relay.drain().await;
     assert_eq!(relay.store.reconcile().await.unwrap(), 2);
-    insta::assert_snapshot!(relay.drain().await, @"");
+    insta::assert_snapshot!(relay.drain().await, @r#"
+    queued triage acme/widgets#2 rootWorkflowName=triage reconciled
+    running triage acme/widgets#1 rootWorkflowName=triage reconciled
+    span "triage queued" [] child
+    "#);
 }
 
 async fn a_nul_escape_in_json_state(database: &Database) {
