@@ -81,7 +81,6 @@ impl StoreError {
     /// Whether trying again later may help without anyone's doing.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::LeaseLost | Self::JournalChanged { .. } => true,
             Self::NotAttached | Self::SchemaNewer { .. } | Self::Unfit(_) | Self::Corrupt { .. } => false,
             Self::Database(sqlx::Error::Database(error)) => !error.code().is_some_and(|code| {
                 if error.try_downcast_ref::<SqliteError>().is_some() {
@@ -92,7 +91,7 @@ impl StoreError {
                     code.starts_with("28") || matches!(code.as_ref(), "3D000" | "42501")
                 }
             }),
-            Self::Database(_) => true,
+            Self::LeaseLost | Self::JournalChanged { .. } | Self::Database(_) => true,
         }
     }
 }

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use sqlx::error::DatabaseError;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgRow};
 use sqlx::{PgConnection, Postgres, Row as _, Transaction};
 
@@ -67,7 +68,7 @@ impl Store for PgStore {
         let version = sqlx::query_scalar::<_, i32>("SELECT version FROM runspan.meta")
             .fetch_optional(&self.pool)
             .await
-            .map_err(|error| match error.as_database_error().and_then(sqlx::error::DatabaseError::code) {
+            .map_err(|error| match error.as_database_error().and_then(DatabaseError::code) {
                 Some(code) if MISSING.contains(&code.as_ref()) => StoreError::NotAttached,
                 _ => error.into(),
             })?

@@ -77,8 +77,8 @@ async fn halves_keep_the_place_of_the_whole(database: &Database) {
         let whole = relay.store.next_request(Channel::Traces, None).await.unwrap().unwrap();
         let (id, place, created_at) = (whole.id, whole.place, whole.created_at);
         let halves = [request(Channel::Traces, "a"), request(Channel::Traces, "b")];
-        let halved = Settlement::Halved { id, place, created_at, halves };
-        relay.store.settle(&relay.lease, &[halved]).await.unwrap();
+        let settled = Settlement::Halved { id, place, created_at, halves };
+        relay.store.settle(&relay.lease, &[settled]).await.unwrap();
         let waiting = waiting(&relay, Channel::Traces).await;
         assert!(waiting[..2].iter().all(|half| (half.place, half.created_at) == (place, created_at)));
     }
@@ -93,9 +93,9 @@ async fn what_was_trimmed_away_is_not_halved(database: &Database) {
     let whole = relay.store.next_request(Channel::Traces, None).await.unwrap().unwrap();
     relay.store.trim(&relay.lease, 0).await.unwrap();
     let halves = [request(Channel::Traces, "a"), request(Channel::Traces, "b")];
-    let halved =
+    let settled =
         Settlement::Halved { id: whole.id, place: whole.place, created_at: whole.created_at, halves };
-    relay.store.settle(&relay.lease, &[halved]).await.unwrap();
+    relay.store.settle(&relay.lease, &[settled]).await.unwrap();
     assert!(bodies(&relay).await.is_empty());
 }
 

@@ -29,8 +29,7 @@ async fn owner(database: &Database) -> (String, String) {
         .await
         .execute(&format!(
             "ALTER TABLE workflow_runs OWNER TO {role};
-             GRANT CREATE ON DATABASE {name} TO {role};
-             GRANT pg_monitor TO {role}"
+             GRANT CREATE ON DATABASE {name} TO {role}"
         ))
         .await;
     (role, url)
@@ -39,14 +38,19 @@ async fn owner(database: &Database) -> (String, String) {
 /// SQLSTATE of a statement that has to fail.
 async fn refused(session: &mut Session, sql: &str) -> String {
     let error = session.try_execute(sql).await.expect_err(sql);
-    error.as_database_error().and_then(|error| error.code()).map(String::from).unwrap_or_default()
+    error.as_database_error().and_then(sqlx::error::DatabaseError::code).map(String::from).unwrap_or_default()
 }
 
 /// Whether a backend of this database waits for a lock.
 async fn someone_waits(database: &Database) -> bool {
+    waiters(database).await > 0
+}
+
+/// How many backends of this database wait for a lock.
+async fn waiters(database: &Database) -> i64 {
     let mut session = connect(&database.url).await;
     let Session::Postgres(connection) = &mut session else { unreachable!("PostgreSQL only") };
-    let sql = "SELECT count(*) > 0 FROM pg_stat_activity
+    let sql = "SELECT count(*) FROM pg_stat_activity
                WHERE datname = current_database() AND wait_event_type = 'Lock'";
     sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(connection).await.unwrap()
 }

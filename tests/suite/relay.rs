@@ -17,7 +17,7 @@ macro_rules! assert_told {
     }};
 }
 
-pub(crate) const TERM: Duration = Duration::from_secs(60);
+pub(crate) const TERM: Duration = Duration::from_mins(1);
 
 /// A relay that holds the lease.
 pub(crate) struct Relay {
@@ -135,7 +135,7 @@ fn span_line(span: &Span) -> String {
         line += " linked";
     }
     if let Some(error) = &span.error {
-        line += &format!(" error={error}");
+        write!(line, " error={error}").unwrap();
     }
     line
 }

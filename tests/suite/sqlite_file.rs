@@ -40,6 +40,15 @@ async fn a_file_that_is_no_database_is_no_transient_error() {
 }
 
 #[tokio::test]
+async fn attaching_turns_the_write_ahead_log_on() {
+    let database = Database::sqlite().await;
+    let mut session = database.connect().await;
+    session.execute("PRAGMA journal_mode = DELETE").await;
+    database.attach().await;
+    assert_eq!(session.text("SELECT journal_mode FROM pragma_journal_mode").await.as_deref(), Some("wal"));
+}
+
+#[tokio::test]
 async fn a_grant_is_refused() {
     let database = Database::sqlite().await;
     let granting = Plan { grant: Some("app".to_owned()), ..plan() };

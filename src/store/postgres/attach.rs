@@ -33,13 +33,14 @@ impl Attach for PgStore {
     async fn attach_sql(&self, plan: &Plan) -> Result<String, StoreError> {
         let mut connection = self.pool.acquire().await?;
         let table = inspect(&mut connection, plan).await?;
-        let mut sql = "BEGIN;\n".to_owned();
-        sql += &schema_sql(installed_version(&mut connection).await?, &table.name);
-        sql += &grant_sql(&mut connection, plan).await?;
-        sql += &format!("COMMIT;\n\nBEGIN;\n{LOCK_TABLE_BRIEFLY};\n");
-        sql += &TRIGGERS.replace("{table}", &table.name);
-        sql += "COMMIT;\n\nSELECT runspan.reconcile();\n";
-        Ok(sql)
+        let schema = schema_sql(installed_version(&mut connection).await?, &table.name);
+        let grants = grant_sql(&mut connection, plan).await?;
+        let triggers = TRIGGERS.replace("{table}", &table.name);
+        Ok(format!(
+            "BEGIN;\n{schema}{grants}COMMIT;\n\n\
+             BEGIN;\n{LOCK_TABLE_BRIEFLY};\n{triggers}COMMIT;\n\n\
+             SELECT runspan.reconcile();\n"
+        ))
     }
 
     async fn attach(&self, plan: &Plan) -> Result<Attached, StoreError> {
@@ -71,10 +72,9 @@ impl Attach for PgStore {
             .fetch_one(&mut *connection)
             .await?;
         drop(connection);
-        let mut sql = String::new();
-        for (trigger, table) in &triggers {
-            sql += &format!("DROP TRIGGER IF EXISTS {trigger} ON {table};\n");
-        }
+        let drop =
+            |(trigger, table): &(String, String)| format!("DROP TRIGGER IF EXISTS {trigger} ON {table};\n");
+        let mut sql = triggers.iter().map(drop).collect::<Vec<_>>().concat();
         if purge && schema {
             sql += "DROP SCHEMA runspan CASCADE;\n";
         }
@@ -136,12 +136,13 @@ async fn run(connection: &mut PgConnection, sql: String) -> Result<(), StoreErro
 
 /// What is missing of schema and functions.
 fn schema_sql(installed: i32, table: &str) -> String {
-    let missing = usize::try_from(installed).unwrap_or_default();
-    let mut sql: String = MIGRATIONS[missing.min(MIGRATIONS.len())..].concat();
-    if missing > 0 && missing < MIGRATIONS.len() {
-        sql += &format!("UPDATE runspan.meta SET version = {SCHEMA_VERSION};\n");
-    }
-    sql + &FUNCTIONS.replace("{table}", table)
+    let known = usize::try_from(installed).unwrap_or_default();
+    let version = if (1..MIGRATIONS.len()).contains(&known) {
+        format!("UPDATE runspan.meta SET version = {SCHEMA_VERSION};\n")
+    } else {
+        String::new()
+    };
+    MIGRATIONS[known.min(MIGRATIONS.len())..].concat() + &version + &FUNCTIONS.replace("{table}", table)
 }
 
 /// The version that is installed; 0 for none.

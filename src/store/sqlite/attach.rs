@@ -63,11 +63,12 @@ impl Attach for SqliteStore {
         )
         .fetch_all(&mut *tx)
         .await?;
-        let sql: String = ours
+        let sql = ours
             .iter()
             .filter(|(_, name)| purge || TRIGGERS.contains(&name.as_str()))
             .map(|(kind, name)| format!("DROP {kind} {};\n", quoted(name)))
-            .collect();
+            .collect::<Vec<_>>()
+            .concat();
         if sql.is_empty() {
             return Ok(Detached::Nothing);
         }
@@ -87,12 +88,13 @@ async fn run(connection: &mut SqliteConnection, sql: String) -> Result<(), Store
 
 /// What is missing of the tables, and the triggers.
 fn install_sql(installed: i32, table: &str) -> String {
-    let missing = usize::try_from(installed).unwrap_or_default();
-    let mut sql = sql::schema(missing);
-    if missing > 0 && missing < sql::MIGRATIONS.len() {
-        sql += &format!("UPDATE runspan_meta SET version = {SCHEMA_VERSION};\n");
-    }
-    sql + &sql::triggers(&quoted(table))
+    let known = usize::try_from(installed).unwrap_or_default();
+    let version = if (1..sql::MIGRATIONS.len()).contains(&known) {
+        format!("UPDATE runspan_meta SET version = {SCHEMA_VERSION};\n")
+    } else {
+        String::new()
+    };
+    sql::schema(known) + &version + &sql::triggers(&quoted(table))
 }
 
 /// The version that is installed; 0 for none.

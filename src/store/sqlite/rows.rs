@@ -86,15 +86,13 @@ pub(super) type Read = Result<Row, Unreadable>;
 pub(super) fn read_row(row: &SqliteRow) -> Result<Read, StoreError> {
     let mut unreadable = None;
     let mut id = |index, column| -> Result<Option<Uuid>, StoreError> {
-        Ok(text(row, index)?.and_then(|value| {
-            if let Some(id) = uuid(&value) {
-                Some(id)
-            } else {
-                let value = value.chars().take(MAX_SHOWN).collect();
-                unreadable.get_or_insert(Unreadable::NotUuid { column, value });
-                None
-            }
-        }))
+        let Some(value) = text(row, index)? else { return Ok(None) };
+        let id = uuid(&value);
+        if id.is_none() {
+            let value = value.chars().take(MAX_SHOWN).collect();
+            unreadable.get_or_insert(Unreadable::NotUuid { column, value });
+        }
+        Ok(id)
     };
     let read = Row {
         seq: row.try_get(0)?,

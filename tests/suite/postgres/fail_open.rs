@@ -7,7 +7,7 @@ use runspan::runs;
 use runspan::store;
 
 use super::owner;
-use crate::database::{Database, Session, connect, plan};
+use crate::database::{Database, Session, plan};
 use crate::relay::Relay;
 
 on_postgres!(
@@ -135,7 +135,7 @@ async fn a_locked_journal_makes_a_statement_wait_once(database: &Database) {
     let insert = "INSERT INTO workflow_runs (id, workflow_name, target_type, target_owner, target_repo, target_number)
                   SELECT gen_random_uuid(), 'triage', 'pr', 'acme', 'widgets', n FROM generate_series(1, 2000) n";
     // A wait for each of them would be 200 s.
-    tokio::time::timeout(Duration::from_secs(60), session.execute(insert)).await.unwrap();
+    tokio::time::timeout(Duration::from_mins(1), session.execute(insert)).await.unwrap();
     assert_eq!(session.count("workflow_runs").await, 2000);
     assert_eq!(skipped(database).await, 2000);
 }
@@ -197,6 +197,4 @@ async fn a_nul_escape_in_json_state(database: &Database) {
         .await;
     // jsonb would have refused it; json hands it on, and no text can hold it.
     assert_eq!(relay.store.status().await.unwrap().skipped_entries, 1);
-    relay.drain().await;
-    let _ = connect(&database.url).await;
 }

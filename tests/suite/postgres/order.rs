@@ -7,9 +7,9 @@ use runspan::run::{RunId, Status};
 use runspan::runs;
 use runspan::store::Position;
 
-use super::someone_waits;
+use super::{someone_waits, waiters};
 use crate::database::{Database, connect, eventually};
-use crate::relay::Relay;
+use crate::relay::{Relay, TERM};
 
 on_postgres!(
     an_entry_of_a_long_transaction_is_not_passed_over,
@@ -17,6 +17,7 @@ on_postgres!(
     the_mark_moves_past_what_is_consumed,
     a_mark_of_another_history_is_forgotten,
     the_transaction_id_is_drawn_before_the_position,
+    the_lease_cannot_be_taken_in_the_middle_of_a_commit,
     nothing_is_lost_between_many_writers,
     two_transitions_of_one_run_keep_their_order,
     serializable_writers_are_journalled_once,
@@ -108,6 +109,26 @@ async fn the_transaction_id_is_drawn_before_the_position(database: &Database) {
     assert_eq!(session.text(columns).await.as_deref(), Some("xid seq"));
     let cache = "SELECT seqcache FROM pg_sequence WHERE seqrelid = 'runspan.journal_seq'::regclass";
     assert_eq!(session.text(cache).await.as_deref(), Some("1"));
+}
+
+async fn the_lease_cannot_be_taken_in_the_middle_of_a_commit(database: &Database) {
+    let relay = Relay::new(database.attach().await.0).await;
+    let mut session = database.connect().await;
+    session.queue("triage", 1).await;
+    let (_, commit) = relay.project(relay.read(10).await).await;
+    let seen = relay.store.lease().await.unwrap();
+    // The commit gets stuck behind its fence.
+    session.execute("BEGIN; LOCK TABLE runspan.open_runs IN ACCESS EXCLUSIVE MODE").await;
+    let (store, lease, instance) = (relay.store.clone(), relay.lease.clone(), relay.instance.clone());
+    let committing = tokio::spawn(async move { store.commit(&lease, &instance, &commit).await });
+    eventually("the commit waits", async || waiters(database).await == 1).await;
+    let store = relay.store.clone();
+    let taking = tokio::spawn(async move { store.take_lease(&seen, "two", TERM).await });
+    eventually("the other relay waits too", async || waiters(database).await == 2).await;
+    assert!(!taking.is_finished());
+    session.execute("COMMIT").await;
+    committing.await.unwrap().unwrap();
+    assert_eq!(taking.await.unwrap().unwrap().unwrap().epoch(), 2);
 }
 
 async fn nothing_is_lost_between_many_writers(database: &Database) {
