@@ -1,6 +1,7 @@
 //! The command line: `attach`, `detach`, `relay`, `outbox`, `demo`.
 
 mod attach;
+mod demo;
 mod outbox;
 mod relay;
 
@@ -25,6 +26,8 @@ enum Exit {
     Undeliverable = 3,
     /// `relay --until-idle`: the database is away.
     DatabaseAway = 4,
+    /// Stopped by a signal before its end, as shells count SIGINT.
+    Interrupted = 130,
 }
 
 /// One line for the user, and the exit code.
@@ -61,6 +64,8 @@ impl From<RelayError> for Failure {
 const ABOUT: &str = "\
 Every durable workflow run as one OpenTelemetry span, from queue to terminal state
 
+  runspan demo       # see it work, in seconds: needs nothing
+
 Three commands make spans of the runs in a table workflow_runs:
 
   export DATABASE_URL=postgres://user@host/database
@@ -69,11 +74,12 @@ Three commands make spans of the runs in a table workflow_runs:
 
 const EXIT_CODES: &str = "\
 Exit codes:
-  0  done
-  1  failed
-  2  wrong command line or variable
-  3  only undeliverable requests are left (relay --until-idle)
-  4  the database is away (relay --until-idle)";
+    0  done
+    1  failed
+    2  wrong command line or variable
+    3  only undeliverable requests are left (relay --until-idle)
+    4  the database is away (relay --until-idle)
+  130  the demo was interrupted";
 
 #[derive(Parser)]
 #[command(
@@ -91,6 +97,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Demo(demo::DemoArgs),
     Attach(attach::AttachArgs),
     Detach(attach::DetachArgs),
     Relay(relay::RelayArgs),
@@ -123,13 +130,15 @@ impl Database {
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    start_logging();
+    // The demo's relay is no news: what it does is shown.
+    start_logging(if matches!(cli.command, Command::Demo(_)) { "runspan=warn" } else { "runspan=info" });
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return end(Err(Failure::failed(format!("cannot start: {error}")))),
     };
     let done = runtime.block_on(async {
         match cli.command {
+            Command::Demo(args) => args.run().await,
             Command::Attach(args) => args.run().await,
             Command::Detach(args) => args.run().await,
             Command::Relay(args) => args.run().await,
@@ -153,8 +162,8 @@ fn end(done: Result<(), Failure>) -> ExitCode {
 }
 
 /// What this process does, to stderr; standard output is the command's. `RUST_LOG` says how much.
-fn start_logging() {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("runspan=info"));
+fn start_logging(unless_told: &str) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(unless_told));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(anstream::stderr)

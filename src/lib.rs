@@ -10,4 +10,5 @@ pub mod projection;
 pub mod otlp;
 pub mod store;
 pub mod relay;
+pub mod demo;
 pub mod cli;

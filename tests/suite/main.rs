@@ -13,6 +13,7 @@ mod relay;
 
 mod attach;
 mod delivery;
+mod demo;
 mod journal;
 mod lease;
 mod module_order;

@@ -1,0 +1,237 @@
+//! The demo: webhook deliveries become runs, and runs become spans, in this process and in seconds.
+//!
+//! The table's mutators, the triggers, the journal, the relay and the socket are the real ones; only what the runs
+//! do is a script. Everything shown is read from the OTLP requests that arrived, and checked against the table.
+
+mod database;
+mod deliveries;
+mod forward;
+mod receiver;
+mod render;
+mod report;
+mod story;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio_util::sync::CancellationToken;
+
+use self::database::{Database, TableOwner};
+use self::receiver::Receiver;
+use self::story::Story;
+use crate::otlp::client::ClientError;
+use crate::otlp::config::{ConfigError, Env};
+use crate::relay::{Ended, Logs, Relay, RelayError, RelayHandle, Settings};
+use crate::runs::RunsError;
+use crate::store::{self, DatabaseUrl, Plan, Store, StoreError};
+
+pub use self::forward::{Forwarded, Sent};
+pub use self::receiver::{Attributes, Kind, Record, Span};
+pub use self::report::{Counts, Report, Ship, Workflow};
+
+/// Why the demo did not come to its end.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DemoError {
+    /// Told to stop.
+    #[error("interrupted")]
+    Interrupted,
+    /// There are runs in the database that are not the demo's.
+    #[error(
+        "this database serves an application, whose runs would be sent to the demo and to no one else: \
+         give the demo a database of its own"
+    )]
+    Foreign,
+    /// The database cannot be opened.
+    #[error("cannot open {0}: {1}")]
+    Open(DatabaseUrl, StoreError),
+    /// Another relay is at work.
+    #[error("a relay is at work on this database: stop it (a killed one holds its lease for up to 10 s)")]
+    RelayAtWork,
+    /// The relay could not bring everything to the demo's own receiver.
+    #[error("not everything was sent: {0}")]
+    Unsent(String),
+    /// A row could not be changed.
+    #[error(transparent)]
+    Runs(#[from] RunsError),
+    /// The database refused, or is away.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The relay failed.
+    #[error(transparent)]
+    Relay(#[from] RelayError),
+    /// A variable says something that cannot be.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A client for `OTEL_EXPORTER_OTLP_ENDPOINT` cannot be made.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// A bundled payload cannot be read.
+    #[error("a bundled payload cannot be read: {0}")]
+    Payload(#[from] serde_json::Error),
+    /// The machine refuses a directory or a socket.
+    #[error("cannot {0}: {1}")]
+    Machine(&'static str, std::io::Error),
+}
+
+impl From<sqlx::Error> for DemoError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Store(error.into())
+    }
+}
+
+/// How far the demo is.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Progress {
+    /// Everything stands; the first delivery comes.
+    Begun {
+        /// How many payloads are bundled.
+        payloads: usize,
+        /// What kind of database it is.
+        database: &'static str,
+        /// Where the receiver listens.
+        receiver: std::net::SocketAddr,
+    },
+    /// Another second is over.
+    Underway {
+        /// How many spans have been received.
+        spans: usize,
+        /// How many records.
+        records: usize,
+    },
+}
+
+impl std::fmt::Display for Progress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        render::progress(self, f)
+    }
+}
+
+/// Plays the demo on `database` (`None`: on a SQLite file that goes with it), tells `progress` how far it is, and
+/// reports what was received.
+///
+/// When `stop` is cancelled the relay is stopped and the file removed before this returns.
+pub async fn run(
+    database: Option<DatabaseUrl>,
+    env: Env<'_>,
+    stop: &CancellationToken,
+    progress: &(dyn Fn(Progress) + Sync),
+) -> Result<Report, DemoError> {
+    let begun = Instant::now();
+    // What is wrong with the environment is said before anything is done.
+    let forward = forward::Forward::from_env(env)?;
+    let payloads = deliveries::bundled()?;
+    let machine = |what| move |error| DemoError::Machine(what, error);
+    let (url, directory) = if let Some(url) = database {
+        (url, None)
+    } else {
+        let directory =
+            tempfile::TempDir::with_prefix("runspan-demo-").map_err(machine("make a directory"))?;
+        (DatabaseUrl::Sqlite(directory.path().join("demo.db")), Some(directory))
+    };
+
+    let receiver = Receiver::start().await.map_err(machine("listen on the loopback interface"))?;
+    let database =
+        Database::open(&url).await.map_err(|error| DemoError::Open(url.clone(), StoreError::from(error)))?;
+    let attached = attach(&url, &database).await?;
+    let relay = relay(attached, &receiver, env)?;
+    progress(Progress::Begun {
+        payloads: payloads.len(),
+        database: if matches!(url, DatabaseUrl::Sqlite(_)) { "SQLite" } else { "PostgreSQL" },
+        receiver: receiver.address(),
+    });
+
+    let story = Story::new(&database, &payloads);
+    let told = tokio::select! {
+        told = unless(stop, story.play()) => told.flatten(),
+        never = tick(&receiver, progress) => match never {},
+    };
+    let told = match told {
+        Ok(told) => told,
+        Err(error) => {
+            // Or it would write into a directory that is being removed.
+            relay.stop().await?;
+            database.close().await;
+            return Err(error);
+        }
+    };
+    match unless(stop, relay.drain()).await?? {
+        Ended::Idle | Ended::Stopped => {}
+        Ended::Dead(requests) => return Err(DemoError::Unsent(format!("{requests} requests were refused"))),
+        Ended::Refused(said) | Ended::DatabaseAway(said) => return Err(DemoError::Unsent(said)),
+    }
+    let took = begun.elapsed();
+
+    let rows = database.ended(&told.runs).await?;
+    database.close().await;
+    let mut report = Report::new(&told, rows, &receiver, took);
+    report.kept_in = directory.is_none().then(|| url.to_string());
+    if !forward.is_empty() {
+        report.forwarded = Some(unless(stop, forward.send(&receiver)).await?);
+    }
+    Ok(report)
+}
+
+/// What `work` comes to, unless told to stop before.
+async fn unless<T>(stop: &CancellationToken, work: impl Future<Output = T>) -> Result<T, DemoError> {
+    stop.run_until_cancelled(work).await.ok_or(DemoError::Interrupted)
+}
+
+/// Makes the table ready for the demo, and attaches to it as an application would: only if nobody's telemetry can
+/// be lost by that, since the demo's relay sends whatever it finds to the demo.
+async fn attach(url: &DatabaseUrl, database: &Database) -> Result<Arc<dyn Store>, DemoError> {
+    let store = store::open(url)?;
+    let foreign = match database.owner().await? {
+        TableOwner::Application => true,
+        TableOwner::Demo => false,
+        // There may be something left that was attached to a table of another name.
+        TableOwner::Nobody => match store.check().await {
+            Ok(()) => {
+                let left = store.status().await?;
+                left.journal_entries + left.waiting_requests + left.open_runs > 0
+            }
+            Err(StoreError::NotAttached) => false,
+            Err(error) => return Err(error.into()),
+        },
+    };
+    if foreign {
+        return Err(DemoError::Foreign);
+    }
+    database.migrate().await?;
+    let attached = store.attach(&Plan { table: "workflow_runs".to_owned(), grant: None }).await?;
+    for warning in attached.warnings {
+        tracing::warn!("{warning}");
+    }
+    let lease = store.lease().await?;
+    if lease.holder.is_some() && !lease.expired {
+        return Err(DemoError::RelayAtWork);
+    }
+    database.reap().await?;
+    Ok(store)
+}
+
+/// Starts the relay that an application would embed.
+fn relay(store: Arc<dyn Store>, receiver: &Receiver, env: Env<'_>) -> Result<RelayHandle, DemoError> {
+    let endpoint = format!("http://{}", receiver.address());
+    let env = |name: &str| match name {
+        "OTEL_EXPORTER_OTLP_ENDPOINT" => Some(endpoint.clone()),
+        "OTEL_EXPORTER_OTLP_PROTOCOL" => Some("grpc".to_owned()),
+        // The application may say who it is; where the demo's own relay sends to is settled.
+        "OTEL_SERVICE_NAME" => env(name),
+        "OTEL_RESOURCE_ATTRIBUTES" => {
+            Some(format!("service.name=runspan-demo,{}", env(name).unwrap_or_default()))
+        }
+        _ => None,
+    };
+    let settings = Settings { idle_poll: Duration::from_millis(50), ..Settings::default() };
+    Ok(Relay::new(store, Logs::Otlp, &env)?.with(settings).spawn())
+}
+
+/// Says each second how far it is.
+async fn tick(receiver: &Receiver, progress: &(dyn Fn(Progress) + Sync)) -> std::convert::Infallible {
+    loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        progress(Progress::Underway { spans: receiver.spans().len(), records: receiver.records().len() });
+    }
+}

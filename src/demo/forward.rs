@@ -1,0 +1,93 @@
+//! The same requests to the receiver of `OTEL_EXPORTER_OTLP_ENDPOINT`, if one is named.
+
+use serde::Serialize;
+
+use super::DemoError;
+use super::receiver::Receiver;
+use crate::otlp::Signal;
+use crate::otlp::answer::Answer;
+use crate::otlp::client::Client;
+use crate::otlp::config::{Env, SignalConfig};
+
+/// What became of a signal's requests at the receiver of the environment.
+#[derive(Clone, Debug, Serialize)]
+pub struct Sent {
+    /// `traces` or `logs`.
+    pub signal: Signal,
+    /// Where they went.
+    pub endpoint: String,
+    /// How many spans or records they held.
+    pub items: usize,
+    /// Why not all of them are there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+/// What became of all that was forwarded.
+#[derive(Clone, Debug, Serialize)]
+#[serde(transparent)]
+pub struct Forwarded(pub Vec<Sent>);
+
+impl Forwarded {
+    /// Why not everything is there.
+    pub fn problem(&self) -> Option<&str> {
+        self.0.iter().find_map(|sent| sent.problem.as_deref())
+    }
+}
+
+/// Clients for the signals whose endpoint is set.
+pub(super) struct Forward(Vec<Client>);
+
+impl Forward {
+    pub(super) fn from_env(env: Env<'_>) -> Result<Self, DemoError> {
+        let is_set = |name: &str| env(name).is_some_and(|value| !value.trim().is_empty());
+        let mut clients = Vec::new();
+        for (signal, own) in [
+            (Signal::Traces, "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"),
+            (Signal::Logs, "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT"),
+        ] {
+            // Without either the default would be localhost, which nobody has asked for.
+            if !is_set(own) && !is_set("OTEL_EXPORTER_OTLP_ENDPOINT") {
+                continue;
+            }
+            if let Some(config) = SignalConfig::from_env(signal, env)? {
+                clients.push(Client::new(&config)?);
+            }
+        }
+        Ok(Self(clients))
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Sends everything that was received, once: unlike the relay, the demo does not wait for better times.
+    pub(super) async fn send(&self, receiver: &Receiver) -> Forwarded {
+        let mut all = Vec::new();
+        for client in &self.0 {
+            let config = client.config();
+            let mut sent = Sent {
+                signal: config.signal,
+                endpoint: config.endpoint.to_string(),
+                items: 0,
+                problem: None,
+            };
+            for (items, request) in receiver.requests(config.signal) {
+                sent.problem = match client.send(request).await {
+                    Answer::Accepted { rejected: 0, .. } => None,
+                    Answer::Accepted { rejected, message } => Some(format!(
+                        "{} to {}: {rejected} thrown away: {message}",
+                        sent.signal, sent.endpoint
+                    )),
+                    refused => refused.cause().map(ToString::to_string),
+                };
+                if sent.problem.is_some() {
+                    break;
+                }
+                sent.items += items;
+            }
+            all.push(sent);
+        }
+        Forwarded(all)
+    }
+}
