@@ -1,4 +1,4 @@
-//! runspan turns every durable workflow run into one OpenTelemetry span.
+#![doc = include_str!("../README.md")]
 
 pub mod run;
 pub mod runs;
