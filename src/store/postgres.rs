@@ -24,6 +24,9 @@ use crate::run::{RunId, Timestamp};
 /// Below a lease's term: a relay that was stopped inside a transaction must not keep the lease's row locked.
 const IDLE_IN_TRANSACTION: &str = "5s";
 
+/// A call of `runspan.reconcile()` that makes this many entries may have left some (the LIMIT in functions.sql).
+const RECONCILED_AT_ONCE: i64 = 10_000;
+
 /// SQLSTATE `undefined_table`, and `invalid_schema_name`.
 const MISSING: [&str; 2] = ["42P01", "3F000"];
 
@@ -233,8 +236,14 @@ impl Store for PgStore {
     }
 
     async fn reconcile(&self) -> Result<u64, StoreError> {
-        let made: i64 = sqlx::query_scalar("SELECT runspan.reconcile()").fetch_one(&self.pool).await?;
-        Ok(made.unsigned_abs())
+        let mut all = 0;
+        loop {
+            let made: i64 = sqlx::query_scalar("SELECT runspan.reconcile()").fetch_one(&self.pool).await?;
+            all += made.unsigned_abs();
+            if made < RECONCILED_AT_ONCE {
+                return Ok(all);
+            }
+        }
     }
 
     async fn next_request(

@@ -5,6 +5,7 @@ use crate::database::Database;
 on_postgres!(
     fifty_thousand_in_one_statement_and_twenty_thousand_in_one_transaction,
     attaching_waits_for_no_one_and_lets_others_through,
+    many_runs_in_flight_are_adopted_in_portions,
 );
 
 async fn fifty_thousand_in_one_statement_and_twenty_thousand_in_one_transaction(database: &Database) {
@@ -45,4 +46,17 @@ async fn attaching_waits_for_no_one_and_lets_others_through(database: &Database)
     holder.execute("COMMIT").await;
     let attached = attaching.await.unwrap().unwrap();
     assert_eq!(attached.adopted, 2);
+}
+
+async fn many_runs_in_flight_are_adopted_in_portions(database: &Database) {
+    let mut session = database.connect().await;
+    session
+        .execute(
+            "INSERT INTO workflow_runs (id, workflow_name, target_type, target_owner, target_repo, target_number)
+             SELECT gen_random_uuid(), 'triage', 'pr', 'acme', 'widgets', n FROM generate_series(1, 20001) n",
+        )
+        .await;
+    let (store, attached) = database.attach().await;
+    assert_eq!(attached.adopted, 20_001);
+    assert_eq!(store.status().await.unwrap().journal_entries, 20_001);
 }
