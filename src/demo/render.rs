@@ -46,7 +46,14 @@ pub(super) fn progress(progress: &Progress, f: &mut fmt::Formatter<'_>) -> fmt::
     }
 }
 
-pub(super) fn report(report: &Report) -> String {
+impl Report {
+    /// The report for people, styled for a terminal of 110 columns.
+    pub fn to_text(&self) -> String {
+        report(self)
+    }
+}
+
+fn report(report: &Report) -> String {
     let mut text = String::new();
     if let Some(ship) = &report.ship {
         text += &section("One composite run, from the spans received", "░ queued  █ running");

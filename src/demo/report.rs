@@ -7,7 +7,6 @@ use serde::Serialize;
 
 use super::forward::Forwarded;
 use super::receiver::{Kind, Receiver, Record, Span};
-use super::render;
 use super::story::Told;
 use crate::run::{Outcome, RunId};
 use crate::semconv::{Event, field};
@@ -164,11 +163,6 @@ impl Report {
             return Some(format!("what was received is not what is in the table: {:?}", self.counts));
         }
         self.forwarded.as_ref()?.problem().map(ToOwned::to_owned)
-    }
-
-    /// The report for people, styled for a terminal of 110 columns.
-    pub fn to_text(&self) -> String {
-        render::report(self)
     }
 }
 
