@@ -14,6 +14,8 @@ mod relay;
 mod attach;
 mod delivery;
 mod demo;
+#[cfg(feature = "services")]
+mod end_to_end;
 mod journal;
 mod lease;
 mod module_order;

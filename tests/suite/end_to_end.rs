@@ -1,0 +1,68 @@
+//! The whole way with real processes: plain SQL writers (psql, pgbench), PostgreSQL's triggers, `runspan relay`, and
+//! the OpenTelemetry Collector, whose files are compared with the tables.
+
+mod bad_database;
+mod bad_receiver;
+mod collector;
+mod cost;
+mod database;
+mod ledger;
+mod load;
+mod order;
+mod output;
+mod poison;
+mod process;
+mod reconcile;
+mod standby;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use self::collector::Collector;
+use self::database::Database;
+use self::process::{Process, runspan};
+
+/// How long a condition may take to come true on a busy machine before the test is given up.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// How often a condition is looked at.
+const LOOK: Duration = Duration::from_millis(25);
+
+/// A variable of tests/with-services.
+fn service(variable: &str) -> String {
+    std::env::var(variable).unwrap_or_else(|_| panic!("{variable} is not set: run `make test`"))
+}
+
+/// A file under tests/.
+fn test_file(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(name)
+}
+
+/// Looks until there is something to see.
+fn wait_for<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
+    wait_within(DEADLINE, what, look)
+}
+
+fn wait_within<T>(deadline: Duration, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let began = Instant::now();
+    loop {
+        if let Some(seen) = look() {
+            return seen;
+        }
+        assert!(began.elapsed() < deadline, "no {what} within {deadline:?}");
+        std::thread::sleep(LOOK);
+    }
+}
+
+/// A relay on `database` that sends to the OTLP/HTTP receiver at `endpoint`.
+fn relay(database: &Database, endpoint: &str) -> std::process::Command {
+    let mut command = runspan(&["relay", "--database-url", database.url()]);
+    command.env("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint).env("OTEL_SERVICE_NAME", "shop");
+    command
+}
+
+/// Relays until nothing is left, which has to work.
+fn drain(database: &Database, endpoint: &str) {
+    let ended = Process::start(relay(database, endpoint).arg("--until-idle")).wait();
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+}
