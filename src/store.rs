@@ -101,7 +101,10 @@ fn describe(error: &sqlx::Error) -> String {
     match error {
         sqlx::Error::Database(error) => format!("the database says: {}", error.message()),
         sqlx::Error::Io(error) => format!("cannot reach the database: {error}"),
-        sqlx::Error::PoolTimedOut => "cannot reach the database: no answer in time".to_owned(),
+        // sqlx keeps trying where nothing listens, and forgets why.
+        sqlx::Error::PoolTimedOut => {
+            "cannot reach the database: no connection in time; is it running, are host and port right?".to_owned()
+        }
         other => format!("the database failed: {other}"),
     }
 }
