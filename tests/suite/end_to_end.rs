@@ -18,9 +18,8 @@ mod standby;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use self::collector::Collector;
 use self::database::Database;
-use self::process::{Process, runspan};
+use self::process::{Ended, Process, runspan};
 
 /// How long a condition may take to come true on a busy machine before the test is given up.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -65,4 +64,24 @@ fn relay(database: &Database, endpoint: &str) -> std::process::Command {
 fn drain(database: &Database, endpoint: &str) {
     let ended = Process::start(relay(database, endpoint).arg("--until-idle")).wait();
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+}
+
+/// The exit code and stderr, with names that are the same each time.
+fn outcome(ended: &Ended, database: &Database) -> String {
+    let code = ended.code.expect("no signal ended it");
+    format!("exit code {code}\n{}", plain(&ended.stderr, database))
+}
+
+/// Without times, ports and names of this run; a line that is repeated counts once.
+fn plain(stderr: &str, database: &Database) -> String {
+    let text = stderr.replace(database.address(), "HOST").replace(database.name(), "DATABASE");
+    let replace = |text: String, pattern: &str, by: &str| {
+        regex::Regex::new(pattern).expect("a valid pattern").replace_all(&text, by).into_owned()
+    };
+    let text = replace(text, r"retry_in_ms=\d+", "retry_in_ms=…");
+    let text = replace(text, r"(?m)^\S+Z +", "");
+    let text = replace(text, r"(127\.0\.0\.1|localhost):\d+", "RECEIVER");
+    let mut lines: Vec<&str> = text.lines().collect();
+    lines.dedup();
+    lines.join("\n")
 }

@@ -1,1 +1,156 @@
-//! todo
+//! What an operator reads when the database is not as it should be: one clear line, and an exit code.
+
+use super::collector::free_ports;
+use super::database::Database;
+use super::process::{Ended, Process, runspan};
+use super::{outcome, relay, wait_for};
+
+/// Runs a command to its end.
+fn run(arguments: &[&str]) -> Ended {
+    Process::start(&mut runspan(arguments)).wait()
+}
+
+#[test]
+fn a_url_that_names_no_database_is_a_usage_error_and_is_not_repeated() {
+    let database = Database::empty();
+    let outcome = |url| outcome(&run(&["relay", "--database-url", url]), &database);
+    insta::assert_snapshot!(outcome("mysql://app:open-sesame@db/orders"), @r#"
+    exit code 2
+    error: unknown database URL scheme "mysql" (write postgres://USER:PASSWORD@HOST:PORT/DATABASE or sqlite:PATH)
+    "#);
+    insta::assert_snapshot!(outcome("open-sesame"), @r"
+    exit code 2
+    error: the database URL has no scheme (write postgres://USER:PASSWORD@HOST:PORT/DATABASE or sqlite:PATH)
+    ");
+}
+
+#[test]
+fn a_database_that_is_away_is_waited_for() {
+    let database = Database::attached();
+    let [port] = free_ports();
+    let nowhere = format!("postgres://postgres@127.0.0.1:{port}/{}", database.name());
+    let mut relay = Process::start(&mut runspan(&["relay", "--database-url", &nowhere]));
+    wait_for("second attempt", || {
+        assert!(relay.is_running());
+        (relay.stderr().matches("WARN").count() >= 2).then_some(())
+    });
+    let ended = relay.terminate();
+    let here = |text: &str| text.replace(&format!("127.0.0.1:{port}"), "HOST");
+    insta::assert_snapshot!(here(&outcome(&ended, &database)), @r"
+    exit code 0
+    INFO relaying database=postgres://RECEIVER/DATABASE
+    WARN cannot reach the database: no connection in time; is it running, are host and port right? retry_in_ms=…
+    INFO stopping: finishing the batch in hand
+    ");
+
+    let ended = run(&["relay", "--database-url", &nowhere, "--until-idle"]);
+    insta::assert_snapshot!(here(&outcome(&ended, &database)), @r"
+    exit code 4
+    error: cannot reach the database: no connection in time; is it running, are host and port right?
+    ");
+}
+
+#[test]
+fn a_database_that_goes_away_is_waited_for() {
+    let database = Database::attached();
+    let mut relay = Process::start(&mut relay(&database, "http://127.0.0.1:9"));
+    relay.wait_to_say("took the lease");
+    // As when the server restarts: every connection ends, and for a while there is no new one.
+    let server = super::service("RUNSPAN_TEST_POSTGRES_URL");
+    let outage = |allow: bool| {
+        let name = database.name();
+        let sql = format!(
+            "ALTER DATABASE {name} ALLOW_CONNECTIONS {allow};
+             SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
+        );
+        let mut psql = std::process::Command::new("psql");
+        let ended = Process::start(psql.args(["-Xq", "-d", &server, "-c", &sql])).wait();
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    };
+    outage(false);
+    relay.wait_to_say("WARN");
+    outage(true);
+    let leases = || relay.stderr().matches("took the lease").count();
+    wait_for("the lease anew", || (leases() >= 2).then_some(()));
+    assert_eq!(relay.terminate().code, Some(0));
+}
+
+#[test]
+fn wrong_credentials_end_the_relay_and_no_password_is_shown() {
+    let database = Database::attached();
+    for (password, name) in [("sesame%20street", database.name()), ("open%20sesame", database.name())] {
+        let url = format!("postgres://guarded:{password}@{}/{name}", database.address());
+        let ended = run(&["relay", "--database-url", &url]);
+        assert!(!ended.stderr.contains("sesame"), "{}", ended.stderr);
+        if password == "sesame%20street" {
+            insta::assert_snapshot!(outcome(&ended, &database), @r#"
+            exit code 1
+            INFO relaying database=postgres://HOST/DATABASE
+            error: the database says: password authentication failed for user "guarded"
+            "#);
+        } else {
+            insta::assert_snapshot!(outcome(&ended, &database), @r"
+            exit code 1
+            INFO relaying database=postgres://HOST/DATABASE
+            error: the database says: permission denied for schema runspan
+            ");
+        }
+    }
+    // The same from the environment.
+    let url = format!("postgres://guarded:sesame%20street@{}/{}", database.address(), database.name());
+    let ended = Process::start(runspan(&["relay", "--until-idle"]).env("DATABASE_URL", &url)).wait();
+    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+    assert!(!ended.stderr.contains("sesame"), "{}", ended.stderr);
+}
+
+#[test]
+fn what_is_not_there_is_named() {
+    let database = Database::empty();
+    let missing = database.url().replace(database.name(), "no_such_database");
+    insta::assert_snapshot!(outcome(&run(&["relay", "--database-url", &missing]), &database), @r#"
+    exit code 1
+    INFO relaying database=postgres://HOST/no_such_database
+    error: the database says: database "no_such_database" does not exist
+    "#);
+    let outcome_of = |command: &str| outcome(&run(&[command, "--database-url", database.url()]), &database);
+    insta::assert_snapshot!(outcome_of("relay"), @r"
+    exit code 1
+    INFO relaying database=postgres://HOST/DATABASE
+    error: runspan is not attached to this database: run `runspan attach --database-url …` first
+    ");
+    insta::assert_snapshot!(outcome_of("outbox"), @r"
+    exit code 1
+    error: runspan is not attached to this database: run `runspan attach --database-url …` first
+    ");
+    insta::assert_snapshot!(outcome_of("attach"), @r#"
+    exit code 1
+    error: there is no table workflow_runs in database "DATABASE": create it, or name yours with --table SCHEMA.TABLE
+    "#);
+    database.file("sql/workflow_runs.sql");
+    database.sql("ALTER TABLE workflow_runs DROP delivery_id; ALTER TABLE workflow_runs DROP state");
+    insta::assert_snapshot!(outcome_of("attach"), @r"
+    exit code 1
+    error: public.workflow_runs lacks the column state, delivery_id: see docs/table.md
+    ");
+    database.sql("ALTER TABLE workflow_runs ADD delivery_id text; ALTER TABLE workflow_runs ADD state text");
+    insta::assert_snapshot!(outcome_of("attach"), @r"
+    exit code 1
+    error: public.workflow_runs.state has the type text, and has to be jsonb or json
+    ");
+}
+
+#[test]
+fn a_schema_from_the_future_is_left_alone() {
+    let database = Database::attached();
+    database.sql("UPDATE runspan.meta SET version = 99");
+    for command in ["relay", "outbox", "attach"] {
+        let ended = run(&[command, "--database-url", database.url()]);
+        assert_eq!(ended.code, Some(1), "{command}");
+        assert!(ended.stderr.ends_with("install a newer runspan\n"), "{command}: {}", ended.stderr);
+    }
+    let ended = run(&["relay", "--database-url", database.url(), "--until-idle"]);
+    insta::assert_snapshot!(outcome(&ended, &database), @r"
+    exit code 1
+    error: the runspan schema has version 99, this program knows 1: install a newer runspan
+    ");
+}

@@ -76,9 +76,16 @@ impl Database {
 
     /// `count` runs that go well.
     pub(super) fn write_runs(&self, count: u32) {
+        self.write_runs_with(count, "'triage'", "NULL");
+    }
+
+    /// The same, with these expressions over a run's number `n` as workflow and delivery.
+    pub(super) fn write_runs_with(&self, count: u32, workflow_name: &str, delivery_id: &str) {
         self.sql(&format!(
-            "INSERT INTO workflow_runs (workflow_name, target_type, target_owner, target_repo, target_number)
-                 SELECT 'triage', 'issue', 'acme', 'widgets', n FROM generate_series(1, {count}) n;
+            "INSERT INTO workflow_runs
+                 (workflow_name, delivery_id, target_type, target_owner, target_repo, target_number)
+                 SELECT {workflow_name}, {delivery_id}, 'issue', 'acme', 'widgets', n
+                 FROM generate_series(1, {count}) n;
              UPDATE workflow_runs SET status = 'running' WHERE status = 'queued';
              UPDATE workflow_runs SET status = 'succeeded' WHERE status = 'running'"
         ));

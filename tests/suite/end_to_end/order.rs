@@ -87,7 +87,9 @@ fn a_relay_that_slept_past_its_lease_changes_nothing_and_stands_by() {
     other.wait_to_say("standing by");
 
     let writers = writers(&database);
-    wait_for("progress of the writers", || (database.number("SELECT count(*) FROM ledger") > 1_000).then_some(()));
+    wait_for("progress of the writers", || {
+        (database.number("SELECT count(*) FROM ledger") > 1_000).then_some(())
+    });
     sleeper.signal("STOP");
     takes_over(&database, &other);
     sleeper.signal("CONT");
