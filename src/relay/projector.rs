@@ -32,15 +32,18 @@ pub(super) struct Projector {
 impl Projector {
     pub(super) async fn run(self) -> Result<(), RelayError> {
         let mut position = self.store.position(&self.instance).await?;
-        let mut reconciled = self.reconcile().await?;
+        self.reconcile().await?;
+        // What waits in the journal may have hidden something: once more when it is empty.
+        let mut reconciled = None;
         let mut trimmed = Instant::now();
         let mut pause = BUSY_POLL;
         while !self.stop.is_cancelled() {
             let batch = self.store.read(position, self.settings.batch).await?;
             let read = batch.entries.len();
             if read == 0 {
-                if reconciled.elapsed() > self.settings.reconcile_every {
-                    reconciled = self.reconcile().await?;
+                let is_due = |at: Instant| at.elapsed() > self.settings.reconcile_every;
+                if reconciled.is_none_or(is_due) {
+                    reconciled = Some(self.reconcile().await?);
                 }
                 self.monitor.update(|state| state.journal_empty = true);
                 pause = (pause * 2).min(self.settings.idle_poll);

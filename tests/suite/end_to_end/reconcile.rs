@@ -115,3 +115,21 @@ fn skipped(database: &Database) -> i64 {
     assert!((least..=most).contains(&skipped), "{skipped} are counted, and should be {least} to {most}");
     skipped
 }
+
+#[test]
+fn what_a_waiting_entry_hides_is_mended_before_the_relay_is_idle() {
+    let database = Database::attached();
+    let mut collector = Collector::start();
+    database.sql(
+        "INSERT INTO workflow_runs (workflow_name, target_type, target_owner, target_repo, target_number)
+             VALUES ('triage', 'issue', 'acme', 'widgets', 1);
+         SET session_replication_role = replica;
+         UPDATE workflow_runs SET status = 'succeeded'",
+    );
+    drain(&database, &collector.http());
+    collector.go_away();
+    let spans: Vec<Span> = items(&collector.lines("traces"));
+    let outcomes: Vec<_> = spans.iter().filter_map(|span| span.attributes.get("outcome")).collect();
+    assert_eq!(outcomes, ["succeeded"]);
+    assert_eq!(database.number("SELECT count(*) FROM runspan.open_runs"), 0);
+}
