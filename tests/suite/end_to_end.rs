@@ -22,7 +22,7 @@ use self::database::Database;
 use self::process::{Ended, Process, runspan};
 
 /// How long a condition may take to come true on a busy machine before the test is given up.
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_mins(1);
 
 /// How often a condition is looked at.
 const LOOK: Duration = Duration::from_millis(25);

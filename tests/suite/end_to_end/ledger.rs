@@ -93,8 +93,8 @@ impl Ledger {
     fn compare_spans(&self, spans: Vec<Span>, wrong: &mut Vec<String>) {
         let mut by_id = HashMap::new();
         for span in spans {
-            if let Some(span) = by_id.insert((span.trace_id.clone(), span.span_id.clone()), span) {
-                wrong.push(format!("span {} {} is there twice", span.name, span.span_id));
+            if let Some(span) = by_id.insert((span.trace_id.clone(), span.id.clone()), span) {
+                wrong.push(format!("span {} {} is there twice", span.name, span.id));
             }
         }
         for run in self.runs.values() {
@@ -116,7 +116,7 @@ impl Ledger {
                 (None, Some(_)) => say("a queue span, though it waits".to_owned()),
             }
         }
-        wrong.extend(by_id.values().map(|span| format!("span {} {} is nobody's", span.name, span.span_id)));
+        wrong.extend(by_id.values().map(|span| format!("span {} {} is nobody's", span.name, span.id)));
     }
 
     fn compare_run_span(&self, run: &Run, end: usize, span: &Span, say: &mut impl FnMut(String)) {
@@ -133,9 +133,9 @@ impl Ledger {
             (false, _) => Status::default(),
         };
         expect("status", &span.status, &status, say);
-        let links: Vec<_> = span.links.iter().map(|link| (&*link.trace_id, &*link.span_id)).collect();
+        let linked: Vec<_> = span.links.iter().map(|link| (&*link.trace_id, &*link.span_id)).collect();
         let caused = row.state.get("traceparent").map(|_| CAUSE);
-        expect("link", &links, &caused.into_iter().collect(), say);
+        expect("link", &linked, &caused.into_iter().collect(), say);
 
         let lines = &run.lines[..=end];
         let names: Vec<_> = span.events.iter().map(|event| event.name.clone()).collect();

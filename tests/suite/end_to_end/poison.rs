@@ -33,9 +33,12 @@ fn with_poison() -> Database {
 
 async fn squeamish() -> Receiver {
     let receiver = Receiver::grpc().await;
-    receiver.rule(|request| match is_poison(&request.body) {
-        true => Reply::grpc(Code::InvalidArgument, "a word that nobody should say"),
-        false => Reply::Accept,
+    receiver.rule(|request| {
+        if is_poison(&request.body) {
+            Reply::grpc(Code::InvalidArgument, "a word that nobody should say")
+        } else {
+            Reply::Accept
+        }
     });
     receiver
 }

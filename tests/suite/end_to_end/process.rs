@@ -35,7 +35,7 @@ impl Process {
         let output = tempfile::tempdir().unwrap();
         let file = |name| File::create(output.path().join(name)).unwrap();
         let child = command.stdin(Stdio::null()).stdout(file("stdout")).stderr(file("stderr")).spawn();
-        let name = format!("{:?}", command.get_program());
+        let name = command.get_program().display().to_string();
         let child = child.unwrap_or_else(|error| panic!("{name}: {error}"));
         Self { child, name, output }
     }
