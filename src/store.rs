@@ -103,7 +103,8 @@ fn describe(error: &sqlx::Error) -> String {
         sqlx::Error::Io(error) => format!("cannot reach the database: {error}"),
         // sqlx keeps trying where nothing listens, and forgets why.
         sqlx::Error::PoolTimedOut => {
-            "cannot reach the database: no connection in time; is it running, are host and port right?".to_owned()
+            "cannot reach the database: no connection in time; is it running, are host and port right?"
+                .to_owned()
         }
         other => format!("the database failed: {other}"),
     }
