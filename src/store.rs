@@ -202,6 +202,7 @@ pub struct Commit {
 
 /// How a database's journal and outbox stand.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct StoreStatus {
     /// Entries not yet projected.
     pub journal_entries: i64,

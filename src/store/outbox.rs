@@ -124,6 +124,7 @@ pub struct Trimmed {
 
 /// A request, as `runspan outbox` lists it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Listed {
     /// Its key.
     pub id: i64,

@@ -12,6 +12,7 @@ mod receiver;
 mod relay;
 
 mod attach;
+mod command;
 mod delivery;
 mod demo;
 #[cfg(feature = "services")]

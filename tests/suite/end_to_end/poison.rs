@@ -63,7 +63,7 @@ async fn poison_stands_alone_with_the_answer_and_can_be_sent_again_or_dropped() 
      …  traces   …  1      …    dead: traces to http://RECEIVER (grpc): INVALID_ARGUMENT: "a word that nobody should say"
     "#);
     let json: Value = serde_json::from_str(&outbox(&database, &["--json"]).stdout).unwrap();
-    assert_eq!(json["status"]["dead_requests"], 2);
+    assert_eq!(json["status"]["deadRequests"], 2);
     assert_eq!(json["requests"].as_array().unwrap().len(), 2);
     assert_eq!(json["requests"][0]["channel"], "traces");
     assert_eq!(json["requests"][0]["items"], 1);

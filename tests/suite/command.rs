@@ -1,0 +1,96 @@
+//! The program as a user meets it, on a SQLite file.
+
+use std::process::{Command, Output};
+
+use runspan::relay::{Logs, Relay, serve_health};
+use runspan::runs;
+use serde_json::Value;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+
+use crate::database::{Database, eventually};
+
+fn runspan(database: &Database, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_runspan"));
+    command.args(arguments).env("DATABASE_URL", &database.url).env("OTEL_TRACES_EXPORTER", "none");
+    command.output().unwrap()
+}
+
+#[tokio::test]
+async fn records_go_to_standard_output_as_json_lines() {
+    let database = Database::sqlite().await;
+    assert!(runspan(&database, &["attach"]).status.success());
+    let mut session = database.connect().await;
+    let run = session.queue("triage", 42).await;
+    runs::mark_running(session.runs(), run).await.unwrap();
+    runs::mark_failed(session.runs(), run, "uncaught: a\nb").await.unwrap();
+
+    let relayed = runspan(&database, &["relay", "--until-idle", "--logs", "stdout"]);
+    assert!(relayed.status.success(), "{}", String::from_utf8_lossy(&relayed.stderr));
+    let lines: Vec<Value> = String::from_utf8(relayed.stdout)
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let told: Vec<String> =
+        lines.iter().map(|line| format!("{} {}", line["level"].as_str().unwrap(), line["event"])).collect();
+    insta::assert_snapshot!(told.join("\n"), @r#"
+    info "workflow.run.queued"
+    info "workflow.run.running"
+    error "workflow.run.failed"
+    error "workflow.run.completed"
+    "#);
+    let failed = &lines[2];
+    assert_eq!(failed["runId"], run.to_string());
+    assert_eq!(failed["target"], "acme/widgets#42");
+    assert_eq!(failed["reason"], "uncaught: a b");
+    assert_eq!(failed["trace_id"], run.to_string().replace('-', ""));
+    assert!(failed.get("deliveryId").is_none(), "an absent value is an absent key");
+
+    let again = runspan(&database, &["relay", "--until-idle", "--logs", "stdout"]);
+    assert!(again.status.success() && again.stdout.is_empty(), "told once");
+}
+
+#[tokio::test]
+async fn health_says_how_the_relay_stands() {
+    let database = Database::sqlite().await;
+    let (store, _) = database.attach().await;
+    let relay = Relay::new(store.clone(), Logs::Stdout, &|name| {
+        (name == "OTEL_TRACES_EXPORTER").then(|| "none".to_owned())
+    })
+    .unwrap();
+    let monitor = relay.monitor();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let stop = CancellationToken::new();
+    let serving = tokio::spawn(serve_health(listener, store.clone(), monitor.clone(), stop.clone()));
+
+    let get = async |path: &str| {
+        let mut connection = TcpStream::connect(address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        connection.write_all(request.as_bytes()).await.unwrap();
+        let mut response = String::new();
+        connection.read_to_string(&mut response).await.unwrap();
+        let (head, body) = response.split_once("\r\n\r\n").unwrap();
+        let status: u16 = head.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, serde_json::from_str::<Value>(body).unwrap_or_default())
+    };
+    assert_eq!(get("/live").await.0, 200);
+    let (status, ready) = get("/ready").await;
+    assert_eq!((status, ready["role"].as_str()), (200, Some("standby")));
+
+    database.connect().await.queue("triage", 1).await;
+    assert_eq!(get("/ready").await.1["database"]["journalEntries"], 1);
+    let relay = relay.spawn();
+    eventually("acknowledged", || async { monitor.snapshot().acknowledged_at.is_some() }).await;
+    let (_, ready) = get("/ready").await;
+    assert_eq!(ready["role"], "relaying");
+    assert_eq!(ready["database"]["journalEntries"], 0);
+    assert_eq!(ready["database"]["openRuns"], 1);
+    assert!(ready["lastAcknowledgementSecondsAgo"].is_number());
+    relay.stop().await.unwrap();
+
+    stop.cancel();
+    serving.await.unwrap().unwrap();
+}
