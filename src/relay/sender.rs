@@ -67,12 +67,11 @@ impl Sender {
             let answer = answer?;
             let said = answer.cause().map(ToString::to_string).unwrap_or_default();
             match judge.judge(facts, &answer) {
-                Verdict::Delivered { dead } => {
+                Verdict::Delivered => {
+                    // What was passed over is tried again, from the front.
+                    following = next?.filter(|_| after.is_none());
                     after = None;
-                    if dead.is_empty() {
-                        following = next?;
-                    }
-                    self.delivered(&request, &answer, dead).await?;
+                    self.delivered(&request, &answer).await?;
                     patience = super::patience(self.settings.longest_backoff);
                     self.pace(&request, started).await;
                 }
@@ -92,8 +91,8 @@ impl Sender {
                     tracing::warn!(request = request.id, "{said}; trying the next request");
                     after = Some((request.place, request.id));
                 }
-                Verdict::Refused => {
-                    after = None;
+                Verdict::TryOthersLater => {
+                    after = Some((request.place, request.id));
                     self.refused(said, &mut patience).await;
                 }
             }
@@ -101,18 +100,8 @@ impl Sender {
         Ok(())
     }
 
-    async fn delivered(
-        &self,
-        request: &Request,
-        answer: &Answer,
-        dead: Vec<(i64, String)>,
-    ) -> Result<(), StoreError> {
-        let mut settlements = vec![Settlement::Delivered { id: request.id }];
-        for (id, answer) in dead {
-            tracing::error!(channel = %self.channel, request = id, "given up, see `runspan outbox`: {answer}");
-            settlements.push(Settlement::Dead { id, answer });
-        }
-        self.store.settle(&self.lease, &settlements).await?;
+    async fn delivered(&self, request: &Request, answer: &Answer) -> Result<(), StoreError> {
+        self.store.settle(&self.lease, &[Settlement::Delivered { id: request.id }]).await?;
         let mut thrown_away = 0;
         if let Answer::Accepted { rejected, message } = answer {
             thrown_away = *rejected;
