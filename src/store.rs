@@ -157,19 +157,21 @@ pub struct Position {
 pub struct Pending {
     /// The last entry of a batch.
     pub seq: i64,
-    /// The `xmax` of the snapshot that read it: an entry at or below `seq` belongs to an earlier transaction.
-    pub xmax: i64,
+    /// A transaction id that was drawn after that batch was read: whoever drew a position at or below `seq` has a
+    /// lower one. (The `xmax` of the snapshot would not do: it is one past the last id that has *ended*.)
+    pub bound: i64,
 }
 
 impl Position {
-    /// The position after reading up to `last` in a snapshot of `xmin`..`xmax`.
+    /// The position after reading up to `last` in a snapshot that begins at `xmin`; `bound` was drawn after it.
     #[must_use]
-    pub fn advance(self, last: i64, xmin: i64, xmax: i64) -> Self {
-        let reached = self.pending.filter(|pending| xmin >= pending.xmax);
+    pub fn advance(self, last: i64, xmin: i64, bound: i64) -> Self {
+        // A batch that ends below it may have been cut off there: late entries can be many.
+        let reached = self.pending.filter(|pending| xmin >= pending.bound && last >= pending.seq);
         let low = reached.map_or(self.low, |pending| pending.seq);
         let waiting = if reached.is_some() { None } else { self.pending };
         // One at a time: a newer one would only ever be later.
-        let pending = waiting.or_else(|| (last > low).then_some(Pending { seq: last, xmax }));
+        let pending = waiting.or_else(|| (last > low).then_some(Pending { seq: last, bound }));
         Self { low, pending }
     }
 }
@@ -302,14 +304,16 @@ mod tests {
     fn the_mark_waits_for_every_transaction_that_could_still_write_below_it() {
         let start = Position::default();
         let read = start.advance(10, 100, 105);
-        assert_eq!(read, Position { low: 0, pending: Some(Pending { seq: 10, xmax: 105 }) });
+        assert_eq!(read, Position { low: 0, pending: Some(Pending { seq: 10, bound: 105 }) });
         // A transaction below 105 is still running: entries up to 10 may yet appear.
         let waiting = read.advance(30, 104, 120);
         assert_eq!(waiting, read);
-        // All of them have ended.
+        // All of them have ended, but the batch ends below what they may have written.
+        assert_eq!(waiting.advance(9, 105, 125), read);
+        // And now all of it is read.
         let moved = waiting.advance(40, 105, 130);
-        assert_eq!(moved, Position { low: 10, pending: Some(Pending { seq: 40, xmax: 130 }) });
+        assert_eq!(moved, Position { low: 10, pending: Some(Pending { seq: 40, bound: 130 }) });
         // Nothing new: nothing to wait for.
-        assert_eq!(moved.advance(10, 130, 130), Position { low: 40, pending: None });
+        assert_eq!(moved.advance(40, 130, 140), Position { low: 40, pending: None });
     }
 }

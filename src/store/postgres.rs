@@ -151,7 +151,7 @@ impl Store for PgStore {
 
     async fn position(&self, instance: &str) -> Result<Position, StoreError> {
         let row = sqlx::query(
-            "SELECT instance, low, pending_seq, pending_xmax FROM runspan.commits ORDER BY id DESC LIMIT 1",
+            "SELECT instance, low, pending_seq, pending_bound FROM runspan.commits ORDER BY id DESC LIMIT 1",
         )
         .fetch_optional(&self.pool)
         .await?;
@@ -161,7 +161,7 @@ impl Store for PgStore {
             return Ok(Position::default());
         }
         let pending = match (row.try_get(2)?, row.try_get(3)?) {
-            (Some(seq), Some(xmax)) => Some(Pending { seq, xmax }),
+            (Some(seq), Some(bound)) => Some(Pending { seq, bound }),
             _ => None,
         };
         Ok(Position { low: row.try_get(1)?, pending })
@@ -171,7 +171,7 @@ impl Store for PgStore {
         let rows =
             sqlx::query(rows::READ).bind(position.low).bind(stored(limit)).fetch_all(&self.pool).await?;
         let Some(last) = rows.last() else { return Ok(Batch { entries: Vec::new(), position }) };
-        let position = position.advance(last.try_get(0)?, last.try_get("xmin")?, last.try_get("xmax")?);
+        let position = position.advance(last.try_get(0)?, last.try_get("xmin")?, last.try_get("bound")?);
         let entry = |row: &PgRow| -> Result<_, StoreError> {
             let row = read_row(row)?;
             Ok((row.seq, Entry::try_from(row)))
@@ -221,14 +221,14 @@ impl Store for PgStore {
         insert_requests(&mut tx, &commit.requests).await?;
         sqlx::query(
             "WITH next AS (
-                 INSERT INTO runspan.commits (instance, low, pending_seq, pending_xmax)
+                 INSERT INTO runspan.commits (instance, low, pending_seq, pending_bound)
                  VALUES ($1, $2, $3, $4) RETURNING id)
              DELETE FROM runspan.commits USING next WHERE commits.id < next.id AND next.id % 100 = 0",
         )
         .bind(instance)
         .bind(commit.position.low)
         .bind(commit.position.pending.map(|pending| pending.seq))
-        .bind(commit.position.pending.map(|pending| pending.xmax))
+        .bind(commit.position.pending.map(|pending| pending.bound))
         .execute(&mut *tx)
         .await?;
         tx.commit().await?;

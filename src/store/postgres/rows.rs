@@ -10,14 +10,15 @@ use crate::journal::Row;
 use crate::projection::OpenRun;
 use crate::run::RunId;
 
-/// Entries after a position, with the bounds of the very snapshot that sees them.
+/// Entries after a position, with the beginning of the very snapshot that sees them and a transaction id drawn
+/// after it (and only if there are any: an empty journal costs none).
 pub(super) const READ: &str = "
     SELECT seq, (extract(epoch FROM at) * 1000000)::bigint, (extract(epoch FROM created_at) * 1000000)::bigint,
            run_id, workflow_name, from_status, to_status, target_type, target_owner, target_repo, target_number,
            delivery_id, parent_run_id, root_run_id, root_workflow_name, reason, traceparent, inflight_run_id,
            coalesce(reconciled, false),
            (SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint) AS xmin,
-           (SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint) AS xmax
+           (SELECT pg_current_xact_id()::text::bigint) AS bound
     FROM runspan.journal WHERE seq > $1 ORDER BY seq LIMIT $2";
 
 /// How journal and outbox stand, in one statement.

@@ -61,7 +61,7 @@ CREATE TABLE runspan.commits (
     instance text NOT NULL,
     low bigint NOT NULL,
     pending_seq bigint,
-    pending_xmax bigint
+    pending_bound bigint
 );
 
 -- Encoded OTLP requests, gzipped, until they are acknowledged. `place` keeps the halves of a request where

@@ -14,6 +14,8 @@ use crate::relay::{Relay, TERM};
 on_postgres!(
     an_entry_of_a_long_transaction_is_not_passed_over,
     a_transaction_that_has_not_written_yet_is_not_passed_over,
+    an_entry_of_a_later_transaction_at_an_earlier_position_is_not_passed_over,
+    more_late_entries_than_a_batch_holds_are_not_passed_over,
     the_mark_moves_past_what_is_consumed,
     a_mark_of_another_history_is_forgotten,
     the_transaction_id_is_drawn_before_the_position,
@@ -72,6 +74,50 @@ async fn a_transaction_that_has_not_written_yet_is_not_passed_over(database: &Da
     assert_eq!(consume(&relay).await, [late]);
     slow.execute("COMMIT").await;
     assert_eq!(consume(&relay).await, [early]);
+}
+
+async fn an_entry_of_a_later_transaction_at_an_earlier_position_is_not_passed_over(database: &Database) {
+    let relay = Relay::new(database.attach().await.0).await;
+    let (mut older, mut slow, mut fast) =
+        (database.connect().await, database.connect().await, database.connect().await);
+    fast.execute("SET session_replication_role = replica").await;
+    let missed = fast.queue("triage", 2).await;
+    fast.execute("RESET session_replication_role").await;
+    // What reconciliation writes has no subtransaction, whose id would be drawn after the position: its
+    // transaction can be older than one that drew an earlier position and is still at work.
+    older.execute("BEGIN; SELECT pg_current_xact_id()").await;
+    slow.execute("BEGIN").await;
+    let early = slow.queue("triage", 1).await;
+    older.execute("SELECT runspan.reconcile()").await;
+    older.execute("COMMIT").await;
+    assert_eq!(consume(&relay).await, [missed]);
+    for number in 3..6 {
+        let late = fast.queue("triage", number).await;
+        assert_eq!(consume(&relay).await, [late]);
+        assert_eq!(relay.store.position(&relay.instance).await.unwrap().low, 0);
+    }
+    slow.execute("COMMIT").await;
+    assert_eq!(consume(&relay).await, [early]);
+}
+
+async fn more_late_entries_than_a_batch_holds_are_not_passed_over(database: &Database) {
+    let relay = Relay::new(database.attach().await.0).await;
+    let (mut bulk, mut fast) = (database.connect().await, database.connect().await);
+    bulk.execute("BEGIN").await;
+    let insert = "INSERT INTO workflow_runs (id, workflow_name, target_type, target_owner, target_repo, target_number)
+                  SELECT gen_random_uuid(), 'triage', 'pr', 'acme', 'widgets', n FROM generate_series(1, 250) n";
+    bulk.execute(insert).await;
+    let late = fast.queue("triage", 251).await;
+    assert_eq!(consume(&relay).await, [late]);
+    bulk.execute("COMMIT").await;
+    let mut told = 0;
+    loop {
+        match consume(&relay).await.len() {
+            0 => break,
+            some => told += some,
+        }
+    }
+    assert_eq!((told, relay.store.status().await.unwrap().journal_entries), (250, 0));
 }
 
 async fn the_mark_moves_past_what_is_consumed(database: &Database) {
