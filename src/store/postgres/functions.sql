@@ -26,12 +26,22 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $function$
 BEGIN
     IF error_code = '55P03' THEN -- lock_not_available
-        -- Waiting once a transaction is enough: whatever follows in it is skipped without waiting.
+        -- Waiting once a transaction is enough: whatever follows in it is skipped without waiting. Outside of the
+        -- block below, whose failure would take it back.
         PERFORM set_config('runspan.skipping', 'on', true);
     END IF;
-    PERFORM nextval('runspan.journal_skipped');
-EXCEPTION WHEN OTHERS THEN
-    NULL;
+    IF current_setting('runspan.skipping', true) = 'uncounted' THEN
+        RETURN;
+    END IF;
+    BEGIN
+        PERFORM set_config('lock_timeout', '1ms', true); -- until the caller returns
+        PERFORM nextval('runspan.journal_skipped');
+    EXCEPTION
+        WHEN lock_not_available THEN
+            PERFORM set_config('runspan.skipping', 'uncounted', true);
+        WHEN OTHERS THEN
+            NULL;
+    END;
 END
 $function$;
 
@@ -53,7 +63,7 @@ DECLARE
     link text;
 BEGIN
     BEGIN
-        IF current_setting('runspan.skipping', true) = 'on' THEN
+        IF current_setting('runspan.skipping', true) IN ('on', 'uncounted') THEN
             PERFORM runspan.skip('');
             RETURN NULL;
         END IF;
@@ -120,7 +130,7 @@ DECLARE
     root_id uuid;
 BEGIN
     BEGIN
-        IF current_setting('runspan.skipping', true) = 'on' THEN
+        IF current_setting('runspan.skipping', true) IN ('on', 'uncounted') THEN
             PERFORM runspan.skip('');
             RETURN;
         END IF;

@@ -22,6 +22,7 @@ on_postgres!(
     a_locked_journal_below_the_applications_own_lock_timeout,
     a_locked_journal_above_the_applications_own_lock_timeout,
     a_locked_journal_makes_a_statement_wait_once,
+    a_locked_journal_without_its_counter_makes_a_statement_wait_once,
     a_refusal_is_skipped_too,
     what_was_skipped_is_mended,
     a_nul_escape_in_json_state,
@@ -138,6 +139,28 @@ async fn a_locked_journal_makes_a_statement_wait_once(database: &Database) {
     tokio::time::timeout(Duration::from_mins(1), session.execute(insert)).await.unwrap();
     assert_eq!(session.count("workflow_runs").await, 2000);
     assert_eq!(skipped(database).await, 2000);
+}
+
+async fn a_locked_journal_without_its_counter_makes_a_statement_wait_once(database: &Database) {
+    database.attach().await;
+    let mut locker = locked(database).await;
+    let mut session = database.connect().await;
+    for counter in
+        ["ALTER SEQUENCE runspan.journal_skipped INCREMENT 1", "DROP SEQUENCE runspan.journal_skipped"]
+    {
+        // The counter locked too, and then gone for all.
+        locker.execute(counter).await;
+        if counter.starts_with("DROP") {
+            locker.execute("COMMIT").await;
+            locker = locked(database).await;
+        }
+        session.execute("TRUNCATE workflow_runs").await;
+        let insert = "INSERT INTO workflow_runs (id, workflow_name, target_type, target_owner, target_repo, target_number)
+                      SELECT gen_random_uuid(), 'triage', 'pr', 'acme', 'widgets', n FROM generate_series(1, 600) n";
+        // A wait for each of them would be a minute.
+        tokio::time::timeout(Duration::from_secs(20), session.execute(insert)).await.unwrap();
+        assert_eq!(session.count("workflow_runs").await, 600);
+    }
 }
 
 async fn a_refusal_is_skipped_too(database: &Database) {
