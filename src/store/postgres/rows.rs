@@ -12,8 +12,13 @@ use crate::run::RunId;
 
 /// Entries after a position, with the beginning of the very snapshot that sees them and a transaction id drawn
 /// after it (and only if there are any: an empty journal costs none).
+///
+/// A time that no bigint of microseconds can hold (`infinity`, say) is none.
 pub(super) const READ: &str = "
-    SELECT seq, (extract(epoch FROM at) * 1000000)::bigint, (extract(epoch FROM created_at) * 1000000)::bigint,
+    SELECT seq,
+           CASE WHEN isfinite(at) AND at < '200000-01-01' THEN (extract(epoch FROM at) * 1000000)::bigint END,
+           CASE WHEN isfinite(created_at) AND created_at < '200000-01-01'
+                THEN (extract(epoch FROM created_at) * 1000000)::bigint END,
            run_id, workflow_name, from_status, to_status, target_type, target_owner, target_repo, target_number,
            delivery_id, parent_run_id, root_run_id, root_workflow_name, reason, traceparent, inflight_run_id,
            coalesce(reconciled, false),

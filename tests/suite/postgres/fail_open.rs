@@ -26,6 +26,7 @@ on_postgres!(
     a_refusal_is_skipped_too,
     what_was_skipped_is_mended,
     a_nul_escape_in_json_state,
+    a_time_without_end_stops_nothing,
 );
 
 /// A whole life of a run, in a transaction of its own and in single statements.
@@ -220,4 +221,22 @@ async fn a_nul_escape_in_json_state(database: &Database) {
         .await;
     // jsonb would have refused it; json hands it on, and no text can hold it.
     assert_eq!(relay.store.status().await.unwrap().skipped_entries, 1);
+}
+
+async fn a_time_without_end_stops_nothing(database: &Database) {
+    let relay = Relay::new(database.attach().await.0).await;
+    let mut session = database.connect().await;
+    for (number, time) in
+        (1..).zip(["infinity", "-infinity", "294276-12-31 23:59:59Z", "4713-01-01 00:00:00Z BC"])
+    {
+        session
+            .execute(&format!(
+                "INSERT INTO workflow_runs (id, workflow_name, target_type, target_owner, target_repo, target_number,
+                     created_at)
+                 VALUES (gen_random_uuid(), 'triage', 'pr', 'acme', 'widgets', {number}, '{time}')"
+            ))
+            .await;
+    }
+    session.queue("triage", 5).await;
+    assert_eq!(relay.drain().await.lines().count(), 5);
 }
