@@ -101,9 +101,20 @@ impl Projector {
     }
 
     async fn reconcile(&self) -> Result<Instant, StoreError> {
-        let made = self.store.reconcile().await?;
-        if made > 0 {
-            tracing::warn!(entries = made, "the journal had missed transitions; the table told of them");
+        match self.store.reconcile().await {
+            Ok(0) => {}
+            Ok(made) => {
+                tracing::warn!(entries = made, "the journal had missed transitions; the table told of them");
+            }
+            // The table may be renamed or gone, or hold what cannot be read. That stops nothing of what is
+            // journalled and stored.
+            Err(StoreError::Database(sqlx::Error::Database(error))) => {
+                tracing::error!(
+                    "the table cannot be compared with the journal, so what it missed stays missing: {}",
+                    error.message()
+                );
+            }
+            Err(error) => return Err(error),
         }
         Ok(Instant::now())
     }

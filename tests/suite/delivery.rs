@@ -28,6 +28,7 @@ on_every_database!(
     a_stopped_relay_leaves_the_rest_to_the_next,
     a_partial_success_is_done,
     a_signal_can_be_turned_off,
+    a_renamed_table_stops_nothing,
 );
 
 #[cfg(feature = "services")]
@@ -295,6 +296,16 @@ async fn a_signal_can_be_turned_off(database: &Database) {
 }
 
 /// Cutting the relay's connections, at whichever statement it is.
+async fn a_renamed_table_stops_nothing(database: &Database) {
+    let (store, _) = database.attach().await;
+    let receiver = Receiver::grpc().await;
+    let mut session = database.connect().await;
+    let runs = succeed(&mut session, 1..=3).await;
+    session.execute("ALTER TABLE workflow_runs RENAME TO runs_of_old").await;
+    assert_eq!(start(&store, &receiver).drain().await.unwrap(), Ended::Idle);
+    assert_eq!(names(&receiver), ids(&runs));
+}
+
 #[cfg(feature = "services")]
 async fn a_cut_connection_loses_nothing(database: &Database) {
     let (store, _) = database.attach().await;
