@@ -9,9 +9,6 @@ use uuid::Uuid;
 use crate::run::{RunId, Status, Timestamp, UnknownStatus};
 use crate::trace_context::SpanContext;
 
-/// How many bytes of a reason are read: redaction needs more than the 1 KiB that is kept, but not a megabyte.
-pub const MAX_REASON: usize = 8 * 1024;
-
 /// A row of the journal, as stored.
 #[derive(Clone, Debug, Default)]
 pub struct Row {

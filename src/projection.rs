@@ -226,8 +226,9 @@ impl Projection {
         why.set_if(field::ERROR_TYPE, error_type.map(ErrorType::as_str))
             .set_if(field::REASON, reason.clone());
 
-        let never_published = error_type == Some(ErrorType::EnqueueFailed)
-            && matches!(step.from, Before::Known(Status::Queued) | Before::Absent);
+        let was_queued = step.from == Before::Known(Status::Queued)
+            || (step.from == Before::Absent && open.status == Status::Queued);
+        let never_published = was_queued && error_type == Some(ErrorType::EnqueueFailed);
         let mut last_events = Vec::new();
         let mut all = own.clone();
         all.extend(why.clone());
@@ -239,7 +240,7 @@ impl Projection {
             last_events.push(SpanEvent { event, at, attributes });
             self.record(event, at, run, &open.context, all.clone(), error_type, step.reconciled);
         }
-        self.record(Event::Completed, at, run, &open.context, all.clone(), error_type, step.reconciled);
+        self.record(Event::Completed, at, run, &open.context, own, error_type, step.reconciled);
         if let Some(rollup) = self.records.last_mut() {
             rollup.level = Event::of_outcome(outcome).level(error_type);
         }

@@ -22,9 +22,12 @@ pub use self::health::serve as serve_health;
 pub use self::monitor::{Monitor, SenderState, Snapshot};
 use crate::otlp::Signal;
 use crate::otlp::client::{Client, ClientError};
-use crate::otlp::config::{ConfigError, Env, Resource, SignalConfig};
+use crate::otlp::config::{ConfigError, Env, Resource, SignalConfig, UNKNOWN_SERVICE};
 use crate::otlp::encode::Encoder;
 use crate::store::{Channel, Lease, Store, StoreError};
+
+/// How long giving the lease back may take.
+const RELEASE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How often a standby that is to run until idle asks the database whether anything is left.
 const STANDBY_LOOK: Duration = Duration::from_secs(1);
@@ -90,6 +93,11 @@ pub enum RelayError {
     /// The database cannot be used, and waiting does not help.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Nothing is to be sent.
+    #[error(
+        "both signals are turned off: set OTEL_TRACES_EXPORTER or OTEL_LOGS_EXPORTER to otlp, or print the records with --logs stdout"
+    )]
+    NoSink,
     /// Standard output is closed.
     #[error("cannot write to standard output: {0}")]
     Stdout(std::io::Error),
@@ -158,6 +166,9 @@ impl Relay {
         if logs != Logs::Otlp {
             sinks.push((Channel::Stdout, Arc::new(Sink::Stdout)));
         }
+        if sinks.is_empty() {
+            return Err(RelayError::NoSink);
+        }
         let monitor = Monitor::new(sinks.iter().map(|(channel, _)| *channel));
         let holder = format!("{}-{}", std::process::id(), uuid::Uuid::now_v7().simple());
         Ok(Self { store, resource, sinks, settings: Settings::default(), monitor, holder })
@@ -188,6 +199,7 @@ impl Relay {
     /// A database that is away is waited for; one that will never do (not attached, too new, wrong
     /// credentials) is an error.
     pub async fn run(self, stop: CancellationToken) -> Result<(), RelayError> {
+        self.introduce();
         let mut patience = patience(self.settings.longest_backoff);
         while !stop.is_cancelled() {
             let error = match self.hold_lease(&stop).await {
@@ -195,13 +207,14 @@ impl Relay {
                 Err(RelayError::Store(error)) if error.is_transient() => error,
                 Err(error) => return Err(error),
             };
-            self.monitor.update(|state| state.lease_epoch = None);
             if matches!(error, StoreError::LeaseLost) {
                 tracing::warn!("{error}; standing by");
                 patience = self::patience(self.settings.longest_backoff);
                 continue;
             }
-            self.monitor.update(|state| state.database_problem = Some(error.to_string()));
+            if matches!(error, StoreError::Database(_)) {
+                self.monitor.update(|state| state.database_problem = Some(error.to_string()));
+            }
             let wait = patience.next().unwrap_or(self.settings.longest_backoff);
             tracing::warn!(retry_in_ms = wait.as_millis(), "{error}");
             let _ = tokio::time::timeout(wait, stop.cancelled()).await;
@@ -213,16 +226,17 @@ impl Relay {
     async fn hold_lease(&self, stop: &CancellationToken) -> Result<(), RelayError> {
         self.store.check().await?;
         self.monitor.update(|state| state.database_problem = None);
-        let Some(lease) = lease::acquire(&*self.store, &self.holder, self.settings.lease_term, stop).await?
+        let Some(lease) =
+            lease::acquire(&*self.store, &self.holder, self.settings.lease_term, &self.monitor, stop).await?
         else {
             return Ok(());
         };
         tracing::info!(epoch = lease.epoch(), "took the lease");
-        self.monitor.update(|state| state.lease_epoch = Some(lease.epoch()));
         let worked = self.work(&lease, stop).await;
-        if worked.is_ok() {
-            self.store.release_lease(&lease).await?;
-            self.monitor.update(|state| state.lease_epoch = None);
+        self.monitor.update(|state| state.lease_epoch = None);
+        // After an error too: whoever comes next, this relay itself included, need not wait for its end.
+        let released = tokio::time::timeout(RELEASE_PATIENCE, self.store.release_lease(&lease)).await;
+        if matches!(released, Ok(Ok(()))) {
             tracing::info!(epoch = lease.epoch(), "gave the lease back");
         }
         worked
@@ -230,6 +244,7 @@ impl Relay {
 
     /// Projects and sends until `stop`, or until something fails.
     async fn work(&self, lease: &Lease, stop: &CancellationToken) -> Result<(), RelayError> {
+        self.warn_of_leftovers().await?;
         let instance = self.store.instance().await?;
         let mut keeper = std::pin::pin!(lease::keep(&*self.store, lease, self.settings.lease_term));
         let mut workers: JoinSet<Result<(), RelayError>> = JoinSet::new();
@@ -268,6 +283,37 @@ impl Relay {
                 },
             }
         }
+    }
+}
+
+impl Relay {
+    /// Says where it all goes.
+    fn introduce(&self) {
+        for (channel, sink) in &self.sinks {
+            match &**sink {
+                Sink::Otlp(client) => {
+                    let config = client.config();
+                    tracing::info!("sending {channel} to {} ({})", config.endpoint, config.protocol);
+                }
+                Sink::Stdout => tracing::info!("printing records as JSON lines"),
+            }
+        }
+        if self.resource.service_name() == UNKNOWN_SERVICE {
+            tracing::warn!("the runs will be those of {UNKNOWN_SERVICE}: set OTEL_SERVICE_NAME");
+        }
+    }
+
+    /// Requests of a channel that an earlier relay served and this one does not.
+    async fn warn_of_leftovers(&self) -> Result<(), StoreError> {
+        for channel in Channel::ALL {
+            let served = self.sinks.iter().any(|(served, _)| *served == channel);
+            if !served && self.store.next_request(channel, None).await?.is_some() {
+                tracing::warn!(
+                    "requests wait for {channel}, which this relay does not send: see --logs and OTEL_*_EXPORTER"
+                );
+            }
+        }
+        Ok(())
     }
 }
 
@@ -317,20 +363,28 @@ pub async fn until_idle(store: &dyn Store, monitor: &Monitor) -> Result<Ended, S
             return Ok(Ended::DatabaseAway(problem));
         }
         // What the tasks say may be a moment old; the database knows. A standby asks it only.
-        if state.is_idle() || state.lease_epoch.is_none() {
+        if state.is_idle() || state.stands_by {
             let status = store.status().await?;
-            if status.journal_entries == 0 {
-                if let Some(said) = state.refusal() {
-                    return Ok(Ended::Refused(said.to_owned()));
-                }
-                if status.waiting_requests == 0 {
-                    let dead = status.dead_requests;
-                    return Ok(if dead == 0 { Ended::Idle } else { Ended::Dead(dead) });
-                }
+            if let Some(said) = state.refusal().filter(|_| status.journal_entries == 0) {
+                return Ok(Ended::Refused(said.to_owned()));
+            }
+            if status.journal_entries == 0 && !anything_waits(store, &state).await? {
+                let dead = status.dead_requests;
+                return Ok(if dead == 0 { Ended::Idle } else { Ended::Dead(dead) });
             }
         }
         let _ = tokio::time::timeout(STANDBY_LOOK, changes.changed()).await;
     }
+}
+
+/// Whether a request waits that this relay would send.
+async fn anything_waits(store: &dyn Store, state: &Snapshot) -> Result<bool, StoreError> {
+    for channel in state.senders.keys() {
+        if store.next_request(*channel, None).await?.is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Waits between failed attempts: doubling from 200 ms, with jitter, without an end.

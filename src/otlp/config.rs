@@ -17,7 +17,7 @@ use std::{fmt, path::PathBuf, time::Duration};
 
 pub use endpoint::Endpoint;
 pub use headers::Headers;
-pub use resource::Resource;
+pub use resource::{Resource, UNKNOWN_SERVICE};
 
 use super::Signal;
 

@@ -1,7 +1,7 @@
 //! Health over HTTP: `/live` and `/ready`.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -13,6 +13,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::monitor::{Monitor, SenderState, Snapshot};
 use crate::store::{Store, StoreStatus};
+
+/// A probe waits for a second by default (Kubernetes): the answer has to come before.
+const PATIENCE: Duration = Duration::from_millis(800);
 
 #[derive(Clone)]
 struct Watched {
@@ -40,12 +43,19 @@ pub async fn serve(
 
 async fn ready(State(watched): State<Watched>) -> (StatusCode, Json<Value>) {
     let snapshot = watched.monitor.snapshot();
-    match watched.store.status().await {
-        Ok(status) => (StatusCode::OK, Json(describe(&snapshot, &status))),
-        Err(error) => {
-            let body = json!({ "ready": false, "problem": error.to_string() });
-            (StatusCode::SERVICE_UNAVAILABLE, Json(body))
-        }
+    let problem = match tokio::time::timeout(PATIENCE, watched.store.status()).await {
+        Ok(Ok(status)) => return (StatusCode::OK, Json(describe(&snapshot, &status))),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => snapshot.database_problem.unwrap_or_else(|| "the database does not answer".to_owned()),
+    };
+    (StatusCode::SERVICE_UNAVAILABLE, Json(json!({ "ready": false, "problem": problem })))
+}
+
+fn role(snapshot: &Snapshot) -> &'static str {
+    match (snapshot.lease_epoch, snapshot.stands_by) {
+        (Some(_), _) => "relaying",
+        (None, true) => "standby",
+        (None, false) => "starting",
     }
 }
 
@@ -66,7 +76,7 @@ fn describe(snapshot: &Snapshot, status: &StoreStatus) -> Value {
     let acknowledged = snapshot.acknowledged_at.and_then(|at| SystemTime::now().duration_since(at).ok());
     json!({
         "ready": true,
-        "role": if snapshot.lease_epoch.is_some() { "relaying" } else { "standby" },
+        "role": role(snapshot),
         "leaseEpoch": snapshot.lease_epoch,
         "lastAcknowledgementSecondsAgo": acknowledged.map(|ago| ago.as_secs_f64()),
         "deliveredItems": snapshot.delivered_items,

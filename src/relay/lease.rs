@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::monitor::Monitor;
 use crate::store::{Lease, LeaseView, Store, StoreError};
 
 /// How often a standby looks at the lease.
@@ -18,6 +19,7 @@ pub(super) async fn acquire(
     store: &dyn Store,
     holder: &str,
     term: Duration,
+    monitor: &Monitor,
     stop: &CancellationToken,
 ) -> Result<Option<Lease>, StoreError> {
     let mut watch = Watch::default();
@@ -26,10 +28,15 @@ pub(super) async fn acquire(
         let unchanged_for = watch.unchanged_for(&seen, Instant::now());
         let free = seen.expired || seen.holder.as_deref() == Some(holder) || unchanged_for > term;
         if free && let Some(lease) = store.take_lease(&seen, holder, term).await? {
+            monitor.update(|state| {
+                state.stands_by = false;
+                state.lease_epoch = Some(lease.epoch());
+            });
             return Ok(Some(lease));
         }
         if !free && watch.is_first_look() {
             let holder = seen.holder.as_deref().unwrap_or_default();
+            monitor.update(|state| state.stands_by = true);
             tracing::info!(holder, epoch = seen.epoch, "another relay has the lease; standing by");
         }
         if tokio::time::timeout(STANDBY_POLL, stop.cancelled()).await.is_ok() {

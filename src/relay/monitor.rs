@@ -20,6 +20,8 @@ pub struct Monitor {
 pub struct Snapshot {
     /// The lease's epoch, while it is held.
     pub lease_epoch: Option<i64>,
+    /// Whether another relay holds the lease.
+    pub stands_by: bool,
     /// Why the database cannot be used at the moment.
     pub database_problem: Option<String>,
     /// Whether the journal was empty when it was last looked at.
@@ -43,7 +45,7 @@ pub enum SenderState {
     Idle,
     /// The receiver does not answer well: this is why.
     Waiting(String),
-    /// The receiver takes none of what waits: this is what it says.
+    /// The receiver takes none of what waits until someone mends it: this is what it says.
     Refused(String),
 }
 

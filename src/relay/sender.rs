@@ -68,21 +68,23 @@ impl Sender {
             let said = answer.cause().map(ToString::to_string).unwrap_or_default();
             match judge.judge(facts, &answer) {
                 Verdict::Delivered => {
+                    self.delivered(&request, &answer).await?;
                     // What was passed over is tried again, from the front.
                     following = next?.filter(|_| after.is_none());
                     after = None;
-                    self.delivered(&request, &answer).await?;
                     patience = super::patience(self.settings.longest_backoff);
                     self.pace(&request, started).await;
                 }
                 Verdict::Keep(wait) => {
                     let wait = wait.or_else(|| patience.next()).unwrap_or(self.settings.longest_backoff);
-                    if matches!(answer, Answer::Misconfigured(_)) {
+                    let state = if matches!(answer, Answer::Misconfigured(_)) {
                         tracing::error!(retry_in_ms = wait.as_millis(), "{said}");
+                        SenderState::Refused(said)
                     } else {
                         tracing::warn!(retry_in_ms = wait.as_millis(), "{said}");
-                    }
-                    self.monitor.sender(self.channel, SenderState::Waiting(said));
+                        SenderState::Waiting(said)
+                    };
+                    self.monitor.sender(self.channel, state);
                     let _ = tokio::time::timeout(wait, self.stop.cancelled()).await;
                 }
                 Verdict::Halve => self.halve(&request, &said).await?,

@@ -78,7 +78,7 @@ async fn health_says_how_the_relay_stands() {
     };
     assert_eq!(get("/live").await.0, 200);
     let (status, ready) = get("/ready").await;
-    assert_eq!((status, ready["role"].as_str()), (200, Some("standby")));
+    assert_eq!((status, ready["role"].as_str()), (200, Some("starting")));
 
     database.connect().await.queue("triage", 1).await;
     assert_eq!(get("/ready").await.1["database"]["journalEntries"], 1);

@@ -28,6 +28,10 @@ on_every_database!(
     a_stopped_relay_leaves_the_rest_to_the_next,
     a_partial_success_is_done,
     a_signal_can_be_turned_off,
+    another_server_on_that_port_takes_nothing,
+    what_another_relay_left_for_another_channel_keeps_no_one,
+    idle_is_only_who_has_looked,
+    nothing_to_send_is_said,
     a_renamed_table_stops_nothing,
 );
 
@@ -327,4 +331,58 @@ async fn a_cut_connection_loses_nothing(database: &Database) {
     assert!(lease > 1, "it took its own lease anew, without waiting for it to expire: {lease:?}");
     assert_eq!(relay.drain().await.unwrap(), Ended::Idle);
     assert_eq!(names(&receiver), ids(&runs));
+}
+
+/// A health check's friendly 200 stored nothing.
+async fn another_server_on_that_port_takes_nothing(database: &Database) {
+    let (store, _) = database.attach().await;
+    let receiver = Receiver::http().await;
+    succeed(&mut database.connect().await, 1..=3).await;
+    receiver.rule(|_| Reply::http(200, &[("content-type", "application/json")], r#"{"status":"available"}"#));
+    let http = [("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")];
+    let ended = relay(&store, &receiver, &http).spawn().drain().await.unwrap();
+    assert!(
+        matches!(&ended, Ended::Refused(said) if said.contains("not as an OTLP receiver does")),
+        "{ended:?}"
+    );
+    assert!(store.status().await.unwrap().waiting_requests > 0);
+}
+
+async fn what_another_relay_left_for_another_channel_keeps_no_one(database: &Database) {
+    let (store, _) = database.attach().await;
+    let receiver = Receiver::grpc().await;
+    receiver.rule(|_| Reply::grpc(Code::Unavailable, "away"));
+    let first = start(&store, &receiver);
+    succeed(&mut database.connect().await, 1..=3).await;
+    eventually("both channels wait", || async { store.list(10).await.unwrap().len() >= 2 }).await;
+    first.stop().await.unwrap();
+    receiver.rule(|_| Reply::Accept);
+    let traces_only = relay(&store, &receiver, &[("OTEL_LOGS_EXPORTER", "none")]).spawn();
+    assert_eq!(traces_only.drain().await.unwrap(), Ended::Idle);
+    let left = store.list(10).await.unwrap();
+    assert!(!left.is_empty() && left.iter().all(|request| request.channel == Channel::Logs), "{left:?}");
+}
+
+/// An empty journal is no work done: what it missed is found first.
+async fn idle_is_only_who_has_looked(database: &Database) {
+    let (store, _) = database.attach().await;
+    let receiver = Receiver::grpc().await;
+    let mut session = database.connect().await;
+    let runs = succeed(&mut session, 1..=1).await;
+    let late = session.queue("plan", 2).await;
+    session.execute(&format!("DELETE FROM {}", database.own("journal"))).await;
+    assert_eq!(start(&store, &receiver).drain().await.unwrap(), Ended::Idle);
+    let status = store.status().await.unwrap();
+    assert_eq!(
+        (status.journal_entries, status.open_runs),
+        (0, 1),
+        "{late} is taken in, {runs:?} came and went unseen"
+    );
+}
+
+async fn nothing_to_send_is_said(database: &Database) {
+    let (store, _) = database.attach().await;
+    let off = |name: &str| name.ends_with("_EXPORTER").then(|| "none".to_owned());
+    let error = Relay::new(store, Logs::Otlp, &off).err().unwrap().to_string();
+    assert!(error.starts_with("both signals are turned off"), "{error}");
 }

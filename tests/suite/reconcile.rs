@@ -102,9 +102,9 @@ async fn a_missed_transition_is_mended(database: &Database) {
     assert_told!(relay.drain().await, @r#"
     running triage acme/widgets#1 rootWorkflowName=triage reconciled
     failed triage acme/widgets#2 rootWorkflowName=triage outcome=failed error.type=timeout reason=timeout: 1 h reconciled
-    completed triage acme/widgets#2 rootWorkflowName=triage outcome=failed error.type=timeout reason=timeout: 1 h reconciled
+    completed triage acme/widgets#2 rootWorkflowName=triage outcome=failed reconciled
     incomplete triage acme/widgets#3 rootWorkflowName=triage outcome=incomplete reason=step 3 reconciled
-    completed triage acme/widgets#3 rootWorkflowName=triage outcome=incomplete reason=step 3 reconciled
+    completed triage acme/widgets#3 rootWorkflowName=triage outcome=incomplete reconciled
     span "triage queued" [] child
     span "triage queued" [] child
     span "triage" [queued failed] error=timeout: 1 h

@@ -90,6 +90,9 @@ fn foreign(config: &SignalConfig, status: StatusCode, headers: &HeaderMap, body:
     if status.is_success() && content_type.starts_with("text/html") {
         return Some(format!("answers with a web page and is no OTLP receiver: check {variable}"));
     }
+    if status.is_success() && !is_export_response(&content_type, body) {
+        return Some(format!("answers {status}, but not as an OTLP receiver does: check {variable}"));
+    }
     // Go's and nginx's answers to plain HTTP on a TLS port.
     if status == StatusCode::BAD_REQUEST
         && !config.endpoint.is_tls()
@@ -100,6 +103,16 @@ fn foreign(config: &SignalConfig, status: StatusCode, headers: &HeaderMap, body:
         return Some(format!("this port wants TLS: write https:// in {variable}"));
     }
     None
+}
+
+/// Whether a success speaks of an export. OTLP/HTTP answers in protobuf (specification, "Full Success"); some
+/// receivers say nothing, some answer in JSON. A health check's or a proxy's friendly 200 stored nothing.
+fn is_export_response(content_type: &str, body: &[u8]) -> bool {
+    if body.is_empty() || content_type.is_empty() || content_type.starts_with("application/x-protobuf") {
+        return true;
+    }
+    let Ok(serde_json::Value::Object(answer)) = serde_json::from_slice(body) else { return false };
+    answer.keys().all(|key| matches!(key.as_str(), "partialSuccess" | "partial_success"))
 }
 
 /// The receiver's words: the message of the `google.rpc.Status` that OTLP asks for, or the body as text.

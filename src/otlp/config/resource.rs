@@ -4,6 +4,9 @@ use super::{ConfigError, Env, Problem, pairs};
 
 const SERVICE_NAME: &str = "service.name";
 
+/// What the specification calls a service that nobody named.
+pub const UNKNOWN_SERVICE: &str = "unknown_service";
+
 /// The resource of the application, from `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resource {
@@ -18,7 +21,7 @@ impl Resource {
     /// A list entry that cannot be understood.
     pub fn from_env(env: Env<'_>) -> Result<Self, ConfigError> {
         const LIST: &str = "OTEL_RESOURCE_ATTRIBUTES";
-        let mut resource = Self { attributes: vec![(SERVICE_NAME.to_owned(), "unknown_service".to_owned())] };
+        let mut resource = Self { attributes: vec![(SERVICE_NAME.to_owned(), UNKNOWN_SERVICE.to_owned())] };
         for (key, value) in attributes(&env(LIST).unwrap_or_default())
             .map_err(|problem| ConfigError { variable: LIST.to_owned(), problem })?
         {

@@ -328,7 +328,7 @@ async fn reconciling_beside_writers_tells_nothing_twice(database: &Database) {
     running triage acme/widgets#1 rootWorkflowName=triage
     queued triage acme/widgets#2 rootWorkflowName=triage reconciled
     failed triage acme/widgets#2 rootWorkflowName=triage outcome=failed error.type=handler reason=no
-    completed triage acme/widgets#2 rootWorkflowName=triage outcome=failed error.type=handler reason=no
+    completed triage acme/widgets#2 rootWorkflowName=triage outcome=failed
     span "triage queued" [] child
     span "triage queued" [] child
     span "triage" [queued failed] error=no
