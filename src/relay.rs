@@ -199,7 +199,6 @@ impl Relay {
     /// A database that is away is waited for; one that will never do (not attached, too new, wrong
     /// credentials) is an error.
     pub async fn run(self, stop: CancellationToken) -> Result<(), RelayError> {
-        self.introduce();
         let mut patience = patience(self.settings.longest_backoff);
         while !stop.is_cancelled() {
             let error = match self.hold_lease(&stop).await {
@@ -232,6 +231,7 @@ impl Relay {
             return Ok(());
         };
         tracing::info!(epoch = lease.epoch(), "took the lease");
+        self.introduce();
         let worked = self.work(&lease, stop).await;
         self.monitor.update(|state| state.lease_epoch = None);
         // After an error too: whoever comes next, this relay itself included, need not wait for its end.

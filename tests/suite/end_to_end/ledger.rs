@@ -226,7 +226,11 @@ impl Ledger {
                 self.of_run(run)
             };
             attributes.insert("event".into(), json!(record.event_name));
-            attributes.extend(if line.child_run_id.is_some() { self.of_child(line) } else { why(line) });
+            attributes.extend(match event {
+                _ if line.child_run_id.is_some() => self.of_child(line),
+                "completed" => Attributes::new(),
+                _ => why(line),
+            });
             // Times and states of these are compared on the span.
             let own = ["durationMs", "queueWaitMs", "executionMs", "outcome", "fromStatus", "toStatus"];
             let mut found = record.attributes.clone();
