@@ -25,7 +25,16 @@ const LOCK_TABLE_BRIEFLY: &str = "SET LOCAL lock_timeout = '200ms'";
 struct Table {
     /// Quoted, with its schema.
     name: String,
+    /// Its owner's role, quoted.
+    owner: String,
     warnings: Vec<String>,
+}
+
+impl Table {
+    /// The triggers, made as the table's owner.
+    fn triggers(&self) -> String {
+        format!("SET LOCAL ROLE {};\n{}", self.owner, TRIGGERS.replace("{table}", &self.name))
+    }
 }
 
 #[async_trait]
@@ -33,13 +42,13 @@ impl Attach for PgStore {
     async fn attach_sql(&self, plan: &Plan) -> Result<String, StoreError> {
         let mut connection = self.pool.acquire().await?;
         let table = inspect(&mut connection, plan).await?;
-        let schema = schema_sql(installed_version(&mut connection).await?, &table.name);
+        let schema = schema_sql(&mut connection, &table).await?;
         let grants = grant_sql(&mut connection, plan).await?;
-        let triggers = TRIGGERS.replace("{table}", &table.name);
         Ok(format!(
             "BEGIN;\n{schema}{grants}COMMIT;\n\n\
-             BEGIN;\n{LOCK_TABLE_BRIEFLY};\n{triggers}COMMIT;\n\n\
-             SELECT runspan.reconcile();\n"
+             BEGIN;\n{LOCK_TABLE_BRIEFLY};\n{}COMMIT;\n\n\
+             SELECT runspan.reconcile();\n",
+            table.triggers()
         ))
     }
 
@@ -49,18 +58,12 @@ impl Attach for PgStore {
         let mut tx = sqlx::Connection::begin(&mut *connection).await?;
         // Two attaches at once would trip over each other's CREATE.
         sqlx::query("SELECT pg_advisory_xact_lock(hashtext('runspan attach'))").execute(&mut *tx).await?;
-        let sql = schema_sql(installed_version(&mut tx).await?, &table.name);
+        let sql = schema_sql(&mut tx, &table).await? + &grant_sql(&mut tx, plan).await?;
         run(&mut tx, sql).await?;
-        sqlx::query("UPDATE runspan.meta SET attached_table = $1")
-            .bind(&table.name)
-            .execute(&mut *tx)
-            .await?;
-        let grants = grant_sql(&mut tx, plan).await?;
-        run(&mut tx, grants).await?;
         tx.commit().await?;
         drop(connection);
 
-        self.locking_the_table(&TRIGGERS.replace("{table}", &table.name), &table.name).await?;
+        self.locking_the_table(&table.triggers(), &table.name).await?;
         let adopted = self.reconcile().await?;
         Ok(Attached { table: table.name, adopted, warnings: table.warnings })
     }
@@ -135,23 +138,81 @@ async fn run(connection: &mut PgConnection, sql: String) -> Result<(), StoreErro
 }
 
 /// What is missing of schema and functions.
-fn schema_sql(installed: i32, table: &str) -> String {
-    let known = usize::try_from(installed).unwrap_or_default();
+///
+/// All of it belongs to the table's owner, and so the functions run as that role: were they the attaching role's
+/// (a superuser's, say), the owner could put a view in the table's place and have them run whatever it calls.
+async fn schema_sql(connection: &mut PgConnection, table: &Table) -> Result<String, StoreError> {
+    let exists: bool = sqlx::query_scalar("SELECT to_regnamespace('runspan') IS NOT NULL")
+        .fetch_one(&mut *connection)
+        .await?;
+    let owned = if exists {
+        hand_over_sql(connection, table).await?
+    } else {
+        format!("CREATE SCHEMA runspan AUTHORIZATION {};\n", table.owner)
+    };
+    let known = usize::try_from(installed_version(connection).await?).unwrap_or_default();
     let version = if (1..MIGRATIONS.len()).contains(&known) {
         format!("UPDATE runspan.meta SET version = {SCHEMA_VERSION};\n")
     } else {
         String::new()
     };
-    MIGRATIONS[known.min(MIGRATIONS.len())..].concat() + &version + &FUNCTIONS.replace("{table}", table)
+    Ok(format!(
+        "{owned}SET LOCAL ROLE {};\n{}{version}{}",
+        table.owner,
+        MIGRATIONS[known.min(MIGRATIONS.len())..].concat(),
+        FUNCTIONS.replace("{table}", &table.name)
+    ))
+}
+
+/// What hands to the table's owner whatever is in an existing schema and belongs to another; refused if that
+/// may be someone's trap.
+async fn hand_over_sql(connection: &mut PgConnection, table: &Table) -> Result<String, StoreError> {
+    let strangers: Vec<(String, String, bool, String)> = sqlx::query_as(
+        "WITH things (place, what, owner, change) AS (
+             SELECT 0, 'the schema runspan', nspowner, 'SCHEMA runspan'
+             FROM pg_namespace WHERE nspname = 'runspan'
+             UNION ALL
+             SELECT 1, format('runspan.%I', relname), relowner, format('TABLE runspan.%I', relname)
+             FROM pg_class c WHERE relnamespace = to_regnamespace('runspan') AND relkind IN ('r','p','S','v','m','f')
+               -- A column's own sequence goes with its table.
+               AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid
+                               AND d.refclassid = 'pg_class'::regclass AND d.deptype IN ('a', 'i') AND relkind = 'S')
+             UNION ALL
+             SELECT 2, format('runspan.%I()', proname), proowner,
+                 format('ROUTINE runspan.%I(%s)', proname, pg_get_function_identity_arguments(oid))
+             FROM pg_proc WHERE pronamespace = to_regnamespace('runspan'))
+         SELECT what, rolname::text, (r.rolsuper OR rolname = current_user) AND pg_has_role(r.oid, 'USAGE'),
+             format('ALTER %s OWNER TO %s;', change, $1)
+         FROM things JOIN pg_roles r ON r.oid = owner
+         WHERE quote_ident(rolname) <> $1
+         ORDER BY place, what",
+    )
+    .bind(&table.owner)
+    .fetch_all(connection)
+    .await?;
+    if let Some((what, other, ..)) = strangers.iter().find(|(_, _, trusted, _)| !trusted) {
+        return Err(StoreError::Unfit(format!(
+            "{what} belongs to role {other:?}, and not to {}, who owns {}: hand it over (ALTER … OWNER TO) if it is \
+             runspan's, drop it if not",
+            table.owner, table.name
+        )));
+    }
+    Ok(strangers.into_iter().map(|(.., change)| change + "\n").collect())
 }
 
 /// The version that is installed; 0 for none.
 async fn installed_version(connection: &mut PgConnection) -> Result<i32, StoreError> {
-    let exists: bool = sqlx::query_scalar("SELECT to_regclass('runspan.meta') IS NOT NULL")
-        .fetch_one(&mut *connection)
-        .await?;
-    if !exists {
-        return Ok(0);
+    let kind: Option<String> =
+        sqlx::query_scalar("SELECT relkind::text FROM pg_class WHERE oid = to_regclass('runspan.meta')")
+            .fetch_optional(&mut *connection)
+            .await?;
+    match kind.as_deref() {
+        None => return Ok(0),
+        Some("r") => {}
+        // To read a view is to run what its owner likes.
+        Some(_) => {
+            return Err(StoreError::Unfit("runspan.meta is no table: drop the schema runspan".to_owned()));
+        }
     }
     let version = sqlx::query_scalar("SELECT version FROM runspan.meta").fetch_one(connection).await?;
     if version > SCHEMA_VERSION { Err(StoreError::SchemaNewer { found: version }) } else { Ok(version) }
@@ -194,11 +255,15 @@ async fn inspect(connection: &mut PgConnection, plan: &Plan) -> Result<Table, St
     let unfit = |why: String| Err(StoreError::Unfit(why));
     let found = sqlx::query(
         "SELECT c.oid::bigint, format('%I.%I', n.nspname, c.relname), c.relkind::text,
-                row_security_active(c.oid),
+                c.relrowsecurity AND c.relforcerowsecurity AND NOT (r.rolsuper OR r.rolbypassrls),
                 EXISTS (SELECT FROM pg_index i JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'status'
                         WHERE i.indrelid = c.oid AND i.indisvalid
-                          AND (i.indkey[0] = a.attnum OR pg_get_expr(i.indpred, c.oid) ~ '\\mstatus\\M'))
-         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = to_regclass($1)",
+                          AND (i.indkey[0] = a.attnum OR pg_get_expr(i.indpred, c.oid) ~ '\\mstatus\\M')),
+                quote_ident(r.rolname), current_user::text,
+                pg_has_role(r.oid, CASE WHEN current_setting('server_version_num')::int >= 160000
+                                        THEN 'SET' ELSE 'MEMBER' END)
+         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_roles r ON r.oid = c.relowner
+         WHERE c.oid = to_regclass($1)",
     )
     .bind(&plan.table)
     .fetch_optional(&mut *connection)
@@ -216,10 +281,17 @@ async fn inspect(connection: &mut PgConnection, plan: &Plan) -> Result<Table, St
     if !matches!(kind.as_str(), "r" | "p") {
         return unfit(format!("{name} is not a table: triggers need the table itself"));
     }
+    let (owner, me): (String, String) = (found.try_get(5)?, found.try_get(6)?);
+    if !found.try_get(7)? {
+        return unfit(format!(
+            "{name} belongs to role {owner}, as which {me:?} cannot act: attach as {owner}, as a member of it or as \
+             a superuser"
+        ));
+    }
     if found.try_get(3)? {
         return unfit(format!(
-            "{name} has row security that this role does not bypass, so the triggers could not see every run: \
-             attach as the table's owner (without FORCE ROW LEVEL SECURITY) or as a role with BYPASSRLS"
+            "{name} has row security that its owner {owner} does not bypass, so the triggers could not see every \
+             run: ALTER TABLE {name} NO FORCE ROW LEVEL SECURITY, or give {owner} BYPASSRLS"
         ));
     }
     let columns: Vec<(String, String)> = sqlx::query_as(
@@ -263,5 +335,5 @@ async fn inspect(connection: &mut PgConnection, plan: &Plan) -> Result<Table, St
              CREATE INDEX CONCURRENTLY ON {name} (id) WHERE status IN ('queued', 'running');"
         )]
     };
-    Ok(Table { name, warnings })
+    Ok(Table { name, owner, warnings })
 }

@@ -1,6 +1,4 @@
--- runspan's own schema, version 1. Nothing here touches the application's tables.
-CREATE SCHEMA runspan;
-
+-- runspan's own schema, version 1, made as the table's owner. Nothing here touches the application's tables.
 CREATE TABLE runspan.meta (
     singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
     version integer NOT NULL,

@@ -15,6 +15,12 @@ on_postgres!(
     an_owner_who_is_no_superuser_can_do_it_all,
     a_table_elsewhere_is_found_by_its_name,
     a_wrong_type_is_named,
+    all_of_it_belongs_to_the_tables_owner,
+    what_an_older_attach_left_is_handed_over,
+    a_view_in_the_tables_place_runs_as_its_owner,
+    someone_elses_schema_is_refused,
+    someone_elses_table_is_refused,
+    no_one_else_can_use_the_trigger,
 );
 
 const DENIED: &str = "42501";
@@ -99,10 +105,7 @@ async fn row_security_is_refused(database: &Database) {
     store.attach(&plan()).await.unwrap();
     session.execute("ALTER TABLE workflow_runs FORCE ROW LEVEL SECURITY").await;
     let error = store.attach(&plan()).await.unwrap_err().to_string();
-    assert!(
-        error.starts_with("public.workflow_runs has row security that this role does not bypass"),
-        "{error}"
-    );
+    assert!(error.starts_with("public.workflow_runs has row security that its owner "), "{error}");
 }
 
 async fn an_owner_who_is_no_superuser_can_do_it_all(database: &Database) {
@@ -142,4 +145,136 @@ async fn a_wrong_type_is_named(database: &Database) {
         error,
         "public.workflow_runs.created_at has the type timestamp without time zone, and has to be timestamp with time zone"
     );
+}
+
+/// The owners of all that is in the schema runspan, and of itself.
+const OWNERS: &str = "
+    SELECT string_agg(DISTINCT owner::regrole::text, ' ') FROM (
+        SELECT nspowner FROM pg_namespace WHERE nspname = 'runspan'
+        UNION ALL SELECT relowner FROM pg_class WHERE relnamespace = 'runspan'::regnamespace
+        UNION ALL SELECT proowner FROM pg_proc WHERE pronamespace = 'runspan'::regnamespace) o (owner)";
+
+async fn all_of_it_belongs_to_the_tables_owner(database: &Database) {
+    let (role, _) = owner(database).await;
+    let relay = Relay::new(database.attach().await.0).await;
+    let mut session = database.connect().await;
+    assert_eq!(session.text(OWNERS).await, Some(role.clone()));
+    session.queue("triage", 1).await;
+    assert_eq!(relay.drain().await.lines().count(), 1);
+    database.attach().await;
+    assert_eq!(session.text(OWNERS).await, Some(role));
+}
+
+async fn what_an_older_attach_left_is_handed_over(database: &Database) {
+    database.attach().await;
+    let (role, _) = owner(database).await;
+    let mut session = database.connect().await;
+    let sql = database.store().attach_sql(&plan()).await.unwrap();
+    assert!(sql.contains(&format!("ALTER SCHEMA runspan OWNER TO {role};")), "{sql}");
+    database.attach().await;
+    assert_eq!(session.text(OWNERS).await, Some(role));
+    session.queue("triage", 1).await;
+    assert_eq!(session.count("runspan.journal").await, 1);
+}
+
+async fn a_view_in_the_tables_place_runs_as_its_owner(database: &Database) {
+    let (role, url) = owner(database).await;
+    let (store, _) = database.attach().await;
+    let mut owner = connect(&url).await;
+    database.connect().await.execute(&format!("GRANT CREATE ON SCHEMA public TO {role}")).await;
+    owner
+        .execute(
+            "CREATE TABLE who (name text);
+             CREATE FUNCTION tell(text) RETURNS text LANGUAGE plpgsql VOLATILE AS $$ BEGIN
+                 INSERT INTO public.who VALUES (current_user); RETURN $1; END $$;
+             INSERT INTO workflow_runs (id, workflow_name, target_type, target_owner, target_repo, target_number)
+             VALUES (gen_random_uuid(), 'triage', 'pr', 'acme', 'widgets', 1);
+             DELETE FROM runspan.journal;
+             ALTER TABLE workflow_runs RENAME TO real_runs;
+             CREATE VIEW workflow_runs AS SELECT id, public.tell(workflow_name) AS workflow_name, target_type,
+                 target_owner, target_repo, target_number, parent_run_id, status, state, delivery_id, created_at,
+                 updated_at FROM real_runs",
+        )
+        .await;
+    // Whatever comes of it. As a superuser calls them:
+    _ = store.reconcile().await;
+    let mut admin = database.connect().await;
+    admin
+        .execute(
+            "SELECT runspan.dispatch_refused('triage', 'pr', 'acme', 'widgets', 1, 'context-mismatch', NULL,
+                 (SELECT id FROM real_runs))",
+        )
+        .await;
+    assert_eq!(admin.text("SELECT string_agg(DISTINCT name, ' ') FROM who").await, Some(role));
+}
+
+async fn someone_elses_schema_is_refused(database: &Database) {
+    let (owner, url) = owner(database).await;
+    let (app, _) = role(database, "app").await;
+    let mut session = database.connect().await;
+    session.execute(&format!("CREATE SCHEMA runspan AUTHORIZATION {app}")).await;
+    for store in [database.store(), store::open(&url.parse().unwrap()).unwrap()] {
+        let error = store.attach(&plan()).await.unwrap_err().to_string();
+        assert_eq!(
+            error,
+            format!(
+                "the schema runspan belongs to role \"{app}\", and not to {owner}, who owns public.workflow_runs: \
+                 hand it over (ALTER … OWNER TO) if it is runspan's, drop it if not"
+            )
+        );
+    }
+    // Nor what someone has put into a schema that is all right.
+    session
+        .execute(&format!(
+            "ALTER SCHEMA runspan OWNER TO {owner};
+             CREATE TABLE runspan.meta (version int); ALTER TABLE runspan.meta OWNER TO {app}"
+        ))
+        .await;
+    let error = database.store().attach(&plan()).await.unwrap_err().to_string();
+    assert!(error.starts_with(&format!("runspan.meta belongs to role \"{app}\", and not to ")), "{error}");
+    session.execute("DROP TABLE runspan.meta").await;
+    session
+        .execute(&format!(
+            "CREATE VIEW runspan.meta AS SELECT 1 AS version; ALTER VIEW runspan.meta OWNER TO {owner}"
+        ))
+        .await;
+    let error = database.store().attach(&plan()).await.unwrap_err().to_string();
+    assert_eq!(error, "runspan.meta is no table: drop the schema runspan");
+    session.execute("DROP VIEW runspan.meta").await;
+    database.attach().await;
+    assert_eq!(session.text(OWNERS).await, Some(owner));
+}
+
+async fn someone_elses_table_is_refused(database: &Database) {
+    let (owner, _) = owner(database).await;
+    let (app, url) = role(database, "app").await;
+    let mut admin = database.connect().await;
+    admin
+        .execute(&format!(
+            "GRANT CREATE ON DATABASE {} TO {app}; GRANT ALL ON workflow_runs TO {app}",
+            database.name()
+        ))
+        .await;
+    let store = store::open(&url.parse().unwrap()).unwrap();
+    let error = store.attach(&plan()).await.unwrap_err().to_string();
+    assert_eq!(
+        error,
+        format!(
+            "public.workflow_runs belongs to role {owner}, as which \"{app}\" cannot act: attach as {owner}, as a \
+             member of it or as a superuser"
+        )
+    );
+    // A member can, and it is the owner's all the same.
+    admin.execute(&format!("GRANT {owner} TO {app}")).await;
+    store.attach(&plan()).await.unwrap();
+    assert_eq!(admin.text(OWNERS).await, Some(owner));
+}
+
+async fn no_one_else_can_use_the_trigger(database: &Database) {
+    let (role, url) = role(database, "app").await;
+    database.store().attach(&Plan { grant: Some(role), ..plan() }).await.unwrap();
+    let mut session = connect(&url).await;
+    session.execute("CREATE TEMP TABLE mine (id uuid, status text)").await;
+    let sql = "CREATE TRIGGER t AFTER INSERT ON mine FOR EACH ROW EXECUTE FUNCTION runspan.journal_run()";
+    assert_eq!(refused(&mut session, sql).await, DENIED);
 }
