@@ -61,6 +61,9 @@ pub trait Attach: Send + Sync + 'static {
     /// Installs schema and triggers and takes in the runs in flight. Idempotent.
     async fn attach(&self, plan: &Plan) -> Result<Attached, StoreError>;
 
+    /// The table that has runspan's triggers, as the database names it now; none after a detach.
+    async fn attached_table(&self) -> Result<Option<String>, StoreError>;
+
     /// Removes the triggers, and with `purge` everything else of runspan's.
     async fn detach(&self, purge: bool) -> Result<Detached, StoreError>;
 }

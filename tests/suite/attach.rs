@@ -17,6 +17,7 @@ on_every_database!(
     a_newer_schema_is_left_alone,
     detaching_removes_the_triggers,
     purging_removes_everything,
+    the_attached_table_is_named_as_it_is_now,
 );
 
 async fn attaching_is_idempotent(database: &Database) {
@@ -146,4 +147,16 @@ async fn purging_removes_everything(database: &Database) {
     assert_eq!(session.count(left).await, 0);
     session.queue("triage", 2).await;
     assert_eq!(database.attach().await.1.adopted, 2);
+}
+
+async fn the_attached_table_is_named_as_it_is_now(database: &Database) {
+    let store = database.store();
+    assert_eq!(store.attached_table().await.unwrap(), None);
+    let (_, attached) = database.attach().await;
+    assert_eq!(store.attached_table().await.unwrap(), Some(attached.table));
+    database.connect().await.execute("ALTER TABLE workflow_runs RENAME TO jobs").await;
+    let renamed = if database.is_postgres() { "public.jobs" } else { "\"jobs\"" };
+    assert_eq!(store.attached_table().await.unwrap().as_deref(), Some(renamed));
+    store.detach(false).await.unwrap();
+    assert_eq!(store.attached_table().await.unwrap(), None);
 }

@@ -68,6 +68,12 @@ impl Attach for PgStore {
         Ok(Attached { table: table.name, adopted, warnings: table.warnings })
     }
 
+    async fn attached_table(&self) -> Result<Option<String>, StoreError> {
+        let mut connection = self.pool.acquire().await?;
+        let triggers = installed_triggers(&mut connection).await?;
+        Ok(triggers.into_iter().next().map(|(_, table)| table))
+    }
+
     async fn detach(&self, purge: bool) -> Result<Detached, StoreError> {
         let mut connection = self.pool.acquire().await?;
         let triggers = installed_triggers(&mut connection).await?;

@@ -51,6 +51,12 @@ impl Attach for SqliteStore {
         Ok(Attached { table: quoted(&name), adopted, warnings })
     }
 
+    async fn attached_table(&self) -> Result<Option<String>, StoreError> {
+        self.file()?;
+        let mut connection = self.pool.acquire().await?;
+        Ok(attached_table(&mut connection).await?.map(|name| quoted(&name)))
+    }
+
     async fn detach(&self, purge: bool) -> Result<Detached, StoreError> {
         self.file()?;
         let mut tx = self.writing().await?;
