@@ -244,7 +244,7 @@ impl Relay {
 
     /// Projects and sends until `stop`, or until something fails.
     async fn work(&self, lease: &Lease, stop: &CancellationToken) -> Result<(), RelayError> {
-        self.warn_of_leftovers().await?;
+        self.warn_of_what_is_missing().await?;
         let instance = self.store.instance().await?;
         let mut keeper = std::pin::pin!(lease::keep(&*self.store, lease, self.settings.lease_term));
         let mut workers: JoinSet<Result<(), RelayError>> = JoinSet::new();
@@ -303,8 +303,11 @@ impl Relay {
         }
     }
 
-    /// Requests of a channel that an earlier relay served and this one does not.
-    async fn warn_of_leftovers(&self) -> Result<(), StoreError> {
+    /// A journal that nobody writes, and requests of a channel that an earlier relay served and this one does not.
+    async fn warn_of_what_is_missing(&self) -> Result<(), StoreError> {
+        if self.store.attached_table().await?.is_none() {
+            tracing::warn!("no table has runspan's triggers, so nothing new will come: run `runspan attach`");
+        }
         for channel in Channel::ALL {
             let served = self.sinks.iter().any(|(served, _)| *served == channel);
             if !served && self.store.next_request(channel, None).await?.is_some() {
