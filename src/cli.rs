@@ -5,6 +5,8 @@ mod demo;
 mod outbox;
 mod relay;
 
+use std::fmt::Display;
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -155,10 +157,33 @@ fn end(done: Result<(), Failure>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure { exit, line }) => {
             let style = anstyle::AnsiColor::Red.on_default().bold();
-            anstream::eprintln!("{style}error:{style:#} {line}");
+            note(format_args!("{style}error:{style:#} {line}"));
             ExitCode::from(exit as u8)
         }
     }
+}
+
+/// Prints what a command has to say, all of it: the one place that writes to standard output.
+///
+/// A reader that has gone away (`| head`) has read enough; any other failure is one of the command.
+fn print(text: impl Display) -> Result<(), Failure> {
+    let mut out = anstream::stdout().lock();
+    match write!(out, "{text}").and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::failed(format!("cannot write to standard output: {error}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The same for a line.
+fn print_line(line: impl Display) -> Result<(), Failure> {
+    print(format_args!("{line}\n"))
+}
+
+/// A line on stderr. Where that takes nothing, there is nowhere left to complain.
+fn note(line: impl Display) {
+    let _ = writeln!(anstream::stderr(), "{line}");
 }
 
 /// What this process does, to stderr; standard output is the command's. `RUST_LOG` says how much.
@@ -167,8 +192,10 @@ fn start_logging(unless_told: &str) {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(anstream::stderr)
-        .with_ansi(anstream::AutoStream::choice(&std::io::stderr()) != anstream::ColorChoice::Never)
+        .with_ansi(anstream::AutoStream::choice(&io::stderr()) != anstream::ColorChoice::Never)
         .with_target(false)
+        // They would go to stderr, which is what failed, and with a panic.
+        .log_internal_errors(false)
         .init();
 }
 

@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::{Database, Failure};
+use super::{Database, Failure, print, print_line};
 use crate::store::{Detached, Plan};
 
 /// Install the journal: triggers on the table, and runspan's own schema beside it
@@ -29,21 +29,19 @@ impl AttachArgs {
         let store = self.database.open()?;
         let plan = Plan { table: self.table, grant: self.grant };
         if self.dry_run {
-            anstream::print!("{}", store.attach_sql(&plan).await?);
-            return Ok(());
+            return print(store.attach_sql(&plan).await?);
         }
         let attached = store.attach(&plan).await?;
         for warning in &attached.warnings {
             tracing::warn!("{warning}");
         }
-        anstream::println!("attached to {} in {}", attached.table, self.database.url()?);
+        print_line(format_args!("attached to {} in {}", attached.table, self.database.url()?))?;
         match attached.adopted {
             0 => {}
-            1 => anstream::println!("1 run in flight is taken in"),
-            runs => anstream::println!("{runs} runs in flight are taken in"),
+            1 => print_line("1 run in flight is taken in")?,
+            runs => print_line(format_args!("{runs} runs in flight are taken in"))?,
         }
-        anstream::println!("next: OTEL_EXPORTER_OTLP_ENDPOINT=http://COLLECTOR:4318 runspan relay");
-        Ok(())
+        print_line("next: OTEL_EXPORTER_OTLP_ENDPOINT=http://COLLECTOR:4318 runspan relay")
     }
 }
 
@@ -63,9 +61,8 @@ impl DetachArgs {
     pub(super) async fn run(self) -> Result<(), Failure> {
         let store = self.database.open()?;
         match store.detach(self.purge).await? {
-            Detached::Removed { table } => anstream::println!("detached from {table}"),
-            Detached::Nothing => anstream::println!("runspan is not attached: nothing to do"),
+            Detached::Removed { table } => print_line(format_args!("detached from {table}")),
+            Detached::Nothing => print_line("runspan is not attached: nothing to do"),
         }
-        Ok(())
     }
 }

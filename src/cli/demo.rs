@@ -1,8 +1,10 @@
 //! `runspan demo`.
 
+use std::sync::OnceLock;
+
 use clap::Args;
 
-use super::{Exit, Failure, environment, stop_on_signal};
+use super::{Exit, Failure, environment, note, print, print_line, stop_on_signal};
 use crate::demo::{self, DemoError, Progress};
 use crate::store::DatabaseUrl;
 
@@ -41,17 +43,27 @@ impl DemoArgs {
         let database: Option<DatabaseUrl> =
             self.database_url.as_deref().map(str::parse).transpose().map_err(Failure::usage)?;
         let stop = stop_on_signal()?;
+        let unprinted = OnceLock::new();
         let tell = |progress: Progress| match progress {
             _ if self.json => {}
-            Progress::Begun { .. } => anstream::println!("{progress}"),
-            _ => anstream::eprintln!("{progress}"),
+            Progress::Begun { .. } => {
+                if let Err(failure) = print_line(&progress) {
+                    let _ = unprinted.set(failure);
+                    stop.cancel();
+                }
+            }
+            _ => note(&progress),
         };
-        let report = Box::pin(demo::run(database, &environment, &stop, &tell)).await?;
+        let played = Box::pin(demo::run(database, &environment, &stop, &tell)).await;
+        if let Some(failure) = unprinted.into_inner() {
+            return Err(failure);
+        }
+        let report = played?;
         if self.json {
             let report = serde_json::to_string_pretty(&report).map_err(Failure::failed)?;
-            anstream::println!("{report}");
+            print_line(report)?;
         } else {
-            anstream::print!("{}", report.to_text());
+            print(report.to_text())?;
         }
         report.problem().map_or(Ok(()), |problem| Err(Failure::failed(problem)))
     }

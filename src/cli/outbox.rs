@@ -4,7 +4,7 @@ use clap::{Args, Subcommand};
 use comfy_table::presets::NOTHING;
 use comfy_table::{ContentArrangement, Table};
 
-use super::{Database, Failure};
+use super::{Database, Failure, print_line};
 use crate::store::{Listed, Selection, StoreStatus};
 
 /// List what waits to be sent, and what no receiver takes and why; send that again, or drop it
@@ -55,28 +55,26 @@ impl OutboxArgs {
                 let (status, requests) = (store.status().await?, store.list(self.limit).await?);
                 if self.json {
                     let listing = serde_json::json!({ "status": status, "requests": requests });
-                    anstream::println!("{listing:#}");
+                    print_line(format_args!("{listing:#}"))
                 } else {
-                    print(&status, &requests);
+                    print_line(table(&status, &requests))
                 }
-                Ok(())
             }
             Some(Action::Retry(chosen)) => {
                 let count = store.retry(&chosen.selection()).await?;
-                anstream::println!("{count} dead requests wait again");
-                Ok(())
+                print_line(format_args!("{count} dead requests wait again"))
             }
             Some(Action::Drop(chosen)) => {
                 let count = store.discard(&chosen.selection()).await?;
-                anstream::println!("{count} dead requests are gone");
-                Ok(())
+                print_line(format_args!("{count} dead requests are gone"))
             }
         }
     }
 }
 
-fn print(status: &StoreStatus, requests: &[Listed]) {
-    anstream::println!(
+/// How all stands, and below it a line for each request.
+fn table(status: &StoreStatus, requests: &[Listed]) -> String {
+    let summary = format!(
         "journal: {} entries; outbox: {} waiting ({}), {} dead; set aside: {} entries; skipped: {} entries",
         status.journal_entries,
         status.waiting_requests,
@@ -86,7 +84,7 @@ fn print(status: &StoreStatus, requests: &[Listed]) {
         status.skipped_entries,
     );
     if requests.is_empty() {
-        return;
+        return summary;
     }
     let mut table = Table::new();
     table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
@@ -103,5 +101,5 @@ fn print(status: &StoreStatus, requests: &[Listed]) {
             state,
         ]);
     }
-    anstream::println!("{table}");
+    format!("{summary}\n{table}")
 }

@@ -1,6 +1,6 @@
 //! The program as a user meets it, on a SQLite file.
 
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use runspan::relay::{Logs, Relay, serve_health};
 use runspan::runs;
@@ -11,10 +11,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::database::{Database, eventually};
 
-fn runspan(database: &Database, arguments: &[&str]) -> Output {
+fn command(database: &Database, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_runspan"));
     command.args(arguments).env("DATABASE_URL", &database.url).env("OTEL_TRACES_EXPORTER", "none");
-    command.output().unwrap()
+    command
+}
+
+fn runspan(database: &Database, arguments: &[&str]) -> Output {
+    command(database, arguments).output().unwrap()
 }
 
 #[tokio::test]
@@ -93,4 +97,41 @@ async fn health_says_how_the_relay_stands() {
 
     stop.cancel();
     serving.await.unwrap().unwrap();
+}
+
+/// Everything that prints, each with what it needs to get there.
+const PRINTING: [&[&str]; 6] = [
+    &["attach", "--dry-run"],
+    &["attach"],
+    &["outbox"],
+    &["outbox", "--json"],
+    &["detach"],
+    &["demo", "--json"],
+];
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_full_disk_behind_standard_output_is_one_line() {
+    let database = Database::sqlite().await;
+    for arguments in PRINTING.into_iter().chain([&["demo"][..]]) {
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let output = command(&database, arguments).stdout(full).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {said}");
+        let last = said.lines().last().unwrap_or_default();
+        assert!(last.starts_with("error: cannot write to standard output: "), "{arguments:?}: {said}");
+    }
+}
+
+#[tokio::test]
+async fn a_reader_that_has_read_enough_is_no_error() {
+    let database = Database::sqlite().await;
+    for arguments in PRINTING {
+        let mut child =
+            command(&database, arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), said.contains("error")), (Some(0), false), "{arguments:?}: {said}");
+    }
 }
