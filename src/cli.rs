@@ -111,7 +111,7 @@ enum Command {
 struct Database {
     /// The application's database: `postgres://USER:PASSWORD@HOST:PORT/DATABASE` or `sqlite:PATH`
     // A plain text: clap would repeat a wrong value, with its password.
-    #[arg(long, value_name = "URL", env = "DATABASE_URL", hide_env_values = true)]
+    #[arg(long, global = true, value_name = "URL", env = "DATABASE_URL", hide_env_values = true)]
     database_url: Option<String>,
 }
 
@@ -221,6 +221,12 @@ fn stop_on_signal() -> Result<CancellationToken, Failure> {
         }
     });
     Ok(stop)
+}
+
+/// A number and its thing: `1 request`, `2 requests`.
+fn counted(count: impl Into<i128>, thing: &str) -> String {
+    let count = count.into();
+    format!("{count} {thing}{}", if count == 1 { "" } else { "s" })
 }
 
 fn environment(name: &str) -> Option<String> {

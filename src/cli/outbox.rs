@@ -4,7 +4,7 @@ use clap::{Args, Subcommand};
 use comfy_table::presets::NOTHING;
 use comfy_table::{ContentArrangement, Table};
 
-use super::{Database, Failure, print_line};
+use super::{Database, Failure, counted, print_line};
 use crate::store::{Listed, Selection, StoreStatus};
 
 /// List what waits to be sent, and what no receiver takes and why; send that again, or drop it
@@ -15,7 +15,7 @@ pub(super) struct OutboxArgs {
     #[command(subcommand)]
     action: Option<Action>,
     /// Print JSON
-    #[arg(long)]
+    #[arg(long, global = true)]
     json: bool,
     /// List this many requests at most, the oldest first
     #[arg(long, default_value_t = 50, value_name = "N")]
@@ -41,16 +41,21 @@ struct Chosen {
 }
 
 impl Chosen {
-    fn selection(self) -> Selection {
-        if self.all { Selection::All } else { Selection::Ids(self.ids) }
+    fn selection(mut self) -> Selection {
+        if self.all {
+            return Selection::All;
+        }
+        self.ids.sort_unstable();
+        self.ids.dedup();
+        Selection::Ids(self.ids)
     }
 }
 
 impl OutboxArgs {
-    pub(super) async fn run(self) -> Result<(), Failure> {
+    pub(super) async fn run(mut self) -> Result<(), Failure> {
         let store = self.database.open()?;
         store.check().await?;
-        match self.action {
+        match self.action.take() {
             None => {
                 let (status, requests) = (store.status().await?, store.list(self.limit).await?);
                 if self.json {
@@ -61,14 +66,41 @@ impl OutboxArgs {
                 }
             }
             Some(Action::Retry(chosen)) => {
-                let count = store.retry(&chosen.selection()).await?;
-                print_line(format_args!("{count} dead requests wait again"))
+                let chosen = chosen.selection();
+                let count = store.retry(&chosen).await?;
+                let waiting = if count == 1 { "waits" } else { "wait" };
+                self.tell(count, "retried", &format!("{waiting} again"))?;
+                all_were_dead(&chosen, count)
             }
             Some(Action::Drop(chosen)) => {
-                let count = store.discard(&chosen.selection()).await?;
-                print_line(format_args!("{count} dead requests are gone"))
+                let chosen = chosen.selection();
+                let count = store.discard(&chosen).await?;
+                self.tell(count, "dropped", if count == 1 { "is gone" } else { "are gone" })?;
+                all_were_dead(&chosen, count)
             }
         }
+    }
+
+    /// What became of so many dead requests.
+    fn tell(&self, count: u64, key: &str, done: &str) -> Result<(), Failure> {
+        if self.json {
+            print_line(serde_json::json!({ key: count }))
+        } else {
+            print_line(format_args!("{} {done}", counted(count, "dead request")))
+        }
+    }
+}
+
+/// That each of the ids was one of a dead request.
+fn all_were_dead(chosen: &Selection, count: u64) -> Result<(), Failure> {
+    let Selection::Ids(ids) = chosen else { return Ok(()) };
+    match ids.as_slice() {
+        ids if ids.len() as u64 == count => Ok(()),
+        [id] => Err(Failure::failed(format!("{id} is not the id of a dead request: see `runspan outbox`"))),
+        ids => Err(Failure::failed(format!(
+            "only {count} of {} ids are dead requests: see `runspan outbox`",
+            ids.len()
+        ))),
     }
 }
 
@@ -101,5 +133,6 @@ fn table(status: &StoreStatus, requests: &[Listed]) -> String {
             state,
         ]);
     }
-    format!("{summary}\n{table}")
+    // The last column is padded to the longest of its kind.
+    table.lines().fold(summary, |text, line| text + "\n" + line.trim_end())
 }

@@ -72,11 +72,25 @@ async fn poison_stands_alone_with_the_answer_and_can_be_sent_again_or_dropped() 
     let first = json["requests"][0]["id"].to_string();
 
     // Once the receiver is mended, one of them is sent again; the other is dropped.
-    insta::assert_snapshot!(outbox(&database, &["retry", &first]).stdout, @"1 dead requests wait again");
+    insta::assert_snapshot!(outbox(&database, &["retry", &first]).stdout, @"1 dead request waits again");
     receiver.rule(|_| Reply::Accept);
     assert_eq!(relay_until_idle(&database, &receiver).code, Some(3), "one is dead still");
     assert_eq!(sent(&receiver), 99);
-    insta::assert_snapshot!(outbox(&database, &["drop", "--all"]).stdout, @"1 dead requests are gone");
+    // Options stand before and behind the action; an id that is none is said.
+    insta::assert_snapshot!(outcome(&outbox(&database, &["retry", &first]), &database).replace(&first, "ID"), @r"
+    exit code 1
+    error: ID is not the id of a dead request: see `runspan outbox`
+    ");
+    let second = json["requests"][1]["id"].to_string();
+    let url = ["--database-url", database.url()];
+    let command = [&["outbox", "drop", &first, &second, "--json"], &url[..]].concat();
+    let dropped = Process::start(&mut runspan(&command)).wait();
+    insta::assert_snapshot!(dropped.stdout, @r#"{"dropped":1}"#);
+    insta::assert_snapshot!(outcome(&dropped, &database), @r"
+    exit code 1
+    error: only 1 of 2 ids are dead requests: see `runspan outbox`
+    ");
+    insta::assert_snapshot!(outbox(&database, &["drop", "--all"]).stdout, @"0 dead requests are gone");
     let ended = relay_until_idle(&database, &receiver);
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     assert_eq!(sent(&receiver), 99);
@@ -118,6 +132,6 @@ fn spans(request: &crate::receiver::Received) -> usize {
 fn listing(text: &str, database: &Database) -> String {
     let text = plain(text, database);
     let changing = regex::Regex::new(r"\d{4}-\d\d-\d\dT\S+Z|\b\d{2,}\b").unwrap();
-    let lines = text.lines().map(|line| changing.replace_all(line.trim_end(), "…").into_owned());
+    let lines = text.lines().map(|line| changing.replace_all(line, "…").into_owned());
     lines.collect::<Vec<_>>().join("\n")
 }
