@@ -36,21 +36,28 @@ enum Exit {
 struct Failure {
     exit: Exit,
     line: String,
+    /// Whether the database failed: the line is to begin with its name.
+    of_database: bool,
 }
 
 impl Failure {
+    fn new(exit: Exit, line: impl ToString) -> Self {
+        Self { exit, line: line.to_string(), of_database: false }
+    }
+
     fn usage(line: impl ToString) -> Self {
-        Self { exit: Exit::Usage, line: line.to_string() }
+        Self::new(Exit::Usage, line)
     }
 
     fn failed(line: impl ToString) -> Self {
-        Self { exit: Exit::Failed, line: line.to_string() }
+        Self::new(Exit::Failed, line)
     }
 }
 
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
-        Self::failed(error)
+        let of_database = matches!(error, StoreError::Database(_));
+        Self { of_database, ..Self::failed(error) }
     }
 }
 
@@ -58,6 +65,7 @@ impl From<RelayError> for Failure {
     fn from(error: RelayError) -> Self {
         match error {
             RelayError::Config(_) | RelayError::Client(_) => Self::usage(error),
+            RelayError::Store(error) => error.into(),
             _ => Self::failed(error),
         }
     }
@@ -119,6 +127,7 @@ impl Database {
     fn url(&self) -> Result<DatabaseUrl, Failure> {
         self.database_url
             .as_deref()
+            .filter(|url| !url.trim().is_empty())
             .ok_or_else(|| Failure::usage("which database? Set DATABASE_URL or give --database-url URL"))?
             .parse()
             .map_err(Failure::usage)
@@ -129,6 +138,19 @@ impl Database {
     }
 }
 
+impl Command {
+    /// The database that it works on, if one is named.
+    fn database(&self) -> Option<DatabaseUrl> {
+        match self {
+            Self::Demo(args) => args.database().ok().flatten(),
+            Self::Attach(args) => args.database.url().ok(),
+            Self::Detach(args) => args.database.url().ok(),
+            Self::Relay(args) => args.database.url().ok(),
+            Self::Outbox(args) => args.database.url().ok(),
+        }
+    }
+}
+
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -136,8 +158,9 @@ pub fn main() -> ExitCode {
     start_logging(if matches!(cli.command, Command::Demo(_)) { "runspan=warn" } else { "runspan=info" });
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return end(Err(Failure::failed(format!("cannot start: {error}")))),
+        Err(error) => return end(Err(Failure::failed(format!("cannot start: {error}"))), None),
     };
+    let database = cli.command.database();
     let done = runtime.block_on(async {
         match cli.command {
             Command::Demo(args) => args.run().await,
@@ -149,15 +172,16 @@ pub fn main() -> ExitCode {
     });
     // A task that hangs on a dead connection must not keep the process.
     runtime.shutdown_background();
-    end(done)
+    end(done, database.as_ref())
 }
 
-fn end(done: Result<(), Failure>) -> ExitCode {
+fn end(done: Result<(), Failure>, database: Option<&DatabaseUrl>) -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(Failure { exit, line }) => {
+        Err(Failure { exit, line, of_database }) => {
+            let whose = database.filter(|_| of_database).map(|url| format!("{url}: ")).unwrap_or_default();
             let style = anstyle::AnsiColor::Red.on_default().bold();
-            note(format_args!("{style}error:{style:#} {line}"));
+            note(format_args!("{style}error:{style:#} {whose}{line}"));
             ExitCode::from(exit as u8)
         }
     }

@@ -12,7 +12,7 @@ use crate::store::{Detached, Plan};
 #[derive(Args)]
 pub(super) struct AttachArgs {
     #[command(flatten)]
-    database: Database,
+    pub(super) database: Database,
     /// The table of the runs
     #[arg(long, default_value = "workflow_runs", value_name = "TABLE")]
     table: String,
@@ -51,7 +51,7 @@ impl AttachArgs {
 #[derive(Args)]
 pub(super) struct DetachArgs {
     #[command(flatten)]
-    database: Database,
+    pub(super) database: Database,
     /// Remove runspan's schema too, with everything that has not been sent
     #[arg(long)]
     purge: bool,

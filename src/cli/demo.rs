@@ -39,9 +39,13 @@ pub(super) struct DemoArgs {
 }
 
 impl DemoArgs {
+    /// The database to play on, if not a file of the demo's own.
+    pub(super) fn database(&self) -> Result<Option<DatabaseUrl>, Failure> {
+        self.database_url.as_deref().map(str::parse).transpose().map_err(Failure::usage)
+    }
+
     pub(super) async fn run(self) -> Result<(), Failure> {
-        let database: Option<DatabaseUrl> =
-            self.database_url.as_deref().map(str::parse).transpose().map_err(Failure::usage)?;
+        let database = self.database()?;
         let stop = stop_on_signal()?;
         let unprinted = OnceLock::new();
         let tell = |progress: Progress| match progress {
@@ -74,7 +78,8 @@ impl From<DemoError> for Failure {
         match error {
             DemoError::Config(_) | DemoError::Client(_) => Self::usage(error),
             DemoError::Relay(error) => error.into(),
-            DemoError::Interrupted => Self { exit: Exit::Interrupted, line: error.to_string() },
+            DemoError::Store(error) => error.into(),
+            DemoError::Interrupted => Self::new(Exit::Interrupted, error),
             _ => Self::failed(error),
         }
     }

@@ -11,7 +11,7 @@ use crate::store::{Listed, Selection, StoreStatus};
 #[derive(Args)]
 pub(super) struct OutboxArgs {
     #[command(flatten)]
-    database: Database,
+    pub(super) database: Database,
     #[command(subcommand)]
     action: Option<Action>,
     /// Print JSON

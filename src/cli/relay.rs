@@ -36,7 +36,7 @@ This process's own log, on stderr:
 #[command(about = "Send what the journal holds to an OTLP receiver, until told to stop", long_about = ABOUT, after_long_help = VARIABLES)]
 pub(super) struct RelayArgs {
     #[command(flatten)]
-    database: Database,
+    pub(super) database: Database,
     /// Where the records of the events go
     #[arg(long, value_enum, default_value_t = Logs::Otlp)]
     logs: Logs,
@@ -112,7 +112,7 @@ impl RelayArgs {
         };
         stop.cancel();
         working.await?;
-        let undeliverable = |line| Err(Failure { exit: Exit::Undeliverable, line });
+        let undeliverable = |line| Err(Failure::new(Exit::Undeliverable, line));
         match ended {
             Ended::Idle | Ended::Stopped => Ok(()),
             Ended::Dead(requests) => undeliverable(format!(
@@ -121,14 +121,16 @@ impl RelayArgs {
             Ended::Refused(said) => {
                 undeliverable(format!("the receiver takes nothing of what waits; all is kept: {said}"))
             }
-            Ended::DatabaseAway(problem) => Err(Failure { exit: Exit::DatabaseAway, line: problem }),
+            Ended::DatabaseAway(problem) => {
+                Err(Failure { of_database: true, ..Failure::new(Exit::DatabaseAway, problem) })
+            }
         }
     }
 }
 
 fn database_away(error: StoreError) -> Failure {
     let exit = if error.is_transient() { Exit::DatabaseAway } else { Exit::Failed };
-    Failure { exit, line: error.to_string() }
+    Failure { exit, ..error.into() }
 }
 
 async fn serve_health(

@@ -135,3 +135,32 @@ async fn a_reader_that_has_read_enough_is_no_error() {
         assert_eq!((output.status.code(), said.contains("error")), (Some(0), false), "{arguments:?}: {said}");
     }
 }
+
+#[tokio::test]
+async fn an_empty_variable_names_no_database() {
+    let database = Database::sqlite().await;
+    let output = command(&database, &["outbox"]).env("DATABASE_URL", "").output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(said, "error: which database? Set DATABASE_URL or give --database-url URL\n");
+}
+
+#[tokio::test]
+async fn a_database_that_fails_is_named() {
+    let database = Database::sqlite().await;
+    let other = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&other, "This is a diary, and no database at all.".repeat(100)).unwrap();
+    let diary = format!("sqlite:{}", other.path().display());
+    // An option behind the action beats the variable.
+    for arguments in
+        [&["attach", "--database-url", &diary][..], &["outbox", "retry", "1", "--database-url", &diary]]
+    {
+        let output = runspan(&database, arguments);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(
+            said.ends_with(&format!("error: {diary}: the database says: file is not a database\n")),
+            "{said}"
+        );
+    }
+}

@@ -46,7 +46,7 @@ fn a_database_that_is_away_is_waited_for() {
     let ended = run(&["relay", "--database-url", &nowhere, "--until-idle"]);
     insta::assert_snapshot!(here(&outcome(&ended, &database)), @r"
     exit code 4
-    error: cannot reach the database: no connection in time; is it running, are host and port right?
+    error: postgres://RECEIVER/DATABASE: cannot reach the database: no connection in time; is it running, are host and port right?
     ");
 }
 
@@ -86,13 +86,13 @@ fn wrong_credentials_end_the_relay_and_no_password_is_shown() {
             insta::assert_snapshot!(outcome(&ended, &database), @r#"
             exit code 1
             INFO relaying database=postgres://HOST/DATABASE
-            error: the database says: password authentication failed for user "guarded"
+            error: postgres://HOST/DATABASE: the database says: password authentication failed for user "guarded"
             "#);
         } else {
             insta::assert_snapshot!(outcome(&ended, &database), @r"
             exit code 1
             INFO relaying database=postgres://HOST/DATABASE
-            error: the database says: permission denied for schema runspan
+            error: postgres://HOST/DATABASE: the database says: permission denied for schema runspan
             ");
         }
     }
@@ -110,7 +110,7 @@ fn what_is_not_there_is_named() {
     insta::assert_snapshot!(outcome(&run(&["relay", "--database-url", &missing]), &database), @r#"
     exit code 1
     INFO relaying database=postgres://HOST/no_such_database
-    error: the database says: database "no_such_database" does not exist
+    error: postgres://HOST/no_such_database: the database says: database "no_such_database" does not exist
     "#);
     let outcome_of = |command: &str| outcome(&run(&[command, "--database-url", database.url()]), &database);
     insta::assert_snapshot!(outcome_of("relay"), @r"
