@@ -9,6 +9,7 @@ use std::fmt::Display;
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use clap::{Args, Parser, Subcommand};
 use tokio_util::sync::CancellationToken;
@@ -89,7 +90,7 @@ Exit codes:
     2  wrong command line or variable
     3  only undeliverable requests are left (relay --until-idle)
     4  the database is away (relay --until-idle)
-  130  the demo was interrupted";
+  130  stopped by a signal before the end (demo, relay --until-idle)";
 
 #[derive(Parser)]
 #[command(
@@ -223,7 +224,11 @@ fn start_logging(unless_told: &str) {
         .init();
 }
 
-/// Cancelled by SIGINT or SIGTERM. A second one ends the process at once.
+/// What comes this soon after a signal is the same request once more: `timeout` signals its child, and then the
+/// group that the child is in.
+const SAME_REQUEST: Duration = Duration::from_millis(500);
+
+/// Cancelled by SIGINT or SIGTERM. A second one, later, ends the process at once.
 fn stop_on_signal() -> Result<CancellationToken, Failure> {
     use tokio::signal::unix::{SignalKind, signal};
     let cannot = |error| Failure::failed(format!("cannot listen for signals: {error}"));
@@ -232,16 +237,21 @@ fn stop_on_signal() -> Result<CancellationToken, Failure> {
     let stop = CancellationToken::new();
     let told = stop.clone();
     tokio::spawn(async move {
-        for code in [None, Some(130)] {
+        let mut first: Option<Instant> = None;
+        loop {
             tokio::select! {
                 _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}
             }
-            if let Some(code) = code {
-                std::process::exit(code);
+            match first {
+                None => {
+                    tracing::info!("stopping: finishing the batch in hand");
+                    told.cancel();
+                    first = Some(Instant::now());
+                }
+                Some(first) if first.elapsed() < SAME_REQUEST => {}
+                Some(_) => std::process::exit(Exit::Interrupted as i32),
             }
-            tracing::info!("stopping: finishing the batch in hand");
-            told.cancel();
         }
     });
     Ok(stop)

@@ -8,7 +8,7 @@ use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
 use tokio_util::sync::CancellationToken;
 
-use super::{Database, Exit, Failure, environment, stop_on_signal};
+use super::{Database, Exit, Failure, counted, environment, stop_on_signal};
 use crate::relay::{self, Ended, Monitor, Relay, Settings};
 use crate::store::{Store, StoreError};
 
@@ -40,7 +40,8 @@ pub(super) struct RelayArgs {
     /// Where the records of the events go
     #[arg(long, value_enum, default_value_t = Logs::Otlp)]
     logs: Logs,
-    /// Exit once journal and outbox are empty: 0; 3 if only undeliverable requests are left; 4 if the database is away
+    /// Exit once journal and outbox are empty: 0; 3 if only undeliverable requests are left; 4 if the database is away;
+    /// 130 if stopped before
     #[arg(long)]
     until_idle: bool,
     /// How large the outbox may grow while a receiver is away; past it the oldest requests are dropped
@@ -99,7 +100,10 @@ impl RelayArgs {
             serve_health(address, &store, &monitor, &stop).await?;
         }
         if self.until_idle {
-            store.check().await.map_err(database_away)?;
+            stop.run_until_cancelled(store.check())
+                .await
+                .ok_or_else(|| Failure::new(Exit::Interrupted, "stopped before anything was sent"))?
+                .map_err(database_away)?;
         }
         tracing::info!(database = %self.database.url()?, "relaying");
         let mut working = std::pin::pin!(relay.run(stop.clone()));
@@ -107,16 +111,25 @@ impl RelayArgs {
             return Ok(working.await?);
         }
         let ended = tokio::select! {
-            ended = relay::until_idle(&*store, &monitor) => ended.map_err(database_away)?,
-            ended = &mut working => return Ok(ended?),
+            ended = relay::until_idle(&*store, &monitor) => {
+                let ended = ended.map_err(database_away)?;
+                stop.cancel();
+                working.await?;
+                ended
+            }
+            stopped = &mut working => {
+                stopped?;
+                what_is_left(&*store).await
+            }
         };
-        stop.cancel();
-        working.await?;
         let undeliverable = |line| Err(Failure::new(Exit::Undeliverable, line));
         match ended {
-            Ended::Idle | Ended::Stopped => Ok(()),
+            Ended::Idle => Ok(()),
+            Ended::Stopped => Err(Failure::new(Exit::Interrupted, "stopped before all was sent")),
             Ended::Dead(requests) => undeliverable(format!(
-                "everything else is sent, but {requests} requests are dead: see `runspan outbox`"
+                "everything else is sent, but {} {} dead: see `runspan outbox`",
+                counted(requests, "request"),
+                if requests == 1 { "is" } else { "are" }
             )),
             Ended::Refused(said) => {
                 undeliverable(format!("the receiver takes nothing of what waits; all is kept: {said}"))
@@ -125,6 +138,17 @@ impl RelayArgs {
                 Err(Failure { of_database: true, ..Failure::new(Exit::DatabaseAway, problem) })
             }
         }
+    }
+}
+
+/// What a relay leaves that was told to stop before it said that it was idle.
+async fn what_is_left(store: &dyn Store) -> Ended {
+    // Whoever stops it does not wait long for a database that is away.
+    match tokio::time::timeout(Duration::from_secs(3), store.status()).await {
+        Ok(Ok(status)) if status.journal_entries + status.waiting_requests == 0 => {
+            if status.dead_requests == 0 { Ended::Idle } else { Ended::Dead(status.dead_requests) }
+        }
+        _ => Ended::Stopped,
     }
 }
 

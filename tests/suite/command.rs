@@ -164,3 +164,33 @@ async fn a_database_that_fails_is_named() {
         );
     }
 }
+
+#[tokio::test]
+async fn stopped_with_work_left_is_no_success() {
+    let database = Database::sqlite().await;
+    assert!(runspan(&database, &["attach"]).status.success());
+    database.connect().await.queue("triage", 42).await;
+    // Takes connections, and never answers.
+    let receiver = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("http://{}", receiver.local_addr().unwrap());
+    let child = command(&database, &["relay", "--until-idle"])
+        .env("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
+        .env("OTEL_EXPORTER_OTLP_TIMEOUT", "1000")
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let connection = receiver.accept().await.unwrap();
+    // As timeout(1) does it: the process, and at once the group that it is in.
+    for _ in 0..2 {
+        let id = child.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    let output = tokio::task::spawn_blocking(|| child.wait_with_output().unwrap()).await.unwrap();
+    drop(connection);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(130), "{said}");
+    assert!(said.contains("gave the lease back"), "not cut short: {said}");
+    assert!(said.ends_with("error: stopped before all was sent\n"), "{said}");
+}
