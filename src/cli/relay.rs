@@ -1,6 +1,5 @@
 //! `runspan relay`.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,14 +44,16 @@ pub(super) struct RelayArgs {
     #[arg(long)]
     until_idle: bool,
     /// How large the outbox may grow while a receiver is away; past it the oldest requests are dropped
-    #[arg(long, default_value = "2GiB", value_name = "SIZE")]
+    #[arg(long, default_value = "2GiB", value_name = "SIZE", value_parser = outbox_bound)]
     max_outbox: ByteSize,
     /// How fast spans that waited over a minute are sent, in runs per second; 0: without limit
     #[arg(long, default_value_t = 500, value_name = "N")]
     max_runs_per_second: u32,
     /// Serve /live and /ready here, e.g. 127.0.0.1:9477
-    #[arg(long, value_name = "ADDRESS:PORT")]
-    health_addr: Option<SocketAddr>,
+    ///
+    /// /live: 200 while the process answers. /ready: 200 while the database answers, also in standby; 503 otherwise.
+    #[arg(long, value_name = "HOST:PORT", value_parser = host_and_port)]
+    health_addr: Option<String>,
     /// How long the lease lasts unless renewed: how late a standby takes over at most
     #[arg(long, default_value = "10s", value_name = "DURATION", value_parser = lease_term)]
     lease: Duration,
@@ -82,6 +83,23 @@ fn lease_term(text: &str) -> Result<Duration, String> {
     let term = humantime::parse_duration(text).map_err(|error| error.to_string())?;
     // A stopped relay's transaction keeps the lease's row locked for 5 s at most.
     if term < Duration::from_secs(6) { Err("at least 6s".to_owned()) } else { Ok(term) }
+}
+
+fn outbox_bound(text: &str) -> Result<ByteSize, String> {
+    let bound: ByteSize = text.parse()?;
+    if bound < ByteSize::mib(1) {
+        return Err("at least 1MiB: what does not fit is dropped".to_owned());
+    }
+    Ok(bound)
+}
+
+fn host_and_port(text: &str) -> Result<String, String> {
+    let (host, port) = text.rsplit_once(':').unwrap_or(("", text));
+    match port.parse::<u16>() {
+        Ok(_) if !host.is_empty() => Ok(text.to_owned()),
+        Ok(port) => Err(format!("write 127.0.0.1:{port}")),
+        Err(_) => Err("write HOST:PORT, as in 127.0.0.1:9477".to_owned()),
+    }
 }
 
 impl RelayArgs {
@@ -158,15 +176,15 @@ fn database_away(error: StoreError) -> Failure {
 }
 
 async fn serve_health(
-    address: SocketAddr,
+    address: String,
     store: &Arc<dyn Store>,
     monitor: &Monitor,
     stop: &CancellationToken,
 ) -> Result<(), Failure> {
-    let listener = tokio::net::TcpListener::bind(address)
+    let listener = tokio::net::TcpListener::bind(&address)
         .await
         .map_err(|error| Failure::usage(format!("cannot listen on --health-addr {address}: {error}")))?;
-    let address = listener.local_addr().unwrap_or(address);
+    let address = listener.local_addr().map_or(address, |address| address.to_string());
     tracing::info!("health on http://{address}/ready");
     tokio::spawn(relay::serve_health(listener, Arc::clone(store), monitor.clone(), stop.clone()));
     Ok(())

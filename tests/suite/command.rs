@@ -194,3 +194,28 @@ async fn stopped_with_work_left_is_no_success() {
     assert!(said.contains("gave the lease back"), "not cut short: {said}");
     assert!(said.ends_with("error: stopped before all was sent\n"), "{said}");
 }
+
+#[tokio::test]
+async fn what_a_relay_cannot_do_with_an_option_is_said() {
+    let database = Database::sqlite().await;
+    let refusal = |option: &str, value: &str| {
+        let output = runspan(&database, &["relay", "--until-idle", option, value]);
+        let said = String::from_utf8(output.stderr).unwrap();
+        format!("{} {}", output.status.code().unwrap(), said.lines().next().unwrap_or_default())
+    };
+    insta::assert_snapshot!(refusal("--max-outbox", "0"), @"");
+    insta::assert_snapshot!(refusal("--max-outbox", "1000KB"), @"");
+    insta::assert_snapshot!(refusal("--max-outbox", "much"), @"");
+    insta::assert_snapshot!(refusal("--health-addr", ":9477"), @"");
+    insta::assert_snapshot!(refusal("--health-addr", "localhost"), @"");
+    let unknown = refusal("--health-addr", "no-such-host.invalid:9477");
+    assert!(
+        unknown.starts_with("2 error: cannot listen on --health-addr no-such-host.invalid:9477: "),
+        "{unknown}"
+    );
+
+    assert!(runspan(&database, &["attach"]).status.success());
+    let output = runspan(&database, &["relay", "--until-idle", "--health-addr", "localhost:0"]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && said.contains("health on http://"), "{said}");
+}
