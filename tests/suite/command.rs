@@ -219,3 +219,14 @@ async fn what_a_relay_cannot_do_with_an_option_is_said() {
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.success() && said.contains("health on http://"), "{said}");
 }
+
+#[tokio::test]
+async fn a_relay_without_triggers_says_so() {
+    let database = Database::sqlite().await;
+    assert!(runspan(&database, &["attach"]).status.success());
+    assert!(runspan(&database, &["detach"]).status.success());
+    let relayed = runspan(&database, &["relay", "--until-idle", "--logs", "stdout"]);
+    assert!(relayed.status.success());
+    let said = String::from_utf8(relayed.stderr).unwrap();
+    assert!(said.contains("no table has runspan's triggers"), "{said}");
+}
