@@ -86,7 +86,7 @@ fn lease_term(text: &str) -> Result<Duration, String> {
 }
 
 fn outbox_bound(text: &str) -> Result<ByteSize, String> {
-    let bound: ByteSize = text.parse()?;
+    let bound: ByteSize = text.parse().map_err(|_| "write a size, as in 512MiB or 2GiB")?;
     if bound < ByteSize::mib(1) {
         return Err("at least 1MiB: what does not fit is dropped".to_owned());
     }

@@ -203,11 +203,11 @@ async fn what_a_relay_cannot_do_with_an_option_is_said() {
         let said = String::from_utf8(output.stderr).unwrap();
         format!("{} {}", output.status.code().unwrap(), said.lines().next().unwrap_or_default())
     };
-    insta::assert_snapshot!(refusal("--max-outbox", "0"), @"");
-    insta::assert_snapshot!(refusal("--max-outbox", "1000KB"), @"");
-    insta::assert_snapshot!(refusal("--max-outbox", "much"), @"");
-    insta::assert_snapshot!(refusal("--health-addr", ":9477"), @"");
-    insta::assert_snapshot!(refusal("--health-addr", "localhost"), @"");
+    insta::assert_snapshot!(refusal("--max-outbox", "0"), @"2 error: invalid value '0' for '--max-outbox <SIZE>': at least 1MiB: what does not fit is dropped");
+    insta::assert_snapshot!(refusal("--max-outbox", "1000KB"), @"2 error: invalid value '1000KB' for '--max-outbox <SIZE>': at least 1MiB: what does not fit is dropped");
+    insta::assert_snapshot!(refusal("--max-outbox", "much"), @"2 error: invalid value 'much' for '--max-outbox <SIZE>': write a size, as in 512MiB or 2GiB");
+    insta::assert_snapshot!(refusal("--health-addr", ":9477"), @"2 error: invalid value ':9477' for '--health-addr <HOST:PORT>': write 127.0.0.1:9477");
+    insta::assert_snapshot!(refusal("--health-addr", "localhost"), @"2 error: invalid value 'localhost' for '--health-addr <HOST:PORT>': write HOST:PORT, as in 127.0.0.1:9477");
     let unknown = refusal("--health-addr", "no-such-host.invalid:9477");
     assert!(
         unknown.starts_with("2 error: cannot listen on --health-addr no-such-host.invalid:9477: "),
