@@ -81,7 +81,7 @@ Three commands make spans of the runs in a table workflow_runs:
 
   export DATABASE_URL=postgres://user@host/database
   runspan attach     # triggers journal every transition, in the writer's own transaction
-  OTEL_EXPORTER_OTLP_ENDPOINT=http://collector:4318 runspan relay";
+  OTEL_SERVICE_NAME=app OTEL_EXPORTER_OTLP_ENDPOINT=http://collector:4318 runspan relay";
 
 const EXIT_CODES: &str = "\
 Exit codes:

@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::{Database, Failure, print, print_line};
-use crate::store::{Detached, Plan};
+use crate::store::{Detached, Plan, StoreError};
 
 /// Install the journal: triggers on the table, and runspan's own schema beside it
 ///
@@ -41,7 +41,9 @@ impl AttachArgs {
             1 => print_line("1 run in flight is taken in")?,
             runs => print_line(format_args!("{runs} runs in flight are taken in"))?,
         }
-        print_line("next: OTEL_EXPORTER_OTLP_ENDPOINT=http://COLLECTOR:4318 runspan relay")
+        print_line(
+            "next: OTEL_SERVICE_NAME=APP OTEL_EXPORTER_OTLP_ENDPOINT=http://COLLECTOR:4318 runspan relay",
+        )
     }
 }
 
@@ -62,7 +64,13 @@ impl DetachArgs {
         let store = self.database.open()?;
         match store.detach(self.purge).await? {
             Detached::Removed { table } => print_line(format_args!("detached from {table}")),
-            Detached::Nothing => print_line("runspan is not attached: nothing to do"),
+            Detached::Nothing => match store.check().await {
+                Err(StoreError::NotAttached) => print_line("runspan is not attached: nothing to do"),
+                Ok(()) | Err(StoreError::SchemaNewer { .. }) => print_line(
+                    "the triggers are gone already; `runspan detach --purge` removes the schema too",
+                ),
+                Err(error) => Err(error.into()),
+            },
         }
     }
 }

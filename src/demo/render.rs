@@ -8,9 +8,9 @@ use anstyle::{AnsiColor, Style};
 use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, Table};
 
-use super::Progress;
 use super::receiver::Record;
 use super::report::{Report, Workflow};
+use super::{Progress, Sent};
 use crate::otlp::Signal;
 use crate::semconv::{Event, field};
 
@@ -240,9 +240,11 @@ fn footer(report: &Report) -> String {
         }
     }
     for sent in report.forwarded.iter().flat_map(|forwarded| &forwarded.0) {
-        let what = if sent.signal == Signal::Traces { "spans" } else { "records" };
-        let answer = if sent.problem.is_none() { "accepted" } else { "not accepted" };
-        say("sent on", &sent.endpoint, &format!("{} {what} {answer}", sent.items));
+        let (what, all) = match sent.signal {
+            Signal::Traces => ("spans", report.spans.len()),
+            _ => ("records", report.records.len()),
+        };
+        say("sent on", &sent.endpoint, &accepted(sent, what, all));
     }
     if let Some(database) = &report.kept_in {
         say("kept in", database, "let go of it: runspan detach --purge --database-url URL");
@@ -254,9 +256,20 @@ fn footer(report: &Report) -> String {
     text
 }
 
+/// How much of `all` a receiver took, and what it says of the rest; the whole of that is the demo's last line.
+fn accepted(sent: &Sent, what: &str, all: usize) -> String {
+    let Some(problem) = &sent.problem else { return format!("{} {what} accepted", sent.items) };
+    // Who says so stands in front of it.
+    let whose = format!("{} to {}", sent.signal, sent.endpoint);
+    let said = problem.strip_prefix(&whose).and_then(|rest| rest.split_once(": ")).map(|(_, said)| said);
+    let start = format!("{} of {all} {what} accepted: ", sent.items);
+    let taken = "  sent on      ".len() + sent.endpoint.chars().count() + 2 + start.chars().count();
+    start + &shortened(said.unwrap_or(problem), WIDTH.saturating_sub(taken).max(20))
+}
+
 /// From here to one's own runs.
 const NEXT: [&str; 3] = [
     "export DATABASE_URL=postgres://USER:PASSWORD@HOST/DATABASE    # or sqlite:PATH",
     "runspan attach",
-    "OTEL_EXPORTER_OTLP_ENDPOINT=http://COLLECTOR:4318 runspan relay",
+    "OTEL_SERVICE_NAME=APP OTEL_EXPORTER_OTLP_ENDPOINT=http://COLLECTOR:4318 runspan relay",
 ];

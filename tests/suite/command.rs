@@ -230,3 +230,39 @@ async fn a_relay_without_triggers_says_so() {
     let said = String::from_utf8(relayed.stderr).unwrap();
     assert!(said.contains("no table has runspan's triggers"), "{said}");
 }
+
+#[tokio::test]
+async fn attach_and_detach_say_what_comes_next() {
+    let database = Database::sqlite().await;
+    database.connect().await.queue("triage", 42).await;
+    let say = |arguments: &[&str]| {
+        let output = runspan(&database, arguments);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().replace(&database.url, "DATABASE")
+    };
+    insta::assert_snapshot!(say(&["attach"]), @r"
+    attached to workflow_runs in DATABASE
+    1 run in flight is taken in
+    next: OTEL_SERVICE_NAME=APP OTEL_EXPORTER_OTLP_ENDPOINT=http://COLLECTOR:4318 runspan relay
+    ");
+    insta::assert_snapshot!(say(&["detach"]), @"detached from workflow_runs");
+    insta::assert_snapshot!(say(&["detach"]), @"the triggers are gone already; `runspan detach --purge` removes the schema too");
+    assert!(say(&["detach", "--purge"]).starts_with("detached from "));
+    insta::assert_snapshot!(say(&["detach"]), @"runspan is not attached: nothing to do");
+}
+
+#[tokio::test]
+async fn the_demo_says_how_much_a_receiver_took() {
+    let database = Database::sqlite().await;
+    // Nothing listens where something has just stopped.
+    let nowhere = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let output = command(&database, &["demo"])
+        .env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{nowhere}"))
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    let records = regex::Regex::new(r"/v1/logs  0 of [1-9]\d* records accepted: connection refused").unwrap();
+    assert!(records.is_match(&text), "{text}");
+    assert!(text.lines().all(|line| line.chars().count() <= 110), "{text}");
+}
