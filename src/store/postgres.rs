@@ -27,6 +27,8 @@ const IDLE_IN_TRANSACTION: &str = "5s";
 /// A call of `runspan.reconcile()` that makes this many entries may have left some (the LIMIT in functions.sql).
 const RECONCILED_AT_ONCE: i64 = 10_000;
 
+const READ_COMMITTED: &str = "SET default_transaction_isolation = 'read committed'";
+
 /// SQLSTATE `undefined_table`, and `invalid_schema_name`.
 const MISSING: [&str; 2] = ["42P01", "3F000"];
 
@@ -43,6 +45,14 @@ impl PgStore {
             .max_connections(6)
             .acquire_timeout(Duration::from_secs(5))
             .idle_timeout(Duration::from_mins(1))
+            .after_connect(|connection, _| {
+                Box::pin(async move {
+                    // Whatever the database or the role has for its default: to wait for a row that another
+                    // changes is no error here. Not as an option of the connection, which poolers refuse.
+                    sqlx::query(READ_COMMITTED).execute(connection).await?;
+                    Ok(())
+                })
+            })
             .connect_lazy_with(options);
         Self { pool }
     }

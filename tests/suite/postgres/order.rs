@@ -24,6 +24,7 @@ on_postgres!(
     two_transitions_of_one_run_keep_their_order,
     serializable_writers_are_journalled_once,
     reconciling_beside_writers_tells_nothing_twice,
+    a_database_of_repeatable_reads_is_read_all_the_same,
 );
 
 /// Reads and commits a batch; the runs it tells of.
@@ -334,4 +335,23 @@ async fn reconciling_beside_writers_tells_nothing_twice(database: &Database) {
     span "triage" [queued failed] error=no
     "#);
     assert_eq!(relay.store.reconcile().await.unwrap(), 0);
+}
+
+async fn a_database_of_repeatable_reads_is_read_all_the_same(database: &Database) {
+    let mut session = database.connect().await;
+    session
+        .execute(&format!(
+            "ALTER DATABASE {} SET default_transaction_isolation = 'repeatable read'",
+            database.name()
+        ))
+        .await;
+    let (store, _) = database.attach().await;
+    let seen = store.lease().await.unwrap();
+    let lease = store.take_lease(&seen, "a", std::time::Duration::from_mins(1)).await.unwrap().unwrap();
+    session.execute("BEGIN; UPDATE runspan.lease SET expires_at = expires_at + interval '1 s'").await;
+    let renewed =
+        tokio::spawn(async move { store.renew_lease(&lease, std::time::Duration::from_mins(1)).await });
+    crate::database::eventually("the renewal waits", || someone_waits(database)).await;
+    session.execute("COMMIT").await;
+    renewed.await.unwrap().unwrap();
 }
