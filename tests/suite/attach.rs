@@ -18,6 +18,8 @@ on_every_database!(
     detaching_removes_the_triggers,
     purging_removes_everything,
     the_attached_table_is_named_as_it_is_now,
+    a_renamed_table_is_still_the_one,
+    a_detached_table_is_not_reconciled,
 );
 
 async fn attaching_is_idempotent(database: &Database) {
@@ -159,4 +161,46 @@ async fn the_attached_table_is_named_as_it_is_now(database: &Database) {
     assert_eq!(store.attached_table().await.unwrap().as_deref(), Some(renamed));
     store.detach(false).await.unwrap();
     assert_eq!(store.attached_table().await.unwrap(), None);
+}
+
+async fn a_renamed_table_is_still_the_one(database: &Database) {
+    let relay = Relay::new(database.attach().await.0).await;
+    let mut session = database.connect().await;
+    let parent = session.queue("ship", 1).await;
+    session.execute("ALTER TABLE workflow_runs RENAME TO \"Jobs of 'old\"").await;
+    let child = |number: i64| {
+        format!(
+            "INSERT INTO \"Jobs of 'old\" (id, workflow_name, target_type, target_owner, target_repo, target_number,
+                 parent_run_id, parent_step_index)
+             VALUES ('0190a5d4-7d3c-7cc1-8b6a-0d2f3a4b5c6{number}', 'implement', 'pr', 'acme', 'widgets', {number},
+                 '{parent}', {number})"
+        )
+    };
+    session.execute(&child(2)).await;
+    let journal = database.own("journal");
+    let rooted = format!("SELECT root_workflow_name FROM {journal} WHERE workflow_name = 'implement'");
+    assert_eq!(session.text(&rooted).await.as_deref(), Some("ship"));
+    assert_eq!(relay.store.reconcile().await.unwrap(), 0);
+    // What the journal lost is found in the table.
+    session.execute(&format!("DELETE FROM {journal}")).await;
+    assert_eq!(relay.store.reconcile().await.unwrap(), 2);
+    assert_eq!(session.text(&rooted).await.as_deref(), Some("ship"));
+    // And it can be attached to by its new name.
+    let plan = Plan {
+        table: if database.is_postgres() { "\"Jobs of 'old\"" } else { "Jobs of 'old" }.to_owned(),
+        grant: None,
+    };
+    relay.store.attach(&plan).await.unwrap();
+    session.execute(&child(3)).await;
+    assert_eq!(relay.store.reconcile().await.unwrap(), 0);
+    let status = relay.store.status().await.unwrap();
+    assert_eq!((status.journal_entries, status.skipped_entries), (3, 0));
+}
+
+async fn a_detached_table_is_not_reconciled(database: &Database) {
+    let (store, _) = database.attach().await;
+    store.detach(false).await.unwrap();
+    database.connect().await.queue("triage", 1).await;
+    assert_eq!(store.reconcile().await.unwrap(), 0);
+    assert_eq!(store.status().await.unwrap().journal_entries, 0);
 }

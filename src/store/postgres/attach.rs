@@ -166,7 +166,9 @@ async fn schema_sql(connection: &mut PgConnection, table: &Table) -> Result<Stri
         "{owned}SET LOCAL ROLE {};\n{}{version}{}",
         table.owner,
         MIGRATIONS[known.min(MIGRATIONS.len())..].concat(),
-        FUNCTIONS.replace("{table}", &table.name)
+        FUNCTIONS
+            .replace("{table}", &table.name)
+            .replace("{literal}", &format!("'{}'", table.name.replace('\'', "''")))
     ))
 }
 

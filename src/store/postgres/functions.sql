@@ -1,18 +1,43 @@
 -- The functions, for one table ({table}). Replaced by each `attach`.
 
+-- The table that has the triggers, whatever it is called by now; NULL after a detach.
+CREATE OR REPLACE FUNCTION runspan.attached_to() RETURNS regclass
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $function$
+    SELECT t.tgrelid::regclass FROM pg_trigger t
+    WHERE t.tgfoid = to_regproc('runspan.journal_run') AND t.tgparentid = 0 LIMIT 1
+$function$;
+
 -- The root above a run and its workflow: parents walked, 32 levels at most, so that a cycle ends too.
 CREATE OR REPLACE FUNCTION runspan.root_above(parent uuid, OUT root_id uuid, OUT root_name text)
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
 AS $function$
+#variable_conflict use_variable
 DECLARE
     above uuid := parent;
     found_id uuid;
     found_name text;
+    renamed regclass;
 BEGIN
+    IF parent IS NULL THEN
+        RETURN;
+    END IF;
+    IF to_regclass({literal}) IS NULL THEN
+        renamed := runspan.attached_to();
+        IF renamed IS NULL THEN
+            RETURN;
+        END IF;
+    END IF;
     FOR depth IN 1..32 LOOP
-        SELECT w.id, w.parent_run_id, w.workflow_name INTO found_id, above, found_name
-        FROM {table} w WHERE w.id = above;
-        EXIT WHEN NOT FOUND;
+        IF renamed IS NULL THEN
+            SELECT w.id, w.parent_run_id, left(w.workflow_name::text, 1024) INTO found_id, above, found_name
+            FROM {table} w WHERE w.id = above;
+        ELSE
+            EXECUTE format('SELECT w.id, w.parent_run_id, left(w.workflow_name::text, 1024) FROM %s w WHERE w.id = $1',
+                renamed)
+            INTO found_id, above, found_name USING above;
+        END IF;
+        EXIT WHEN found_id IS NULL;
         root_id := found_id;
         root_name := found_name;
         EXIT WHEN above IS NULL;
@@ -165,11 +190,16 @@ CREATE OR REPLACE FUNCTION runspan.reconcile() RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $function$
 DECLARE
+    attached regclass := runspan.attached_to();
     begun bigint;
     moved bigint;
 BEGIN
+    IF attached IS NULL THEN
+        RETURN 0;
+    END IF;
+    EXECUTE format($sql$
     WITH missed AS MATERIALIZED (
-        SELECT w.* FROM {table} w
+        SELECT w.* FROM %s w
         WHERE w.status IN ('queued', 'running')
           AND w.workflow_name IS NOT NULL -- or each time would make an entry that is set aside
           AND NOT EXISTS (SELECT FROM runspan.open_runs o WHERE o.run_id = w.id)
@@ -186,10 +216,12 @@ BEGIN
         m.workflow_name, m.status::text, m.target_type, m.target_owner, m.target_repo, m.target_number,
         m.delivery_id, m.parent_run_id, r.root_id, r.root_name, left(m.state ->> 'traceparent', 128), true
     FROM missed m CROSS JOIN LATERAL runspan.root_above(m.parent_run_id) r
-    ORDER BY m.created_at, m.parent_run_id IS NOT NULL, m.id;
+    ORDER BY m.created_at, m.parent_run_id IS NOT NULL, m.id
+    $sql$, attached);
     GET DIAGNOSTICS begun = ROW_COUNT;
 
     -- A run that is known to be in flight, but whose row says something else, or is gone.
+    EXECUTE format($sql$
     INSERT INTO runspan.journal (
         at, created_at, run_id, workflow_name, from_status, to_status, reason, reconciled
     )
@@ -199,12 +231,13 @@ BEGIN
             WHEN 'failed' THEN w.state ->> 'failedReason'
             WHEN 'incomplete' THEN w.state ->> 'incompleteReason'
         END, 8192), true
-    FROM runspan.open_runs o LEFT JOIN {table} w ON w.id = o.run_id
+    FROM runspan.open_runs o LEFT JOIN %s w ON w.id = o.run_id
     WHERE (w.id IS NULL
            OR w.status::text <> o.status AND w.status::text IN ('queued', 'running', 'succeeded', 'failed', 'incomplete'))
       AND NOT EXISTS (SELECT FROM runspan.journal j WHERE j.run_id = o.run_id)
     ORDER BY 1, o.run_id
-    LIMIT 10000;
+    LIMIT 10000
+    $sql$, attached);
     GET DIAGNOSTICS moved = ROW_COUNT;
 
     RETURN begun + moved;
