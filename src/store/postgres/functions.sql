@@ -45,6 +45,17 @@ BEGIN
 END
 $function$;
 
+-- A value of a state, as text; NULL if no text can hold it, as json's \u0000.
+CREATE OR REPLACE FUNCTION runspan.in_state(state anyelement, key text, longest integer) RETURNS text
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $function$
+BEGIN
+    RETURN left(state ->> key, longest);
+EXCEPTION WHEN data_exception THEN
+    RETURN NULL;
+END
+$function$;
+
 -- Counts an entry that could not be written. Whatever is wrong, the writer goes on.
 CREATE OR REPLACE FUNCTION runspan.skip(error_code text) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
@@ -99,12 +110,16 @@ BEGIN
             to_status := NEW.status;
             -- The state may be large; a run that begins to run has nothing in it that is needed.
             IF to_status <> 'running' OR TG_OP = 'INSERT' THEN
-                link := left(NEW.state ->> 'traceparent', 128);
-            END IF;
-            IF to_status = 'failed' THEN
-                reason := left(NEW.state ->> 'failedReason', 8192);
-            ELSIF to_status = 'incomplete' THEN
-                reason := left(NEW.state ->> 'incompleteReason', 8192);
+                BEGIN
+                    link := left(NEW.state ->> 'traceparent', 128);
+                    IF to_status = 'failed' THEN
+                        reason := left(NEW.state ->> 'failedReason', 8192);
+                    ELSIF to_status = 'incomplete' THEN
+                        reason := left(NEW.state ->> 'incompleteReason', 8192);
+                    END IF;
+                EXCEPTION WHEN data_exception THEN
+                    NULL; -- json's \u0000, which no text can hold
+                END;
             END IF;
         END IF;
         IF TG_OP <> 'INSERT' THEN
@@ -214,7 +229,7 @@ BEGIN
     )
     SELECT CASE m.status::text WHEN 'queued' THEN m.created_at ELSE m.updated_at END, m.created_at, m.id,
         m.workflow_name, m.status::text, m.target_type, m.target_owner, m.target_repo, m.target_number,
-        m.delivery_id, m.parent_run_id, r.root_id, r.root_name, left(m.state ->> 'traceparent', 128), true
+        m.delivery_id, m.parent_run_id, r.root_id, r.root_name, runspan.in_state(m.state, 'traceparent', 128), true
     FROM missed m CROSS JOIN LATERAL runspan.root_above(m.parent_run_id) r
     ORDER BY m.created_at, m.parent_run_id IS NOT NULL, m.id
     $sql$, attached);
@@ -227,10 +242,10 @@ BEGIN
     )
     SELECT coalesce(w.updated_at, clock_timestamp()), w.created_at, o.run_id,
         o.state::jsonb -> 'context' ->> 'workflow_name', o.status, w.status::text,
-        left(CASE w.status::text
-            WHEN 'failed' THEN w.state ->> 'failedReason'
-            WHEN 'incomplete' THEN w.state ->> 'incompleteReason'
-        END, 8192), true
+        CASE w.status::text
+            WHEN 'failed' THEN runspan.in_state(w.state, 'failedReason', 8192)
+            WHEN 'incomplete' THEN runspan.in_state(w.state, 'incompleteReason', 8192)
+        END, true
     FROM runspan.open_runs o LEFT JOIN %s w ON w.id = o.run_id
     WHERE (w.id IS NULL
            OR w.status::text <> o.status AND w.status::text IN ('queued', 'running', 'succeeded', 'failed', 'incomplete'))

@@ -216,11 +216,23 @@ async fn a_nul_escape_in_json_state(database: &Database) {
              VALUES (gen_random_uuid(), 'triage', 'pr', 'acme', 'widgets', 1, '{}')",
         )
         .await;
+    relay.drain().await;
+    // jsonb would have refused it; json hands it on, and no text can hold it: the reason is lost, the entry is not.
+    let nul = r#"'{"traceparent": "a\u0000b", "failedReason": "a\u0000b"}'"#;
+    session.execute(&format!("UPDATE workflow_runs SET status = 'failed', state = {nul}")).await;
+    let status = relay.store.status().await.unwrap();
+    assert_eq!((status.journal_entries, status.skipped_entries), (1, 0));
+    // Nor do they hold up what reconciling finds, begun or ended.
+    session.execute("DELETE FROM runspan.journal").await;
+    session.execute("SET session_replication_role = replica").await;
     session
-        .execute(r#"UPDATE workflow_runs SET status = 'failed', state = '{"failedReason": "a\u0000b"}'"#)
+        .execute(&format!(
+            "INSERT INTO workflow_runs (id, workflow_name, target_type, target_owner, target_repo, target_number, state)
+             VALUES (gen_random_uuid(), 'triage', 'pr', 'acme', 'widgets', 2, {nul})"
+        ))
         .await;
-    // jsonb would have refused it; json hands it on, and no text can hold it.
-    assert_eq!(relay.store.status().await.unwrap().skipped_entries, 1);
+    assert_eq!(relay.store.reconcile().await.unwrap(), 2);
+    insta::assert_snapshot!(session.text("SELECT string_agg(to_status, ' ' ORDER BY seq) FROM runspan.journal").await.unwrap(), @"queued failed");
 }
 
 async fn a_time_without_end_stops_nothing(database: &Database) {
