@@ -134,8 +134,9 @@ BEGIN
             target_repo, target_number, delivery_id, parent_run_id, root_run_id, root_workflow_name, reason,
             traceparent, reconciled
         ) VALUES (
-            clock_timestamp(), run.created_at, run.id, run.workflow_name, from_status, to_status,
-            run.target_type, run.target_owner, run.target_repo, run.target_number, run.delivery_id,
+            clock_timestamp(), run.created_at, run.id, left(run.workflow_name::text, 1024), from_status, to_status,
+            left(run.target_type::text, 1024), left(run.target_owner::text, 1024),
+            left(run.target_repo::text, 1024), run.target_number, left(run.delivery_id::text, 1024),
             run.parent_run_id, root_id, root_name, reason, link, false
         );
     EXCEPTION
@@ -181,8 +182,8 @@ BEGIN
             at, workflow_name, target_type, target_owner, target_repo, target_number, reason, delivery_id,
             inflight_run_id, root_run_id, reconciled
         ) VALUES (
-            clock_timestamp(), workflow_name, target_type, target_owner, target_repo, target_number,
-            left(reason, 8192), delivery_id, inflight_run_id, root_id, false
+            clock_timestamp(), left(workflow_name, 1024), left(target_type, 1024), left(target_owner, 1024),
+            left(target_repo, 1024), target_number, left(reason, 8192), left(delivery_id, 1024), inflight_run_id, root_id, false
         );
     EXCEPTION
         WHEN serialization_failure THEN
@@ -228,8 +229,9 @@ BEGIN
         target_number, delivery_id, parent_run_id, root_run_id, root_workflow_name, traceparent, reconciled
     )
     SELECT CASE m.status::text WHEN 'queued' THEN m.created_at ELSE m.updated_at END, m.created_at, m.id,
-        m.workflow_name, m.status::text, m.target_type, m.target_owner, m.target_repo, m.target_number,
-        m.delivery_id, m.parent_run_id, r.root_id, r.root_name, runspan.in_state(m.state, 'traceparent', 128), true
+        left(m.workflow_name::text, 1024), m.status::text, left(m.target_type::text, 1024),
+        left(m.target_owner::text, 1024), left(m.target_repo::text, 1024), m.target_number,
+        left(m.delivery_id::text, 1024), m.parent_run_id, r.root_id, r.root_name, runspan.in_state(m.state, 'traceparent', 128), true
     FROM missed m CROSS JOIN LATERAL runspan.root_above(m.parent_run_id) r
     ORDER BY m.created_at, m.parent_run_id IS NOT NULL, m.id
     $sql$, attached);

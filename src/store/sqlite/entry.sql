@@ -3,9 +3,10 @@
         target_repo, target_number, delivery_id, parent_run_id, root_run_id, root_workflow_name, reason,
         traceparent, reconciled
     )
-    SELECT {now}, {row}.created_at, {row}.id, {row}.workflow_name, {from}, {to}, {row}.target_type,
-        {row}.target_owner, {row}.target_repo, {row}.target_number, {row}.delivery_id,
-        {row}.parent_run_id, root.id, root.name,
+    SELECT {now}, {row}.created_at, {row}.id, substr({row}.workflow_name, 1, 1024), {from}, {to},
+        substr({row}.target_type, 1, 1024), substr({row}.target_owner, 1, 1024),
+        substr({row}.target_repo, 1, 1024), {row}.target_number, substr({row}.delivery_id, 1, 1024),
+        {row}.parent_run_id, root.id, substr(root.name, 1, 1024),
         CASE {to}
             WHEN 'failed' THEN {failed_reason}
             WHEN 'incomplete' THEN {incomplete_reason}

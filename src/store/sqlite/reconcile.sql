@@ -5,8 +5,10 @@ INSERT INTO runspan_journal (
     target_number, delivery_id, parent_run_id, root_run_id, root_workflow_name, traceparent, reconciled
 )
 SELECT coalesce(CASE w.status WHEN 'queued' THEN {created_at} ELSE {updated_at} END, {now}), w.created_at,
-    w.id, w.workflow_name, w.status, w.target_type, w.target_owner, w.target_repo, w.target_number,
-    w.delivery_id, w.parent_run_id, (SELECT id FROM ({root_above})), (SELECT name FROM ({root_above})),
+    w.id, substr(w.workflow_name, 1, 1024), w.status, substr(w.target_type, 1, 1024),
+    substr(w.target_owner, 1, 1024), substr(w.target_repo, 1, 1024), w.target_number,
+    substr(w.delivery_id, 1, 1024), w.parent_run_id, (SELECT id FROM ({root_above})),
+    (SELECT substr(name, 1, 1024) FROM ({root_above})),
     {traceparent}, 1
 FROM {table} w
 WHERE w.status IN ('queued', 'running')

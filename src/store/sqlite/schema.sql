@@ -79,7 +79,8 @@ CREATE TRIGGER runspan_refused INSTEAD OF INSERT ON runspan_dispatch_refused BEG
         at, workflow_name, target_type, target_owner, target_repo, target_number, reason, delivery_id,
         inflight_run_id, reconciled
     ) VALUES (
-        {now}, NEW.workflow_name, NEW.target_type, NEW.target_owner, NEW.target_repo, NEW.target_number,
-        substr(NEW.reason, 1, 8192), NEW.delivery_id, NEW.inflight_run_id, 0
+        {now}, substr(NEW.workflow_name, 1, 1024), substr(NEW.target_type, 1, 1024),
+        substr(NEW.target_owner, 1, 1024), substr(NEW.target_repo, 1, 1024), NEW.target_number,
+        substr(NEW.reason, 1, 8192), substr(NEW.delivery_id, 1, 1024), NEW.inflight_run_id, 0
     );
 END;

@@ -26,6 +26,7 @@ on_postgres!(
     a_refusal_is_skipped_too,
     what_was_skipped_is_mended,
     a_nul_escape_in_json_state,
+    names_without_end_are_cut,
     a_time_without_end_stops_nothing,
 );
 
@@ -233,6 +234,26 @@ async fn a_nul_escape_in_json_state(database: &Database) {
         .await;
     assert_eq!(relay.store.reconcile().await.unwrap(), 2);
     insta::assert_snapshot!(session.text("SELECT string_agg(to_status, ' ' ORDER BY seq) FROM runspan.journal").await.unwrap(), @"queued failed");
+}
+
+async fn names_without_end_are_cut(database: &Database) {
+    let (store, _) = database.attach().await;
+    let mut session = database.connect().await;
+    session
+        .execute(
+            "INSERT INTO workflow_runs (id, workflow_name, target_type, target_owner, target_repo, target_number,
+                 delivery_id)
+             SELECT gen_random_uuid(), l, 'pr', l, l, 1, l FROM repeat('x', 2000) l;
+             SELECT runspan.dispatch_refused(l, l, l, l, 1, 'no', l) FROM repeat('x', 2000) l",
+        )
+        .await;
+    let longest =
+        "SELECT string_agg(concat_ws(' ', length(workflow_name), length(target_owner), length(target_repo),
+                       length(delivery_id)), ', ') FROM runspan.journal";
+    assert_eq!(session.text(longest).await.as_deref(), Some("1024 1024 1024 1024, 1024 1024 1024 1024"));
+    session.execute("DELETE FROM runspan.journal").await;
+    store.reconcile().await.unwrap();
+    assert_eq!(session.text(longest).await.as_deref(), Some("1024 1024 1024 1024"));
 }
 
 async fn a_time_without_end_stops_nothing(database: &Database) {
