@@ -63,10 +63,11 @@ AS $function$
 BEGIN
     IF error_code = '55P03' THEN -- lock_not_available
         -- Waiting once a transaction is enough: whatever follows in it is skipped without waiting. Outside of the
-        -- block below, whose failure would take it back.
-        PERFORM set_config('runspan.skipping', 'on', true);
+        -- block below, whose failure would take it back. The transaction's id, so that a value that outlives it
+        -- (someone's SET) means nothing.
+        PERFORM set_config('runspan.skipping', pg_current_xact_id()::text, true);
     END IF;
-    IF current_setting('runspan.skipping', true) = 'uncounted' THEN
+    IF current_setting('runspan.skipping', true) = 'uncounted ' || pg_current_xact_id_if_assigned()::text THEN
         RETURN;
     END IF;
     BEGIN
@@ -74,7 +75,7 @@ BEGIN
         PERFORM nextval('runspan.journal_skipped');
     EXCEPTION
         WHEN lock_not_available THEN
-            PERFORM set_config('runspan.skipping', 'uncounted', true);
+            PERFORM set_config('runspan.skipping', 'uncounted ' || pg_current_xact_id()::text, true);
         WHEN OTHERS THEN
             NULL;
     END;
@@ -97,9 +98,11 @@ DECLARE
     root_name text;
     reason text;
     link text;
+    skipping text;
 BEGIN
     BEGIN
-        IF current_setting('runspan.skipping', true) IN ('on', 'uncounted') THEN
+        skipping := current_setting('runspan.skipping', true);
+        IF skipping <> '' AND replace(skipping, 'uncounted ', '') = pg_current_xact_id_if_assigned()::text THEN
             PERFORM runspan.skip('');
             RETURN NULL;
         END IF;
@@ -169,9 +172,11 @@ AS $function$
 #variable_conflict use_variable
 DECLARE
     root_id uuid;
+    skipping text;
 BEGIN
     BEGIN
-        IF current_setting('runspan.skipping', true) IN ('on', 'uncounted') THEN
+        skipping := current_setting('runspan.skipping', true);
+        IF skipping <> '' AND replace(skipping, 'uncounted ', '') = pg_current_xact_id_if_assigned()::text THEN
             PERFORM runspan.skip('');
             RETURN;
         END IF;

@@ -26,6 +26,7 @@ on_postgres!(
     a_refusal_is_skipped_too,
     what_was_skipped_is_mended,
     a_nul_escape_in_json_state,
+    a_breaker_that_outlives_its_transaction_means_nothing,
     names_without_end_are_cut,
     a_time_without_end_stops_nothing,
 );
@@ -234,6 +235,29 @@ async fn a_nul_escape_in_json_state(database: &Database) {
         .await;
     assert_eq!(relay.store.reconcile().await.unwrap(), 2);
     insta::assert_snapshot!(session.text("SELECT string_agg(to_status, ' ' ORDER BY seq) FROM runspan.journal").await.unwrap(), @"queued failed");
+}
+
+async fn a_breaker_that_outlives_its_transaction_means_nothing(database: &Database) {
+    let (store, _) = database.attach().await;
+    let locker = locked(database).await;
+    let mut session = database.connect().await;
+    session.execute("BEGIN").await;
+    session.queue("triage", 1).await;
+    session
+        .execute("SELECT set_config('runspan.skipping', current_setting('runspan.skipping'), false)")
+        .await;
+    session.queue("triage", 2).await;
+    session.execute("COMMIT").await;
+    drop(locker);
+    assert_eq!(skipped(database).await, 2);
+    assert_ne!(session.text("SELECT current_setting('runspan.skipping')").await.as_deref(), Some(""));
+    for (number, stuck) in
+        (3..).zip(["", "SET runspan.skipping = 'on'", "SET runspan.skipping = 'uncounted'"])
+    {
+        session.execute(stuck).await;
+        session.queue("triage", number).await;
+    }
+    assert_eq!((skipped(database).await, store.status().await.unwrap().journal_entries), (2, 3));
 }
 
 async fn names_without_end_are_cut(database: &Database) {
