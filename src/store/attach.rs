@@ -52,6 +52,12 @@ pub(super) const COLUMNS: [&str; 12] = [
     "updated_at",
 ];
 
+/// Says which columns `table` lacks.
+pub(super) fn lacks(table: &str, missing: &[&str]) -> String {
+    let columns = if missing.len() == 1 { "column" } else { "columns" };
+    format!("{table} lacks the {columns} {}: see docs/table.md", missing.join(", "))
+}
+
 /// A database that runspan can be attached to.
 #[async_trait]
 pub trait Attach: Send + Sync + 'static {

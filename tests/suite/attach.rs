@@ -79,7 +79,7 @@ async fn a_missing_column_is_named(database: &Database) {
     session.execute("CREATE TABLE jobs (id text, status text)").await;
     let error = unfit(database, "jobs").await;
     assert!(error.contains("jobs"), "{error}");
-    assert!(error.contains(" lacks the column workflow_name, target_type, "), "{error}");
+    assert!(error.contains(" lacks the columns workflow_name, target_type, "), "{error}");
 }
 
 async fn a_view_is_no_table(database: &Database) {

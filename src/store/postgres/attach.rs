@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use backon::{ExponentialBuilder, Retryable};
 use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 
-use super::super::attach::{Attach, Attached, COLUMNS, Detached, Plan};
+use super::super::attach::{Attach, Attached, COLUMNS, Detached, Plan, lacks};
 use super::super::{SCHEMA_VERSION, Store, StoreError};
 use super::PgStore;
 
@@ -15,8 +15,14 @@ const MIGRATIONS: [&str; SCHEMA_VERSION as usize] = [include_str!("schema.sql")]
 const FUNCTIONS: &str = include_str!("functions.sql");
 const TRIGGERS: &str = include_str!("triggers.sql");
 
+/// What a status can be.
+const STATUSES: [&str; 5] = ["queued", "running", "succeeded", "failed", "incomplete"];
+
 /// SQLSTATE `lock_not_available`.
 const LOCK_NOT_AVAILABLE: &str = "55P03";
+
+/// SQLSTATE `invalid_name`, `syntax_error`, `feature_not_supported`: what a name with spaces or dots leads to.
+const NO_NAME: [&str; 3] = ["42602", "42601", "0A000"];
 
 /// While a trigger's creation waits for its table lock, writers queue behind it: so it waits briefly, often.
 const LOCK_TABLE_BRIEFLY: &str = "SET LOCAL lock_timeout = '200ms'";
@@ -27,6 +33,8 @@ struct Table {
     name: String,
     /// Its owner's role, quoted.
     owner: String,
+    /// Whether it has the triggers already.
+    attached: bool,
     warnings: Vec<String>,
 }
 
@@ -64,7 +72,10 @@ impl Attach for PgStore {
         drop(connection);
 
         self.locking_the_table(&table.triggers(), &table.name).await?;
-        let adopted = self.reconcile().await?;
+        let adopted = match self.reconcile().await {
+            Ok(adopted) => adopted,
+            Err(error) => return Err(self.undo(&table, error).await),
+        };
         Ok(Attached { table: table.name, adopted, warnings: table.warnings })
     }
 
@@ -98,6 +109,16 @@ impl Attach for PgStore {
 }
 
 impl PgStore {
+    /// Takes the triggers of a new attach away again, whose runs in flight could not be taken in.
+    async fn undo(&self, table: &Table, error: StoreError) -> StoreError {
+        let now = if !table.attached && self.detach(false).await.is_ok() {
+            "the triggers were removed again"
+        } else {
+            "the triggers are installed"
+        };
+        StoreError::Unfit(format!("the runs in flight of {} cannot be taken in ({error}); {now}", table.name))
+    }
+
     /// Runs `sql` in one transaction that never makes the table's writers wait for long.
     async fn locking_the_table(&self, sql: &str, table: &str) -> Result<(), StoreError> {
         let attempt = || async {
@@ -275,17 +296,26 @@ async fn inspect(connection: &mut PgConnection, plan: &Plan) -> Result<Table, St
     )
     .bind(&plan.table)
     .fetch_optional(&mut *connection)
-    .await?;
-    let Some(found) = found else {
-        let database: String =
-            sqlx::query_scalar("SELECT current_database()").fetch_one(&mut *connection).await?;
-        return unfit(format!(
-            "there is no table {} in database {database:?}: create it, or name yours with --table SCHEMA.TABLE",
-            plan.table
-        ));
+    .await;
+    let found = match found {
+        Err(sqlx::Error::Database(error))
+            if error.code().is_some_and(|code| NO_NAME.contains(&code.as_ref())) =>
+        {
+            return unfit(format!(
+                "{} names no table ({}): quote what is no plain word, as in --table '\"My Schema\".\"Workflow Runs\"'",
+                plan.table,
+                error.message()
+            ));
+        }
+        found => found?,
     };
+    let Some(found) = found else { return unfit(not_found(connection, &plan.table).await?) };
     let (oid, name): (i64, String) = (found.try_get(0)?, found.try_get(1)?);
     let kind: String = found.try_get(2)?;
+    // It could end the functions' text.
+    if name.contains("$function$") {
+        return unfit(format!("{name} cannot be attached to: rename it"));
+    }
     if !matches!(kind.as_str(), "r" | "p") {
         return unfit(format!("{name} is not a table: triggers need the table itself"));
     }
@@ -303,7 +333,8 @@ async fn inspect(connection: &mut PgConnection, plan: &Plan) -> Result<Table, St
         ));
     }
     let columns: Vec<(String, String)> = sqlx::query_as(
-        "SELECT attname::text, format_type(atttypid, NULL) FROM pg_attribute
+        "SELECT attname::text, format_type(CASE typtype WHEN 'd' THEN typbasetype ELSE atttypid END, NULL)
+         FROM pg_attribute JOIN pg_type ON pg_type.oid = atttypid
          WHERE attrelid = $1::oid AND attnum > 0 AND NOT attisdropped",
     )
     .bind(oid)
@@ -313,7 +344,7 @@ async fn inspect(connection: &mut PgConnection, plan: &Plan) -> Result<Table, St
         |wanted: &str| columns.iter().find(|(column, _)| column == wanted).map(|(_, kind)| kind.as_str());
     let missing: Vec<&str> = COLUMNS.into_iter().filter(|column| type_of(column).is_none()).collect();
     if !missing.is_empty() {
-        return unfit(format!("{name} lacks the column {}: see docs/table.md", missing.join(", ")));
+        return unfit(lacks(&name, &missing));
     }
     for (column, wanted) in [
         ("id", &["uuid"][..]),
@@ -321,6 +352,7 @@ async fn inspect(connection: &mut PgConnection, plan: &Plan) -> Result<Table, St
         ("state", &["jsonb", "json"]),
         ("created_at", &["timestamp with time zone"]),
         ("updated_at", &["timestamp with time zone"]),
+        ("target_number", &["integer", "bigint", "smallint", "numeric"]),
     ] {
         let is = type_of(column).unwrap_or_default();
         if !wanted.contains(&is) {
@@ -330,18 +362,85 @@ async fn inspect(connection: &mut PgConnection, plan: &Plan) -> Result<Table, St
             ));
         }
     }
+    let mut warnings = Vec::new();
+    if !matches!(type_of("status").unwrap_or_default(), "text" | "character varying" | "character") {
+        warnings.extend(inspect_enum(connection, oid, &name).await?);
+    }
     let others = installed_triggers(connection).await?;
     if let Some((_, other)) = others.iter().find(|(_, table)| *table != name) {
         return unfit(format!("runspan is attached to {other} in this database: `runspan detach` first"));
     }
     let indexed: bool = found.try_get(4)?;
-    let warnings = if indexed {
-        Vec::new()
-    } else {
-        vec![format!(
+    if !indexed {
+        // A partitioned table's index cannot be made so.
+        let concurrently = if kind == "p" { "" } else { "CONCURRENTLY " };
+        warnings.push(format!(
             "no index of {name} finds the runs in flight; the relay looks for them once a minute: \
-             CREATE INDEX CONCURRENTLY ON {name} (id) WHERE status IN ('queued', 'running');"
-        )]
-    };
-    Ok(Table { name, owner, warnings })
+             CREATE INDEX {concurrently}ON {name} (id) WHERE status IN ('queued', 'running');"
+        ));
+    }
+    Ok(Table { name, owner, attached: !others.is_empty(), warnings })
+}
+
+/// Says that there is no such table, and which there is.
+async fn not_found(connection: &mut PgConnection, table: &str) -> Result<String, StoreError> {
+    let last = table.rsplit('.').next().unwrap_or_default().trim_matches('"');
+    let (database, similar): (String, Option<String>) = sqlx::query_as(
+        "SELECT current_database()::text, (
+             SELECT format('%I.%I', n.nspname, c.relname)
+             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+             WHERE lower(c.relname) = lower($1) AND c.relname <> lower($1) AND c.relkind IN ('r', 'p')
+             ORDER BY 1 LIMIT 1)",
+    )
+    .bind(last)
+    .fetch_one(connection)
+    .await?;
+    Ok(similar.map_or_else(
+        || {
+            format!(
+                "there is no table {table} in database {database:?}: create it, or name yours with --table SCHEMA.TABLE"
+            )
+        },
+        |similar| format!("there is no table {table} in database {database:?}, but {similar}: write --table '{similar}'"),
+    ))
+}
+
+/// Checks that the type of a status that is no text can hold what runspan looks for; what to warn of.
+async fn inspect_enum(
+    connection: &mut PgConnection,
+    oid: i64,
+    table: &str,
+) -> Result<Option<String>, StoreError> {
+    let (kind, labels): (String, Vec<String>) = sqlx::query_as(
+        "SELECT format_type(t.oid, NULL),
+                ARRAY(SELECT enumlabel::text FROM pg_enum WHERE enumtypid = t.oid ORDER BY enumsortorder)
+         FROM pg_attribute a
+         JOIN pg_type d ON d.oid = a.atttypid
+         JOIN pg_type t ON t.oid = CASE d.typtype WHEN 'd' THEN d.typbasetype ELSE d.oid END
+         WHERE a.attrelid = $1::oid AND a.attname = 'status'",
+    )
+    .bind(oid)
+    .fetch_one(connection)
+    .await?;
+    if labels.is_empty() {
+        return Err(StoreError::Unfit(format!(
+            "{table}.status has the type {kind}, and has to be text, varchar or an enum"
+        )));
+    }
+    let missing: Vec<&str> =
+        STATUSES.into_iter().filter(|status| !labels.iter().any(|label| label == status)).collect();
+    if !missing.is_empty() {
+        return Err(StoreError::Unfit(format!(
+            "{table}.status has the type {kind}, which lacks {}: ALTER TYPE {kind} ADD VALUE …",
+            missing.join(", ")
+        )));
+    }
+    let own: Vec<&str> =
+        labels.iter().map(String::as_str).filter(|label| !STATUSES.contains(label)).collect();
+    Ok((!own.is_empty()).then(|| {
+        format!(
+            "runs that end in a status of your own ({}) are not understood: their spans stay open, see docs/table.md",
+            own.join(", ")
+        )
+    }))
 }

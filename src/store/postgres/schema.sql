@@ -1,8 +1,7 @@
 -- runspan's own schema, version 1, made as the table's owner. Nothing here touches the application's tables.
 CREATE TABLE runspan.meta (
     singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
-    version integer NOT NULL,
-    attached_table text
+    version integer NOT NULL
 );
 INSERT INTO runspan.meta (version) VALUES (1);
 

@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use sqlx::{AssertSqlSafe, SqliteConnection};
 
-use super::super::attach::{Attach, Attached, COLUMNS, Detached, Plan};
+use super::super::attach::{Attach, Attached, COLUMNS, Detached, Plan, lacks};
 use super::super::{SCHEMA_VERSION, StoreError};
 use super::{SqliteStore, reconcile, sql};
 
@@ -170,7 +170,7 @@ async fn inspect(connection: &mut SqliteConnection, plan: &Plan) -> Result<Table
     let missing: Vec<&str> =
         COLUMNS.into_iter().filter(|wanted| !columns.iter().any(|column| column == wanted)).collect();
     if !missing.is_empty() {
-        return unfit(format!("{shown} lacks the column {}: see docs/table.md", missing.join(", ")));
+        return unfit(lacks(&shown, &missing));
     }
     // Safe: this crate's own text and a quoted name.
     let kinds = AssertSqlSafe(format!("SELECT typeof(id), typeof(created_at) FROM {shown} LIMIT 1"));

@@ -15,6 +15,9 @@ on_postgres!(
     an_owner_who_is_no_superuser_can_do_it_all,
     a_table_elsewhere_is_found_by_its_name,
     a_wrong_type_is_named,
+    a_status_is_text_or_an_enum_that_has_them_all,
+    an_attach_that_fails_leaves_nothing_on_the_table,
+    a_partitioned_table_gets_an_index_that_can_be_made,
     all_of_it_belongs_to_the_tables_owner,
     what_an_older_attach_left_is_handed_over,
     a_view_in_the_tables_place_runs_as_its_owner,
@@ -132,9 +135,20 @@ async fn a_table_elsewhere_is_found_by_its_name(database: &Database) {
     assert_eq!(store.status().await.unwrap().journal_entries, 1);
     assert_eq!(store.reconcile().await.unwrap(), 0);
     // No name at all.
-    let nonsense = Plan { table: "a.b.c.d".to_owned(), grant: None };
-    let error = store.attach(&nonsense).await.unwrap_err();
-    assert!(!error.to_string().is_empty());
+    for nonsense in ["a.b.c.d", "a.b.c", "My App.workflow_runs", ""] {
+        let nonsense = Plan { table: nonsense.to_owned(), grant: None };
+        let error = store.attach(&nonsense).await.unwrap_err().to_string();
+        let hint = "as in --table '\"My Schema\".\"Workflow Runs\"'";
+        assert!(error.starts_with(&format!("{} names no table (", nonsense.table)), "{error}");
+        assert!(error.ends_with(hint), "{error}");
+    }
+    session.execute("ALTER TABLE workflow_runs RENAME TO \"WorkflowRuns\"").await;
+    let folded = Plan { table: "WorkflowRuns".to_owned(), grant: None };
+    let error = store.attach(&folded).await.unwrap_err().to_string();
+    assert!(
+        error.ends_with(", but \"My App\".\"WorkflowRuns\": write --table '\"My App\".\"WorkflowRuns\"'"),
+        "{error}"
+    );
 }
 
 async fn a_wrong_type_is_named(database: &Database) {
@@ -277,4 +291,88 @@ async fn no_one_else_can_use_the_trigger(database: &Database) {
     session.execute("CREATE TEMP TABLE mine (id uuid, status text)").await;
     let sql = "CREATE TRIGGER t AFTER INSERT ON mine FOR EACH ROW EXECUTE FUNCTION runspan.journal_run()";
     assert_eq!(refused(&mut session, sql).await, DENIED);
+}
+
+async fn a_status_is_text_or_an_enum_that_has_them_all(database: &Database) {
+    let mut session = database.connect().await;
+    let store = database.store();
+    session
+        .execute(
+            "DROP INDEX idx_workflow_runs_inflight;
+             CREATE TABLE jobs (LIKE workflow_runs);
+             CREATE TYPE status AS ENUM ('queued', 'running', 'failed', 'cancelled');
+             ALTER TABLE jobs ALTER status TYPE status USING status::status, ALTER target_number TYPE text",
+        )
+        .await;
+    let jobs = Plan { table: "jobs".to_owned(), grant: None };
+    for (error, mend) in [
+        (
+            "public.jobs.target_number has the type text, and has to be integer or bigint or smallint or numeric",
+            "ALTER TABLE jobs ALTER target_number TYPE bigint USING target_number::bigint",
+        ),
+        (
+            "public.jobs.status has the type status, which lacks succeeded, incomplete: ALTER TYPE status ADD VALUE …",
+            "ALTER TABLE jobs ALTER status TYPE int USING 1",
+        ),
+        (
+            "public.jobs.status has the type integer, and has to be text, varchar or an enum",
+            "ALTER TABLE jobs ALTER status TYPE status USING 'queued'",
+        ),
+    ] {
+        assert_eq!(store.attach(&jobs).await.unwrap_err().to_string(), error);
+        assert!(matches!(store.check().await, Err(StoreError::NotAttached)));
+        session.execute(mend).await;
+    }
+    session.execute("ALTER TYPE status ADD VALUE 'succeeded'").await;
+    session.execute("ALTER TYPE status ADD VALUE 'incomplete'").await;
+    let attached = store.attach(&jobs).await.unwrap();
+    assert_eq!(
+        attached.warnings[0],
+        "runs that end in a status of your own (cancelled) are not understood: their spans stay open, see docs/table.md"
+    );
+    session
+        .execute(
+            "INSERT INTO jobs (id, workflow_name, target_type, target_owner, target_repo, target_number, status,
+                 state, created_at, updated_at)
+             VALUES (gen_random_uuid(), 'triage', 'pr', 'acme', 'widgets', 1, 'queued', '{}', now(), now());
+             UPDATE jobs SET status = 'succeeded'",
+        )
+        .await;
+    assert_eq!(store.status().await.unwrap().journal_entries, 2);
+}
+
+async fn an_attach_that_fails_leaves_nothing_on_the_table(database: &Database) {
+    let (role, url) = owner(database).await;
+    let mut session = connect(&url).await;
+    session.execute(&format!("REVOKE SELECT ON workflow_runs FROM {role}")).await;
+    let store = store::open(&url.parse().unwrap()).unwrap();
+    let error = store.attach(&plan()).await.unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "the runs in flight of public.workflow_runs cannot be taken in (the database says: permission denied for \
+         table workflow_runs); the triggers were removed again"
+    );
+    assert_eq!(store.attached_table().await.unwrap(), None);
+    // What was there before stays.
+    session.execute(&format!("GRANT SELECT ON workflow_runs TO {role}")).await;
+    store.attach(&plan()).await.unwrap();
+    session.execute(&format!("REVOKE SELECT ON workflow_runs FROM {role}")).await;
+    let error = store.attach(&plan()).await.unwrap_err().to_string();
+    assert!(error.ends_with("; the triggers are installed"), "{error}");
+    assert!(store.attached_table().await.unwrap().is_some());
+}
+
+async fn a_partitioned_table_gets_an_index_that_can_be_made(database: &Database) {
+    let mut session = database.connect().await;
+    session
+        .execute(
+            "CREATE TABLE jobs (LIKE workflow_runs) PARTITION BY LIST (target_owner);
+             CREATE TABLE jobs_all PARTITION OF jobs DEFAULT",
+        )
+        .await;
+    let jobs = Plan { table: "jobs".to_owned(), grant: None };
+    let attached = database.store().attach(&jobs).await.unwrap();
+    let (_, create) = attached.warnings[0].rsplit_once(": ").unwrap();
+    session.execute(create).await;
+    assert_eq!(database.store().attach(&jobs).await.unwrap().warnings, Vec::<String>::new());
 }
