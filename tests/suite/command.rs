@@ -185,7 +185,6 @@ async fn stopped_with_work_left_is_no_success() {
     for _ in 0..2 {
         let id = child.id().to_string();
         assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
     let output = tokio::task::spawn_blocking(|| child.wait_with_output().unwrap()).await.unwrap();
     drop(connection);
