@@ -284,9 +284,7 @@ impl Relay {
             }
         }
     }
-}
 
-impl Relay {
     /// Says where it all goes.
     fn introduce(&self) {
         for (channel, sink) in &self.sinks {
@@ -346,14 +344,14 @@ impl RelayHandle {
     pub async fn drain(self) -> Result<Ended, RelayError> {
         let Self { store, monitor, stop, mut task } = self;
         let ended = tokio::select! {
-            ended = until_idle(&*store, &monitor) => ended?,
+            ended = until_idle(&*store, &monitor) => ended,
             ended = &mut task => {
                 return ended.map_err(|_| RelayError::Panicked)?.map(|()| Ended::Stopped);
             }
         };
         stop.cancel();
         task.await.map_err(|_| RelayError::Panicked)??;
-        Ok(ended)
+        Ok(ended?)
     }
 }
 
