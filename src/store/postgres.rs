@@ -27,7 +27,9 @@ const IDLE_IN_TRANSACTION: &str = "5s";
 /// A call of `runspan.reconcile()` that makes this many entries may have left some (the LIMIT in functions.sql).
 const RECONCILED_AT_ONCE: i64 = 10_000;
 
-const READ_COMMITTED: &str = "SET default_transaction_isolation = 'read committed'";
+/// Whatever the database or the role has for its default: to wait for a row that another changes is no error here.
+/// Said at each transaction: a setting of the session would stay with a pooler's connection, for others to find.
+const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
 
 /// SQLSTATE `undefined_table`, and `invalid_schema_name`.
 const MISSING: [&str; 2] = ["42P01", "3F000"];
@@ -45,21 +47,13 @@ impl PgStore {
             .max_connections(6)
             .acquire_timeout(Duration::from_secs(5))
             .idle_timeout(Duration::from_mins(1))
-            .after_connect(|connection, _| {
-                Box::pin(async move {
-                    // Whatever the database or the role has for its default: to wait for a row that another
-                    // changes is no error here. Not as an option of the connection, which poolers refuse.
-                    sqlx::query(READ_COMMITTED).execute(connection).await?;
-                    Ok(())
-                })
-            })
             .connect_lazy_with(options);
         Self { pool }
     }
 
     /// Begins a transaction that only the lease's holder can make: the lease's row stays locked until it ends.
     async fn fenced(&self, lease: &Lease) -> Result<Transaction<'static, Postgres>, StoreError> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.pool.begin_with(BEGIN).await?;
         sqlx::query(
             "SELECT set_config('idle_in_transaction_session_timeout', $3, true),
                     set_config('synchronous_commit', 'on', true)
@@ -122,6 +116,7 @@ impl Store for PgStore {
         holder: &str,
         term: Duration,
     ) -> Result<Option<Lease>, StoreError> {
+        let mut tx = self.pool.begin_with(BEGIN).await?;
         let epoch = sqlx::query_scalar(
             "UPDATE runspan.lease
              SET holder = $3, epoch = epoch + 1, expires_at = clock_timestamp() + make_interval(secs => $4)
@@ -132,12 +127,14 @@ impl Store for PgStore {
         .bind(seen.expires_at)
         .bind(holder)
         .bind(term.as_secs_f64())
-        .fetch_optional(&self.pool)
+        .fetch_optional(&mut *tx)
         .await?;
+        tx.commit().await?;
         Ok(epoch.map(|epoch| Lease { holder: holder.to_owned(), epoch }))
     }
 
     async fn renew_lease(&self, lease: &Lease, term: Duration) -> Result<(), StoreError> {
+        let mut tx = self.pool.begin_with(BEGIN).await?;
         let renewed = sqlx::query(
             "UPDATE runspan.lease SET expires_at = clock_timestamp() + make_interval(secs => $3)
              WHERE holder = $1 AND epoch = $2",
@@ -145,8 +142,9 @@ impl Store for PgStore {
         .bind(&lease.holder)
         .bind(lease.epoch)
         .bind(term.as_secs_f64())
-        .execute(&self.pool)
+        .execute(&mut *tx)
         .await?;
+        tx.commit().await?;
         if renewed.rows_affected() == 1 { Ok(()) } else { Err(StoreError::LeaseLost) }
     }
 
@@ -248,7 +246,9 @@ impl Store for PgStore {
     async fn reconcile(&self) -> Result<u64, StoreError> {
         let mut all = 0;
         loop {
-            let made: i64 = sqlx::query_scalar("SELECT runspan.reconcile()").fetch_one(&self.pool).await?;
+            let mut tx = self.pool.begin_with(BEGIN).await?;
+            let made: i64 = sqlx::query_scalar("SELECT runspan.reconcile()").fetch_one(&mut *tx).await?;
+            tx.commit().await?;
             all += made.unsigned_abs();
             if made < RECONCILED_AT_ONCE {
                 return Ok(all);
