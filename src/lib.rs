@@ -10,5 +10,7 @@ pub mod projection;
 pub mod otlp;
 pub mod store;
 pub mod relay;
+pub mod telemetry;
+pub mod runtime;
 pub mod demo;
 pub mod cli;
