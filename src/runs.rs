@@ -12,18 +12,23 @@
 //! # }
 //! ```
 
+#[macro_use]
 mod connection;
 mod error;
+mod lease;
 mod migrate;
+mod refusal;
+mod row;
 
 use serde_json::{Map, Value};
-use sqlx::Row as _;
-use sqlx::postgres::PgConnection;
-use sqlx::sqlite::SqliteConnection;
+use sqlx::types::Json;
 
 pub use self::connection::Connection;
 pub use self::error::RunsError;
+pub use self::lease::{forget_leases, hold_lease, orphans, overdue, release_lease, stalled};
 pub use self::migrate::migrate;
+pub use self::refusal::{Refusal, dispatch_refused};
+pub use self::row::{Run, has_succeeded, last_child, load, lock, root, status};
 use crate::run::{RunId, Status, Target};
 
 /// The reason's key in the state of a failed run.
@@ -91,107 +96,69 @@ pub async fn insert_queued<'c>(
     connection: impl Into<Connection<'c>>,
     run: &NewRun,
 ) -> Result<RunId, RunsError> {
-    let id = RunId::generate();
-    match connection.into() {
-        Connection::Postgres(connection) => insert_postgres(connection, id, run).await,
-        Connection::Sqlite(connection) => insert_sqlite(connection, id, run).await,
-    }
-}
-
-async fn insert_postgres(connection: &mut PgConnection, id: RunId, run: &NewRun) -> Result<RunId, RunsError> {
-    let inserted = sqlx::query(
-        "INSERT INTO workflow_runs (
+    const INSERT: &str = "INSERT INTO workflow_runs (
              id, workflow_name, target_type, target_owner, target_repo, target_number, parent_run_id,
              parent_step_index, state, tracking_comment_id, delivery_id, owner_kind, owner_id)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9::jsonb, $10, $11, $12, $13)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
          ON CONFLICT (workflow_name, target_owner, target_repo, target_number)
-             WHERE status IN ('queued', 'running') DO NOTHING",
-    )
-    .bind(id.uuid())
-    .bind(&run.workflow_name)
-    .bind(run.target.kind.as_str())
-    .bind(&run.target.owner)
-    .bind(&run.target.repo)
-    .bind(run.target.number)
-    .bind(run.parent.map(|parent| parent.run.uuid()))
-    .bind(run.parent.map(|parent| parent.step_index))
-    .bind(json(&run.state))
-    .bind(run.tracking_comment_id)
-    .bind(&run.delivery_id)
-    .bind(run.owner.as_ref().map(|owner| &owner.kind))
-    .bind(run.owner.as_ref().map(|owner| &owner.id))
-    .execute(&mut *connection)
-    .await?;
-    if inserted.rows_affected() == 1 {
-        return Ok(id);
-    }
-    let inflight: Option<uuid::Uuid> = sqlx::query_scalar(
-        "SELECT id FROM workflow_runs
+             WHERE status IN ('queued', 'running') DO NOTHING";
+    const IN_FLIGHT: &str = "SELECT id FROM workflow_runs
          WHERE workflow_name = $1 AND target_owner = $2 AND target_repo = $3 AND target_number = $4
-           AND status IN ('queued', 'running')",
-    )
-    .bind(&run.workflow_name)
-    .bind(&run.target.owner)
-    .bind(&run.target.repo)
-    .bind(run.target.number)
-    .fetch_optional(connection)
-    .await?;
-    Err(RunsError::InFlight { run: inflight.map(RunId::from) })
-}
-
-async fn insert_sqlite(
-    connection: &mut SqliteConnection,
-    id: RunId,
-    run: &NewRun,
-) -> Result<RunId, RunsError> {
-    let inserted = sqlx::query(
-        "INSERT INTO workflow_runs (
-             id, workflow_name, target_type, target_owner, target_repo, target_number, parent_run_id,
-             parent_step_index, state, tracking_comment_id, delivery_id, owner_kind, owner_id)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)
-         ON CONFLICT (workflow_name, target_owner, target_repo, target_number)
-             WHERE status IN ('queued', 'running') DO NOTHING",
-    )
-    .bind(id.to_string())
-    .bind(&run.workflow_name)
-    .bind(run.target.kind.as_str())
-    .bind(&run.target.owner)
-    .bind(&run.target.repo)
-    .bind(run.target.number)
-    .bind(run.parent.map(|parent| parent.run.to_string()))
-    .bind(run.parent.map(|parent| parent.step_index))
-    .bind(json(&run.state))
-    .bind(run.tracking_comment_id)
-    .bind(&run.delivery_id)
-    .bind(run.owner.as_ref().map(|owner| &owner.kind))
-    .bind(run.owner.as_ref().map(|owner| &owner.id))
-    .execute(&mut *connection)
-    .await?;
-    if inserted.rows_affected() == 1 {
+           AND status IN ('queued', 'running')";
+    let mut connection = connection.into();
+    let id = RunId::generate();
+    let target = &run.target;
+    let inserted = execute!(
+        connection.reborrow(),
+        INSERT,
+        INSERT,
+        id,
+        &run.workflow_name,
+        target.kind.as_str(),
+        &target.owner,
+        &target.repo,
+        target.number,
+        run.parent.map(|parent| parent.run),
+        run.parent.map(|parent| parent.step_index),
+        json(&run.state),
+        run.tracking_comment_id,
+        &run.delivery_id,
+        run.owner.as_ref().map(|owner| &owner.kind),
+        run.owner.as_ref().map(|owner| &owner.id),
+    )?;
+    if inserted == 1 {
         return Ok(id);
     }
-    let inflight: Option<String> = sqlx::query_scalar(
-        "SELECT id FROM workflow_runs
-         WHERE workflow_name = ?1 AND target_owner = ?2 AND target_repo = ?3 AND target_number = ?4
-           AND status IN ('queued', 'running')",
-    )
-    .bind(&run.workflow_name)
-    .bind(&run.target.owner)
-    .bind(&run.target.repo)
-    .bind(run.target.number)
-    .fetch_optional(connection)
-    .await?;
-    Err(RunsError::InFlight { run: inflight.and_then(|id| id.parse().ok()) })
+    let inflight: Option<(RunId,)> = query!(
+        connection,
+        fetch_optional,
+        IN_FLIGHT,
+        IN_FLIGHT,
+        &run.workflow_name,
+        &target.owner,
+        &target.repo,
+        target.number
+    )?;
+    Err(RunsError::InFlight { run: inflight.map(|(id,)| id) })
 }
 
-/// An executor begins a queued run.
+/// A queued run begins.
 pub async fn mark_running<'c>(connection: impl Into<Connection<'c>>, id: RunId) -> Result<(), RunsError> {
-    transition(connection.into(), id, Status::Running, Map::new()).await
+    transition(connection.into(), id, Status::Running, Map::new(), None).await
+}
+
+/// A queued run begins, and `owner` looks after it from now on.
+pub async fn claim<'c>(
+    connection: impl Into<Connection<'c>>,
+    id: RunId,
+    owner: &Owner,
+) -> Result<(), RunsError> {
+    transition(connection.into(), id, Status::Running, Map::new(), Some(owner)).await
 }
 
 /// A running run ended well.
 pub async fn mark_succeeded<'c>(connection: impl Into<Connection<'c>>, id: RunId) -> Result<(), RunsError> {
-    transition(connection.into(), id, Status::Succeeded, Map::new()).await
+    transition(connection.into(), id, Status::Succeeded, Map::new(), None).await
 }
 
 /// A run failed, for `reason`: while it ran, or before it could begin.
@@ -201,7 +168,7 @@ pub async fn mark_failed<'c>(
     reason: &str,
 ) -> Result<(), RunsError> {
     let patch = Map::from_iter([(FAILED_REASON.to_owned(), reason.into())]);
-    transition(connection.into(), id, Status::Failed, patch).await
+    transition(connection.into(), id, Status::Failed, patch, None).await
 }
 
 /// A running run ended cleanly, but work remains, for `reason`.
@@ -211,7 +178,7 @@ pub async fn mark_incomplete<'c>(
     reason: &str,
 ) -> Result<(), RunsError> {
     let patch = Map::from_iter([(INCOMPLETE_REASON.to_owned(), reason.into())]);
-    transition(connection.into(), id, Status::Incomplete, patch).await
+    transition(connection.into(), id, Status::Incomplete, patch, None).await
 }
 
 /// Puts `patch` into a run's state: each of its keys takes the place of the one that was there, whole. A state
@@ -221,104 +188,70 @@ pub async fn merge_state<'c>(
     id: RunId,
     patch: &Map<String, Value>,
 ) -> Result<(), RunsError> {
-    let changed = match connection.into() {
-        Connection::Postgres(connection) => sqlx::query(
-            "UPDATE workflow_runs
-                 SET state = CASE jsonb_typeof(state) WHEN 'object' THEN state ELSE '{}' END || $2::jsonb
-                 WHERE id = $1",
-        )
-        .bind(id.uuid())
-        .bind(json(patch))
-        .execute(connection)
-        .await?
-        .rows_affected(),
-        Connection::Sqlite(connection) => {
-            let sql = sqlx::AssertSqlSafe(format!("UPDATE workflow_runs SET state = {MERGED} WHERE id = ?1"));
-            sqlx::query(sql)
-                .bind(id.to_string())
-                .bind(json(patch))
-                .bind(without(patch))
-                .execute(connection)
-                .await?
-                .rows_affected()
-        }
-    };
+    let changed = execute!(
+        connection.into(),
+        sqlx::AssertSqlSafe(format!("UPDATE workflow_runs SET state = {POSTGRES_MERGED} WHERE id = $1")),
+        sqlx::AssertSqlSafe(format!("UPDATE workflow_runs SET state = {SQLITE_MERGED} WHERE id = $1")),
+        id,
+        json(patch),
+    )?;
     if changed == 1 { Ok(()) } else { Err(RunsError::NotFound { run: id }) }
 }
 
-/// The status of a run.
-pub async fn status<'c>(connection: impl Into<Connection<'c>>, id: RunId) -> Result<Status, RunsError> {
-    let found: Option<String> = match connection.into() {
-        Connection::Postgres(connection) => {
-            sqlx::query("SELECT status::text FROM workflow_runs WHERE id = $1")
-                .bind(id.uuid())
-                .fetch_optional(connection)
-                .await?
-                .map(|row| row.try_get(0))
-                .transpose()?
-        }
-        Connection::Sqlite(connection) => {
-            sqlx::query("SELECT CAST(status AS TEXT) FROM workflow_runs WHERE id = ?1")
-                .bind(id.to_string())
-                .fetch_optional(connection)
-                .await?
-                .map(|row| row.try_get(0))
-                .transpose()?
-        }
-    };
-    let status = found.ok_or(RunsError::NotFound { run: id })?;
-    status.parse().map_err(|cause| RunsError::Corrupt { run: id, cause })
+/// Gives a run to `owner`, whatever its state.
+pub async fn set_owner<'c>(
+    connection: impl Into<Connection<'c>>,
+    id: RunId,
+    owner: &Owner,
+) -> Result<(), RunsError> {
+    const SQL: &str = "UPDATE workflow_runs SET owner_kind = $2, owner_id = $3 WHERE id = $1";
+    let changed = execute!(connection.into(), SQL, SQL, id, &owner.kind, &owner.id)?;
+    if changed == 1 { Ok(()) } else { Err(RunsError::NotFound { run: id }) }
 }
 
-/// `?2` put into the state, key by key. SQLite's `json_patch` alone merges deeply and drops nulls, so it only
-/// takes the old values out (`?3`: the same keys, all null), and the new ones are put behind what is left.
-const MERGED: &str = "(
-    SELECT CASE WHEN ?2 = '{}' THEN kept WHEN kept = '{}' THEN ?2
-                ELSE substr(kept, 1, length(kept) - 1) || ',' || substr(?2, 2) END
-    FROM (SELECT json_patch(CASE WHEN json_valid(state) THEN CASE json_type(state) WHEN 'object' THEN state
-                                 ELSE '{}' END ELSE '{}' END, ?3) AS kept))";
+/// `$2` put into the state, key by key.
+const POSTGRES_MERGED: &str = "CASE jsonb_typeof(state) WHEN 'object' THEN state ELSE '{}' END || $2";
 
-/// Moves a run to `to`, if it may go there, and puts `patch` into its state, in one statement.
+/// The same. SQLite's `json_patch` alone merges deeply and drops nulls, so it only takes the old values out (the
+/// same keys, all null), and the new ones are put behind what is left.
+const SQLITE_MERGED: &str = "(
+    SELECT CASE WHEN $2 = '{}' THEN kept WHEN kept = '{}' THEN $2
+                ELSE substr(kept, 1, length(kept) - 1) || ',' || substr($2, 2) END
+    FROM (SELECT json_patch(CASE WHEN json_valid(state) THEN CASE json_type(state) WHEN 'object' THEN state
+                                 ELSE '{}' END ELSE '{}' END,
+                            (SELECT json_group_object(key, NULL) FROM json_each($2))) AS kept))";
+
+/// Moves a run to `to`, if it may go there, puts `patch` into its state, and gives it to `owner` if there is one,
+/// in one statement.
 async fn transition(
     mut connection: Connection<'_>,
     id: RunId,
     to: Status,
     patch: Map<String, Value>,
+    owner: Option<&Owner>,
 ) -> Result<(), RunsError> {
-    let from = || Status::ALL.into_iter().filter(|from| from.may_become(to)).map(Status::as_str);
+    let from: Vec<String> =
+        Status::ALL.into_iter().filter(|from| from.may_become(to)).map(|from| format!("'{from}'")).collect();
+    let update = |merged: &str| {
+        sqlx::AssertSqlSafe(format!(
+            "UPDATE workflow_runs SET status = $3, state = {merged},
+                 owner_kind = coalesce($4, owner_kind), owner_id = coalesce($5, owner_id)
+             WHERE id = $1 AND status IN ({})",
+            from.join(", ")
+        ))
+    };
     // Once more if the run has moved between the statement and the question why it changed nothing.
     for last in [false, true] {
-        let changed = match &mut connection {
-            Connection::Postgres(connection) => {
-                let sql = "UPDATE workflow_runs
-                     SET status = $2,
-                         state = CASE jsonb_typeof(state) WHEN 'object' THEN state ELSE '{}' END || $4::jsonb
-                     WHERE id = $1 AND status = ANY($3)";
-                sqlx::query(sql)
-                    .bind(id.uuid())
-                    .bind(to.as_str())
-                    .bind(from().collect::<Vec<_>>())
-                    .bind(json(&patch))
-                    .execute(&mut **connection)
-                    .await?
-                    .rows_affected()
-            }
-            Connection::Sqlite(connection) => {
-                let sql = format!(
-                    "UPDATE workflow_runs SET status = ?4, state = {MERGED}
-                     WHERE id = ?1 AND status IN (SELECT value FROM json_each(?5))"
-                );
-                sqlx::query(sqlx::AssertSqlSafe(sql))
-                    .bind(id.to_string())
-                    .bind(json(&patch))
-                    .bind(without(&patch))
-                    .bind(to.as_str())
-                    .bind(from().collect::<Value>().to_string())
-                    .execute(&mut **connection)
-                    .await?
-                    .rows_affected()
-            }
-        };
+        let changed = execute!(
+            connection.reborrow(),
+            update(POSTGRES_MERGED),
+            update(SQLITE_MERGED),
+            id,
+            json(&patch),
+            to.as_str(),
+            owner.map(|owner| &owner.kind),
+            owner.map(|owner| &owner.id),
+        )?;
         if changed == 1 {
             return Ok(());
         }
@@ -330,15 +263,10 @@ async fn transition(
     unreachable!("the last round returns")
 }
 
-/// A state as JSON text, as both databases can hold it: PostgreSQL's jsonb has no U+0000.
-fn json(state: &Map<String, Value>) -> String {
-    let text = Value::Object(state.clone()).to_string();
-    if text.contains("\\u0000") { without_nul(Value::Object(state.clone())).to_string() } else { text }
-}
-
-/// `patch` with null for every value.
-fn without(patch: &Map<String, Value>) -> String {
-    json(&patch.keys().map(|key| (key.clone(), Value::Null)).collect())
+/// A state as both databases can hold it: PostgreSQL's jsonb has no U+0000.
+fn json(state: &Map<String, Value>) -> Json<Value> {
+    let state = Value::Object(state.clone());
+    Json(if state.to_string().contains("\\u0000") { without_nul(state) } else { state })
 }
 
 fn without_nul(value: Value) -> Value {

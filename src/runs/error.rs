@@ -1,6 +1,6 @@
 //! What can go wrong with a run's row.
 
-use crate::run::{RunId, Status, UnknownStatus};
+use crate::run::{RunId, Status};
 
 /// Why a run was not changed.
 #[derive(Debug, thiserror::Error)]
@@ -34,7 +34,7 @@ pub enum RunsError {
         /// The run.
         run: RunId,
         /// How so.
-        cause: UnknownStatus,
+        cause: String,
     },
     /// The table has migrations that this program does not know.
     #[error("workflow_runs has migration {found}, this program knows {known}: install a newer version")]

@@ -6,8 +6,10 @@ use sqlx::sqlite::SqliteConnection;
 
 use super::{Connection, RunsError};
 
-const POSTGRES: [&str; 1] = [include_str!("0001_workflow_runs.postgres.sql")];
-const SQLITE: [&str; 1] = [include_str!("0001_workflow_runs.sqlite.sql")];
+const POSTGRES: [&str; 2] =
+    [include_str!("0001_workflow_runs.postgres.sql"), include_str!("0002_workflow_leases.postgres.sql")];
+const SQLITE: [&str; 2] =
+    [include_str!("0001_workflow_runs.sqlite.sql"), include_str!("0002_workflow_leases.sqlite.sql")];
 
 /// Applies the migrations of `workflow_runs` that are missing, all of them or none; how many that were.
 /// `connection` has to be outside of a transaction.

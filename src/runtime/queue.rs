@@ -4,11 +4,17 @@
 //! twice does no harm (the second executor finds the run begun), and one that is lost is published again by the
 //! reaper, which finds its run still queued.
 
+mod in_process;
+
 use std::time::Duration;
 
 use async_trait::async_trait;
 
+pub use self::in_process::InProcessQueue;
 use crate::run::RunId;
+
+/// How long a consumer has for acknowledging what it took, by default: after that another gets it.
+const RECLAIM_AFTER: Duration = Duration::from_secs(10);
 
 /// Why a queue did not do what it was asked to.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -17,6 +23,12 @@ pub enum QueueError {
     /// It takes no jobs any more.
     #[error("the queue is closed")]
     Closed,
+    /// No URL that a server could be reached at. It is not repeated, as it may hold a password.
+    #[error(
+        "not a queue's URL: write redis://HOST:6379/0, or rediss:// for TLS, and where a password is needed \
+         redis://USER:PASSWORD@HOST:6379/0, percent-encoded"
+    )]
+    Url,
     /// Its server is away, or refuses.
     #[error("{0}")]
     Server(String),

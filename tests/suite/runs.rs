@@ -40,7 +40,7 @@ async fn migrations_are_applied_once(database: &Database) {
     let error = runs::migrate(session.runs()).await.unwrap_err();
     assert_eq!(
         error.to_string(),
-        "workflow_runs has migration 99, this program knows 1: install a newer version"
+        "workflow_runs has migration 99, this program knows 2: install a newer version"
     );
 }
 

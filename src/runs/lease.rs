@@ -1,0 +1,116 @@
+//! Leases: who is alive, and which runs nobody looks after.
+
+use std::time::Duration;
+
+use super::row::{Row, run, select};
+use super::{Connection, Run, RunsError};
+
+/// Takes or prolongs the lease `name` for `holder` by `term`; `false` while another holds it.
+pub async fn hold_lease<'c>(
+    connection: impl Into<Connection<'c>>,
+    name: &str,
+    holder: &str,
+    term: Duration,
+) -> Result<bool, RunsError> {
+    let changed = execute!(
+        connection.into(),
+        "INSERT INTO workflow_leases VALUES ($1, $2, clock_timestamp() + make_interval(secs => $3))
+         ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, expires_at = excluded.expires_at
+         WHERE workflow_leases.holder = excluded.holder OR workflow_leases.expires_at < clock_timestamp()",
+        "INSERT INTO workflow_leases VALUES ($1, $2, julianday('now') + $3 / 86400.0)
+         ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, expires_at = excluded.expires_at
+         WHERE workflow_leases.holder = excluded.holder OR workflow_leases.expires_at < julianday('now')",
+        name,
+        holder,
+        term.as_secs_f64(),
+    )?;
+    Ok(changed == 1)
+}
+
+/// Gives the lease `name` back, if `holder` has it.
+pub async fn release_lease<'c>(
+    connection: impl Into<Connection<'c>>,
+    name: &str,
+    holder: &str,
+) -> Result<(), RunsError> {
+    const SQL: &str = "DELETE FROM workflow_leases WHERE name = $1 AND holder = $2";
+    execute!(connection.into(), SQL, SQL, name, holder)?;
+    Ok(())
+}
+
+/// Removes leases that expired longer than `age` ago.
+pub async fn forget_leases<'c>(
+    connection: impl Into<Connection<'c>>,
+    age: Duration,
+) -> Result<(), RunsError> {
+    execute!(
+        connection.into(),
+        "DELETE FROM workflow_leases WHERE expires_at < clock_timestamp() - make_interval(secs => $1)",
+        "DELETE FROM workflow_leases WHERE expires_at < julianday('now') - $1 / 86400.0",
+        age.as_secs_f64(),
+    )?;
+    Ok(())
+}
+
+/// Running runs, at most `limit`, whose owner is of `kind` and holds no lease on its own id any more.
+pub async fn orphans<'c>(
+    connection: impl Into<Connection<'c>>,
+    kind: &str,
+    limit: u32,
+) -> Result<Vec<Run>, RunsError> {
+    let rows: Vec<Row> = query!(
+        connection.into(),
+        fetch_all,
+        select!(
+            "WHERE r.status = 'running' AND r.owner_kind = $1 AND NOT EXISTS (
+                 SELECT 1 FROM workflow_leases l WHERE l.name = r.owner_id AND l.expires_at > clock_timestamp())
+             LIMIT $2"
+        ),
+        select!(
+            "WHERE r.status = 'running' AND r.owner_kind = $1 AND NOT EXISTS (
+                 SELECT 1 FROM workflow_leases l WHERE l.name = r.owner_id AND l.expires_at > julianday('now'))
+             LIMIT $2"
+        ),
+        kind,
+        i64::from(limit)
+    )?;
+    rows.into_iter().map(run).collect()
+}
+
+/// Queued runs, at most `limit`, that nothing has touched for longer than `age`; the oldest first.
+pub async fn overdue<'c>(
+    connection: impl Into<Connection<'c>>,
+    age: Duration,
+    limit: u32,
+) -> Result<Vec<Run>, RunsError> {
+    let rows: Vec<Row> = query!(
+        connection.into(),
+        fetch_all,
+        select!(
+            "WHERE r.status = 'queued' AND r.updated_at < clock_timestamp() - make_interval(secs => $1)
+             ORDER BY r.updated_at LIMIT $2"
+        ),
+        select!(
+            "WHERE r.status = 'queued' AND julianday(r.updated_at) < julianday('now') - $1 / 86400.0
+             ORDER BY r.updated_at LIMIT $2"
+        ),
+        age.as_secs_f64(),
+        i64::from(limit)
+    )?;
+    rows.into_iter().map(run).collect()
+}
+
+/// Running runs, at most `limit`, whose owner is of `kind`, and of whose children none is in flight.
+pub async fn stalled<'c>(
+    connection: impl Into<Connection<'c>>,
+    kind: &str,
+    limit: u32,
+) -> Result<Vec<Run>, RunsError> {
+    const SQL: &str = select!(
+        "WHERE r.status = 'running' AND r.owner_kind = $1 AND NOT EXISTS (
+             SELECT 1 FROM workflow_runs c WHERE c.parent_run_id = r.id AND c.status IN ('queued', 'running'))
+         LIMIT $2"
+    );
+    let rows: Vec<Row> = query!(connection.into(), fetch_all, SQL, SQL, kind, i64::from(limit))?;
+    rows.into_iter().map(run).collect()
+}

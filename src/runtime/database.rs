@@ -1,0 +1,117 @@
+//! The application's database, as the runtime uses it.
+
+use std::time::Duration;
+
+use sqlx::Transaction;
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::{PgPool, PgPoolOptions, Postgres};
+use sqlx::sqlite::{Sqlite, SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions};
+
+use crate::runs::Connection;
+use crate::store::DatabaseUrl;
+
+/// How long to wait for a connection, or for SQLite's lock.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A pool of connections to the database that holds `workflow_runs`. Clones share it.
+#[derive(Clone, Debug)]
+pub enum Database {
+    /// PostgreSQL.
+    Postgres(PgPool),
+    /// SQLite.
+    Sqlite(SqlitePool),
+}
+
+impl Database {
+    /// Connects, with at most `connections` at a time. A missing SQLite file is created.
+    pub async fn connect(url: &DatabaseUrl, connections: u32) -> Result<Self, sqlx::Error> {
+        Ok(match url {
+            DatabaseUrl::Postgres(options) => {
+                let pool = PgPoolOptions::new().acquire_timeout(PATIENCE).max_connections(connections);
+                Self::Postgres(pool.connect_with((**options).clone()).await?)
+            }
+            DatabaseUrl::Sqlite(path) => {
+                let options = SqliteConnectOptions::new()
+                    .filename(path)
+                    .create_if_missing(true)
+                    .journal_mode(SqliteJournalMode::Wal)
+                    .busy_timeout(PATIENCE);
+                let pool = SqlitePoolOptions::new().acquire_timeout(PATIENCE).max_connections(connections);
+                Self::Sqlite(pool.connect_with(options).await?)
+            }
+        })
+    }
+
+    /// A connection, for statements that are each a transaction of its own.
+    pub async fn acquire(&self) -> Result<Session, sqlx::Error> {
+        Ok(match self {
+            Self::Postgres(pool) => Session::Postgres(pool.acquire().await?),
+            Self::Sqlite(pool) => Session::Sqlite(pool.acquire().await?),
+        })
+    }
+
+    /// Begins a transaction in which every statement sees what others have committed before it, and which on
+    /// SQLite is the only one that writes.
+    pub async fn begin(&self) -> Result<Tx, sqlx::Error> {
+        Ok(match self {
+            Self::Postgres(pool) => {
+                Tx::Postgres(pool.begin_with("BEGIN ISOLATION LEVEL READ COMMITTED").await?)
+            }
+            Self::Sqlite(pool) => Tx::Sqlite(pool.begin_with("BEGIN IMMEDIATE").await?),
+        })
+    }
+
+    /// Closes every connection.
+    pub async fn close(&self) {
+        match self {
+            Self::Postgres(pool) => pool.close().await,
+            Self::Sqlite(pool) => pool.close().await,
+        }
+    }
+}
+
+/// A connection of the pool.
+#[derive(Debug)]
+pub enum Session {
+    /// To PostgreSQL.
+    Postgres(PoolConnection<Postgres>),
+    /// To SQLite.
+    Sqlite(PoolConnection<Sqlite>),
+}
+
+impl Session {
+    /// As [`runs`](crate::runs) takes it.
+    pub fn runs(&mut self) -> Connection<'_> {
+        match self {
+            Self::Postgres(connection) => Connection::Postgres(connection),
+            Self::Sqlite(connection) => Connection::Sqlite(connection),
+        }
+    }
+}
+
+/// A transaction, rolled back unless it is committed.
+#[derive(Debug)]
+pub enum Tx {
+    /// On PostgreSQL.
+    Postgres(Transaction<'static, Postgres>),
+    /// On SQLite.
+    Sqlite(Transaction<'static, Sqlite>),
+}
+
+impl Tx {
+    /// As [`runs`](crate::runs) takes it.
+    pub fn runs(&mut self) -> Connection<'_> {
+        match self {
+            Self::Postgres(tx) => Connection::Postgres(tx),
+            Self::Sqlite(tx) => Connection::Sqlite(tx),
+        }
+    }
+
+    /// Makes it true.
+    pub async fn commit(self) -> Result<(), sqlx::Error> {
+        match self {
+            Self::Postgres(tx) => tx.commit().await,
+            Self::Sqlite(tx) => tx.commit().await,
+        }
+    }
+}

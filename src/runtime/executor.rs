@@ -1,0 +1,353 @@
+//! Takes jobs, and runs their handlers.
+
+use std::any::Any;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use backon::{BackoffBuilder as _, ExponentialBuilder};
+use tokio::sync::Semaphore;
+use tokio::task::{JoinError, JoinSet};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+use tracing::Instrument as _;
+use tracing::instrument::WithSubscriber as _;
+
+use super::handler::{BoxError, Context, Outcome};
+use super::queue::Job;
+use super::registry::{Work, Workflow};
+use super::{EXECUTOR, End, Runtime, RuntimeError};
+use crate::run::{RunId, Status};
+use crate::runs::{self, Run, RunsError};
+use crate::{redact, telemetry};
+
+/// How long an executor that was told to stop goes on trying to write down how its runs ended.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// How an executor works.
+#[derive(Clone, Debug)]
+pub struct ExecutorSettings {
+    /// How many handlers run at a time.
+    pub concurrency: usize,
+    /// How long its runs are its own without a sign of life: it gives one three times as often.
+    pub lease_term: Duration,
+    /// How long handlers may go on after it was told to stop.
+    pub drain: Duration,
+}
+
+impl Default for ExecutorSettings {
+    fn default() -> Self {
+        Self { concurrency: 16, lease_term: Duration::from_secs(10), drain: Duration::from_secs(30) }
+    }
+}
+
+/// Runs handlers.
+#[derive(Debug)]
+pub struct Executor {
+    runtime: Runtime,
+    settings: ExecutorSettings,
+}
+
+impl Executor {
+    pub(super) fn new(runtime: Runtime, settings: ExecutorSettings) -> Self {
+        Self { runtime, settings }
+    }
+
+    /// Works until `stop`, then lets its handlers come to their end. One that takes longer than
+    /// [`drain`](ExecutorSettings::drain) is dropped, and its run has failed: none is left running without an owner.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), RuntimeError> {
+        self.hold_lease().await?;
+        let Self { runtime, settings } = self;
+        let hands = Arc::new(Hands {
+            runtime,
+            in_hand: Mutex::default(),
+            stop: stop.clone(),
+            abandon: CancellationToken::new(),
+        });
+        let executor = Self { runtime: hands.runtime.clone(), settings };
+        let mut tasks = JoinSet::new();
+        tokio::select! {
+            never = executor.stay_alive() => match never {},
+            () = executor.take_jobs(&hands, &mut tasks) => {}
+        }
+        let drained = async { while tasks.join_next().await.is_some() {} };
+        tokio::select! {
+            never = executor.stay_alive() => match never {},
+            () = executor.let_end(&hands, drained) => {}
+        }
+        let mut session = executor.runtime.database().acquire().await?;
+        Ok(runs::release_lease(session.runs(), executor.runtime.name(), executor.runtime.name()).await?)
+    }
+
+    async fn hold_lease(&self) -> Result<(), RuntimeError> {
+        let name = self.runtime.name();
+        let mut session = self.runtime.database().acquire().await?;
+        runs::hold_lease(session.runs(), name, name, self.settings.lease_term).await?;
+        Ok(())
+    }
+
+    async fn stay_alive(&self) -> std::convert::Infallible {
+        loop {
+            tokio::time::sleep(self.settings.lease_term / 3).await;
+            if let Err(error) = self.hold_lease().await {
+                tracing::warn!("no sign of life: {error}");
+            }
+        }
+    }
+
+    /// Takes as many jobs as there is room for, until told to stop.
+    async fn take_jobs(&self, hands: &Arc<Hands>, tasks: &mut JoinSet<()>) {
+        let room = Arc::new(Semaphore::new(self.settings.concurrency.max(1)));
+        let mut patience = patience();
+        while let Some(Ok(first)) = hands.stop.run_until_cancelled(Arc::clone(&room).acquire_owned()).await {
+            let at_most = 1 + room.available_permits();
+            let taken = self.runtime.queue().take(self.runtime.name(), at_most);
+            let Some(taken) = hands.stop.run_until_cancelled(taken).await else { return };
+            match taken {
+                Ok(jobs) => {
+                    patience = self::patience();
+                    let mut first = Some(first);
+                    for job in jobs {
+                        // Only this loop takes room, so what was free still is.
+                        let permit = first.take().or_else(|| Arc::clone(&room).try_acquire_owned().ok());
+                        let hands = Arc::clone(hands);
+                        let work = async move {
+                            hands.execute(&job).await;
+                            drop(permit);
+                        };
+                        tasks.spawn(work.with_current_subscriber());
+                    }
+                    while tasks.try_join_next().is_some() {}
+                }
+                Err(error) => {
+                    let wait = patience.next().unwrap_or_default();
+                    tracing::warn!("no jobs: the queue failed: {error}");
+                    hands.stop.run_until_cancelled(tokio::time::sleep(wait)).await;
+                }
+            }
+        }
+    }
+
+    async fn let_end(&self, hands: &Hands, drained: impl Future<Output = ()>) {
+        let mut drained = std::pin::pin!(drained);
+        if tokio::time::timeout(self.settings.drain, &mut drained).await.is_ok() {
+            return;
+        }
+        hands.abandon.cancel();
+        // What cannot even be written down is the reaper's.
+        let _ = tokio::time::timeout(LAST_WORDS, drained).await;
+    }
+}
+
+/// What the tasks of an executor share.
+struct Hands {
+    runtime: Runtime,
+    /// A job may come twice; a run is worked on once.
+    in_hand: Mutex<HashSet<RunId>>,
+    stop: CancellationToken,
+    abandon: CancellationToken,
+}
+
+impl Hands {
+    async fn execute(&self, job: &Job) {
+        // A set that is only ever inserted into and removed from is sound whoever panicked.
+        let in_hand = || self.in_hand.lock().unwrap_or_else(PoisonError::into_inner);
+        if !in_hand().insert(job.run) {
+            return;
+        }
+        let mut patience = patience();
+        // Until it is known who has the run: an answer that was lost may have been a yes.
+        while let Err(error) = self.try_execute(job).await {
+            tracing::warn!(runId = %job.run, "not begun: {error}");
+            let wait = tokio::time::sleep(patience.next().unwrap_or_default());
+            if self.stop.run_until_cancelled(wait).await.is_none() {
+                break;
+            }
+        }
+        in_hand().remove(&job.run);
+    }
+
+    async fn try_execute(&self, job: &Job) -> Result<(), RuntimeError> {
+        let mut session = self.runtime.database().acquire().await?;
+        let run = match runs::load(session.runs(), job.run).await {
+            Ok(run) => run,
+            Err(error @ (RunsError::NotFound { .. } | RunsError::Corrupt { .. })) => {
+                tracing::warn!(runId = %job.run, "a job without a run: {error}");
+                self.acknowledge(job).await;
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let owner = self.runtime.owner(EXECUTOR);
+        let is_ours = run.status == Status::Running && run.owner.as_ref() == Some(&owner);
+        if run.status != Status::Queued && !is_ours {
+            self.acknowledge(job).await;
+            return Ok(());
+        }
+        let Some(workflow) = self.runtime.registry().get(&run.workflow_name) else {
+            let reason = format!("no workflow is named {:?} in {}", run.workflow_name, self.runtime.name());
+            drop(session);
+            self.end(&run, Outcome::Failed { reason }).await;
+            self.acknowledge(job).await;
+            return Ok(());
+        };
+        let begun = match &workflow.work {
+            Work::Steps(_) => {
+                drop(session);
+                match self.runtime.orchestrator().begin(&run).await {
+                    Ok(()) => Begun::Done,
+                    Err(RuntimeError::Runs(RunsError::IllegalTransition { .. })) => Begun::Done,
+                    Err(error) => return Err(error),
+                }
+            }
+            Work::Handler(_) => {
+                let root = match run.parent {
+                    Some(_) => runs::root(session.runs(), run.id).await?,
+                    None => run.id,
+                };
+                let claimed =
+                    if is_ours { Ok(()) } else { runs::claim(session.runs(), run.id, &owner).await };
+                match claimed {
+                    Ok(()) => Begun::Handler(root),
+                    Err(RunsError::IllegalTransition { .. }) => Begun::Done,
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        };
+        self.acknowledge(job).await;
+        if let Begun::Handler(root) = begun {
+            let outcome = self.handle(workflow, &run, root).await;
+            self.end(&run, outcome).await;
+        }
+        Ok(())
+    }
+
+    /// The run has begun, or needs no executor. A job that could not be removed comes again, and changes nothing.
+    async fn acknowledge(&self, job: &Job) {
+        if let Err(error) = self.runtime.queue().acknowledge(job).await {
+            tracing::warn!(runId = %job.run, "a job is not removed: {error}");
+        }
+    }
+
+    async fn handle(&self, workflow: &Workflow, run: &Run, root: RunId) -> Outcome {
+        let Work::Handler(handler) = &workflow.work else { unreachable!("only handlers are handled") };
+        let span = telemetry::run_span(run.id, root);
+        span.record("workflowName", &run.workflow_name).record("target", run.target.to_string());
+        span.record("otel.name", format!("{} handler", run.workflow_name));
+        run.delivery_id.as_ref().map(|id| span.record("deliveryId", id));
+        let context = Context::new(self.runtime.clone(), run.clone(), root);
+        let handler = Arc::clone(handler);
+        // In a task of its own, which a panic does not outlive and a timeout can drop.
+        let work = async move { handler(context).await }.instrument(span).with_current_subscriber();
+        let mut task = AbortOnDropHandle::new(tokio::spawn(work));
+        let timeout = async {
+            match workflow.timeout {
+                Some(timeout) => {
+                    tokio::time::sleep(timeout).await;
+                    timeout
+                }
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            ended = &mut task => match ended {
+                Ok(Ok(outcome)) => outcome,
+                Ok(Err(error)) => uncaught(&with_causes(&error)),
+                Err(ended) => uncaught(&panicked(ended)),
+            },
+            timeout = timeout => {
+                let reason = format!("timeout: no end after {}", humantime::format_duration(timeout));
+                Outcome::Failed { reason }
+            }
+            () = self.abandon.cancelled() => {
+                let reason = format!("owner lost: {} was stopped before the run ended", self.runtime.name());
+                Outcome::Failed { reason }
+            }
+        }
+    }
+
+    /// Writes down how a run ended, however long the database is away.
+    async fn end(&self, run: &Run, outcome: Outcome) {
+        let end = match outcome {
+            Outcome::HandedOff { child } => Err(child),
+            Outcome::Succeeded => Ok(End::Succeeded),
+            Outcome::Failed { reason } => Ok(End::Failed { reason }),
+            Outcome::Incomplete { reason } => Ok(End::Incomplete { reason }),
+        };
+        let orchestrator = self.runtime.orchestrator();
+        let mut patience = patience();
+        loop {
+            let written = match &end {
+                Ok(end) => orchestrator.end(run, end).await,
+                Err(child) => orchestrator.hand_off(run, *child).await,
+            };
+            match written {
+                Ok(()) => break,
+                Err(RuntimeError::Runs(
+                    error @ (RunsError::IllegalTransition { .. } | RunsError::NotFound { .. }),
+                )) => {
+                    // The reaper took this process for dead, or an answer was lost and this is the second try.
+                    tracing::warn!(runId = %run.id, "the first end stands: {error}");
+                    return;
+                }
+                Err(error) => {
+                    tracing::warn!(runId = %run.id, "its end is not written down yet: {error}");
+                    tokio::time::sleep(patience.next().unwrap_or_default()).await;
+                }
+            }
+        }
+        let reason = match &end {
+            Ok(End::Failed { reason } | End::Incomplete { reason }) => Some(redact::reason(reason)),
+            Ok(End::Succeeded) | Err(_) => None,
+        };
+        tracing::info!(
+            outcome = end.as_ref().map_or("handed_off", End::outcome),
+            reason,
+            childRunId = end.as_ref().err().map(tracing::field::display),
+            runId = %run.id,
+            workflowName = run.workflow_name,
+            target = %run.target,
+            deliveryId = run.delivery_id,
+            "handled"
+        );
+    }
+}
+
+/// What became of a run's beginning.
+enum Begun {
+    /// Its handler is to be run, under this root.
+    Handler(RunId),
+    /// There is nothing more to do here.
+    Done,
+}
+
+fn uncaught(what: &str) -> Outcome {
+    Outcome::Failed { reason: format!("uncaught: {what}") }
+}
+
+fn with_causes(error: &BoxError) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+fn panicked(ended: JoinError) -> String {
+    let Ok(payload) = ended.try_into_panic() else { return "the handler was cancelled".to_owned() };
+    let payload: &(dyn Any + Send) = &*payload;
+    let text = payload.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("a panic without words").to_owned()
+}
+
+/// Waits between failed attempts.
+fn patience() -> backon::ExponentialBackoff {
+    ExponentialBuilder::default()
+        .with_jitter()
+        .with_min_delay(Duration::from_millis(100))
+        .with_max_delay(Duration::from_secs(5))
+        .without_max_times()
+        .build()
+}

@@ -1,0 +1,265 @@
+//! Which workflows there are.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+
+use super::handler::{BoxError, Context, Outcome};
+use super::steps::Steps;
+use crate::run::TargetKind;
+
+/// What a workflow can work on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accepts {
+    /// Issues.
+    Issue,
+    /// Pull requests.
+    Pr,
+    /// Either.
+    Both,
+}
+
+impl Accepts {
+    /// Whether it can work on this kind of target.
+    pub fn takes(self, kind: TargetKind) -> bool {
+        match self {
+            Self::Issue => kind == TargetKind::Issue,
+            Self::Pr => kind == TargetKind::Pr,
+            Self::Both => true,
+        }
+    }
+}
+
+/// What runs of a workflow do.
+#[derive(Clone)]
+pub(super) enum Work {
+    Handler(Arc<dyn Fn(Context) -> BoxFuture<'static, Result<Outcome, BoxError>> + Send + Sync>),
+    Steps(Steps),
+}
+
+/// A workflow.
+#[derive(Clone)]
+pub struct Workflow {
+    pub(super) name: String,
+    pub(super) label: Option<String>,
+    pub(super) accepts: Accepts,
+    pub(super) requires: Option<String>,
+    pub(super) timeout: Option<Duration>,
+    pub(super) work: Work,
+}
+
+impl Workflow {
+    /// One whose runs are handled by `handler`.
+    ///
+    /// ```
+    /// use runspan::runtime::{Accepts, Outcome, Workflow};
+    ///
+    /// let triage = Workflow::new("triage", |context| async move {
+    ///     tracing::info!("looking at {}", context.run().target);
+    ///     Ok(Outcome::Succeeded)
+    /// })
+    /// .label("bot:triage")
+    /// .accepts(Accepts::Issue);
+    /// ```
+    pub fn new<F, R>(name: impl Into<String>, handler: F) -> Self
+    where
+        F: Fn(Context) -> R + Send + Sync + 'static,
+        R: Future<Output = Result<Outcome, BoxError>> + Send + 'static,
+    {
+        Self::of(name.into(), Work::Handler(Arc::new(move |context| Box::pin(handler(context)))))
+    }
+
+    /// One whose runs are made of runs of other workflows.
+    pub fn composite(name: impl Into<String>, steps: Steps) -> Self {
+        Self::of(name.into(), Work::Steps(steps))
+    }
+
+    fn of(name: String, work: Work) -> Self {
+        Self { name, label: None, accepts: Accepts::Both, requires: None, timeout: None, work }
+    }
+
+    /// The label that asks for it.
+    #[must_use]
+    pub fn label(self, label: impl Into<String>) -> Self {
+        Self { label: Some(label.into()), ..self }
+    }
+
+    /// What it can work on; without this on anything.
+    #[must_use]
+    pub fn accepts(self, accepts: Accepts) -> Self {
+        Self { accepts, ..self }
+    }
+
+    /// The workflow of which a run has to have succeeded on the same target before.
+    #[must_use]
+    pub fn requires(self, workflow: impl Into<String>) -> Self {
+        Self { requires: Some(workflow.into()), ..self }
+    }
+
+    /// How long its handler may take; without this, for ever.
+    #[must_use]
+    pub fn timeout(self, timeout: Duration) -> Self {
+        Self { timeout: Some(timeout), ..self }
+    }
+}
+
+impl fmt::Debug for Workflow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Workflow").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// Why workflows do not make a registry.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RegistryError {
+    /// Two of one name.
+    #[error("there are two workflows named {0:?}")]
+    DuplicateName(String),
+    /// Two with one label.
+    #[error("the label {label:?} asks for {first:?} and for {second:?}")]
+    DuplicateLabel {
+        /// The label.
+        label: String,
+        /// A workflow that has it.
+        first: String,
+        /// Another.
+        second: String,
+    },
+    /// A step is no workflow.
+    #[error("{workflow:?} has a step {step:?}, which is no workflow")]
+    UnknownStep {
+        /// The composite workflow.
+        workflow: String,
+        /// Its step.
+        step: String,
+    },
+    /// A composite workflow has nothing to do.
+    #[error("{0:?} has no steps")]
+    NoSteps(String),
+    /// A composite workflow would come back to itself, and its guard would refuse it.
+    #[error("{0:?} is a step of itself")]
+    Cycle(String),
+    /// What has to have succeeded before is no workflow.
+    #[error("{workflow:?} requires {prior:?}, which is no workflow")]
+    UnknownPrior {
+        /// The workflow.
+        workflow: String,
+        /// What it requires.
+        prior: String,
+    },
+}
+
+/// The workflows, by name and by label.
+#[derive(Clone, Debug, Default)]
+pub struct Registry {
+    workflows: BTreeMap<String, Workflow>,
+    labels: BTreeMap<String, String>,
+}
+
+impl Registry {
+    /// All of `workflows`, if they fit together.
+    pub fn new(workflows: impl IntoIterator<Item = Workflow>) -> Result<Self, RegistryError> {
+        let mut registry = Self::default();
+        for workflow in workflows {
+            if let Some(label) = &workflow.label
+                && let Some(first) = registry.labels.insert(label.clone(), workflow.name.clone())
+            {
+                let (label, second) = (label.clone(), workflow.name);
+                return Err(RegistryError::DuplicateLabel { label, first, second });
+            }
+            if let Some(other) = registry.workflows.insert(workflow.name.clone(), workflow) {
+                return Err(RegistryError::DuplicateName(other.name));
+            }
+        }
+        registry.workflows.values().try_for_each(|workflow| registry.check(workflow))?;
+        Ok(registry)
+    }
+
+    fn check(&self, workflow: &Workflow) -> Result<(), RegistryError> {
+        let name = workflow.name.clone();
+        if let Some(prior) = workflow.requires.as_ref().filter(|prior| self.get(prior).is_none()) {
+            return Err(RegistryError::UnknownPrior { workflow: name, prior: prior.clone() });
+        }
+        let steps = workflow.steps();
+        if matches!(workflow.work, Work::Steps(_)) && steps.is_empty() {
+            return Err(RegistryError::NoSteps(name));
+        }
+        if let Some(step) = steps.iter().find(|step| self.get(step).is_none()) {
+            return Err(RegistryError::UnknownStep { workflow: name, step: (*step).to_owned() });
+        }
+        // Everything below it, each once: a cycle further down is found from there.
+        let mut below = steps;
+        let mut seen = HashSet::new();
+        while let Some(step) = below.pop() {
+            if step == workflow.name {
+                return Err(RegistryError::Cycle(name));
+            }
+            if seen.insert(step) {
+                below.extend(self.get(step).map(Workflow::steps).unwrap_or_default());
+            }
+        }
+        Ok(())
+    }
+
+    /// The workflow of that name.
+    pub fn get(&self, name: &str) -> Option<&Workflow> {
+        self.workflows.get(name)
+    }
+
+    /// The workflow that a label asks for.
+    pub fn by_label(&self, label: &str) -> Option<&Workflow> {
+        self.labels.get(label).and_then(|name| self.get(name))
+    }
+
+    /// Every name, in order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.workflows.keys().map(String::as_str)
+    }
+
+    /// Every label, in order.
+    pub fn labels(&self) -> impl Iterator<Item = &str> {
+        self.labels.keys().map(String::as_str)
+    }
+}
+
+impl Workflow {
+    fn steps(&self) -> Vec<&str> {
+        match &self.work {
+            Work::Handler(_) => Vec::new(),
+            Work::Steps(steps) => steps.workflows().collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn workflow(name: &str) -> Workflow {
+        Workflow::new(name, |_| async { Ok(Outcome::Succeeded) })
+    }
+
+    #[test]
+    fn what_does_not_fit_together_is_an_error() {
+        let error = |workflows: Vec<Workflow>| Registry::new(workflows).unwrap_err().to_string();
+        let composite = |name: &str, steps: &[&str]| Workflow::composite(name, Steps::new(steps.to_vec()));
+        assert_eq!(error(vec![workflow("a"), workflow("a")]), r#"there are two workflows named "a""#);
+        assert_eq!(
+            error(vec![workflow("a").label("x"), workflow("b").label("x")]),
+            r#"the label "x" asks for "a" and for "b""#
+        );
+        assert_eq!(
+            error(vec![workflow("a"), composite("c", &["a", "b"])]),
+            r#""c" has a step "b", which is no workflow"#
+        );
+        assert_eq!(error(vec![composite("c", &[])]), r#""c" has no steps"#);
+        assert_eq!(error(vec![workflow("a").requires("b")]), r#""a" requires "b", which is no workflow"#);
+        assert_eq!(error(vec![composite("c", &["c"])]), r#""c" is a step of itself"#);
+        let nested = vec![composite("c", &["d"]), composite("d", &["a", "c"]), workflow("a")];
+        assert_eq!(error(nested), r#""c" is a step of itself"#);
+    }
+}
