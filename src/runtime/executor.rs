@@ -168,58 +168,53 @@ impl Hands {
     }
 
     async fn try_execute(&self, job: &Job) -> Result<(), RuntimeError> {
-        let mut session = self.runtime.database().acquire().await?;
-        let run = match runs::load(session.runs(), job.run).await {
-            Ok(run) => run,
-            Err(error @ (RunsError::NotFound { .. } | RunsError::Corrupt { .. })) => {
-                tracing::warn!(runId = %job.run, "a job without a run: {error}");
-                self.acknowledge(job).await;
-                return Ok(());
-            }
-            Err(error) => return Err(error.into()),
-        };
-        let owner = self.runtime.owner(EXECUTOR);
-        let is_ours = run.status == Status::Running && run.owner.as_ref() == Some(&owner);
-        if run.status != Status::Queued && !is_ours {
-            self.acknowledge(job).await;
-            return Ok(());
-        }
-        let Some(workflow) = self.runtime.registry().get(&run.workflow_name) else {
-            let reason = format!("no workflow is named {:?} in {}", run.workflow_name, self.runtime.name());
-            drop(session);
-            self.end(&run, Outcome::Failed { reason }).await;
-            self.acknowledge(job).await;
-            return Ok(());
-        };
-        let begun = match &workflow.work {
-            Work::Steps(_) => {
-                drop(session);
-                match self.runtime.orchestrator().begin(&run).await {
-                    Ok(()) => Begun::Done,
-                    Err(RuntimeError::Runs(RunsError::IllegalTransition { .. })) => Begun::Done,
-                    Err(error) => return Err(error),
-                }
-            }
-            Work::Handler(_) => {
-                let root = match run.parent {
-                    Some(_) => runs::root(session.runs(), run.id).await?,
-                    None => run.id,
-                };
-                let claimed =
-                    if is_ours { Ok(()) } else { runs::claim(session.runs(), run.id, &owner).await };
-                match claimed {
-                    Ok(()) => Begun::Handler(root),
-                    Err(RunsError::IllegalTransition { .. }) => Begun::Done,
-                    Err(error) => return Err(error.into()),
-                }
-            }
-        };
+        let begun = self.begin(job.run).await?;
         self.acknowledge(job).await;
-        if let Begun::Handler(root) = begun {
-            let outcome = self.handle(workflow, &run, root).await;
+        if let Some(Begun { run, root, workflow }) = begun {
+            let outcome = match workflow {
+                Some(workflow) => self.handle(workflow, &run, root).await,
+                None => {
+                    let (workflow, process) = (&run.workflow_name, self.runtime.name());
+                    Outcome::Failed { reason: format!("no workflow is named {workflow:?} in {process}") }
+                }
+            };
             self.end(&run, outcome).await;
         }
         Ok(())
+    }
+
+    /// Claims a run for this executor; `None` if there is nothing for it to do.
+    async fn begin(&self, id: RunId) -> Result<Option<Begun<'_>>, RuntimeError> {
+        let mut session = self.runtime.database().acquire().await?;
+        let run = match runs::load(session.runs(), id).await {
+            Ok(run) => run,
+            Err(error @ (RunsError::NotFound { .. } | RunsError::Corrupt { .. })) => {
+                tracing::warn!(runId = %id, "a job without a run: {error}");
+                return Ok(None);
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let workflow = self.runtime.registry().get(&run.workflow_name);
+        if workflow.is_some_and(|workflow| matches!(workflow.work, Work::Steps(_))) {
+            drop(session);
+            return match self.runtime.orchestrator().begin(&run).await {
+                Ok(()) | Err(RuntimeError::Runs(RunsError::IllegalTransition { .. })) => Ok(None),
+                Err(error) => Err(error),
+            };
+        }
+        let root = match run.parent {
+            Some(_) => runs::root(session.runs(), id).await?,
+            None => id,
+        };
+        let owner = self.runtime.owner(EXECUTOR);
+        // The answer to an earlier claim of this task's may have been lost.
+        let is_ours = run.status == Status::Running && run.owner.as_ref() == Some(&owner);
+        match runs::claim(session.runs(), id, &owner).await {
+            Ok(()) => Ok(Some(Begun { run, root, workflow })),
+            Err(RunsError::IllegalTransition { .. }) if is_ours => Ok(Some(Begun { run, root, workflow })),
+            Err(RunsError::IllegalTransition { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// The run has begun, or needs no executor. A job that could not be removed comes again, and changes nothing.
@@ -230,7 +225,9 @@ impl Hands {
     }
 
     async fn handle(&self, workflow: &Workflow, run: &Run, root: RunId) -> Outcome {
-        let Work::Handler(handler) = &workflow.work else { unreachable!("only handlers are handled") };
+        let Work::Handler(handler) = &workflow.work else {
+            unreachable!("steps have begun without a handler")
+        };
         let span = telemetry::run_span(run.id, root);
         span.record("workflowName", &run.workflow_name).record("target", run.target.to_string());
         span.record("otel.name", format!("{} handler", run.workflow_name));
@@ -313,12 +310,12 @@ impl Hands {
     }
 }
 
-/// What became of a run's beginning.
-enum Begun {
-    /// Its handler is to be run, under this root.
-    Handler(RunId),
-    /// There is nothing more to do here.
-    Done,
+/// A run that is this executor's to work on.
+struct Begun<'a> {
+    run: Run,
+    root: RunId,
+    /// Unless no workflow has its name.
+    workflow: Option<&'a Workflow>,
 }
 
 fn uncaught(what: &str) -> Outcome {

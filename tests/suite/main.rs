@@ -26,4 +26,5 @@ mod outbox;
 mod postgres;
 mod reconcile;
 mod runs;
+mod runtime;
 mod sqlite_file;
