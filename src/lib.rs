@@ -14,3 +14,5 @@ pub mod telemetry;
 pub mod runtime;
 pub mod demo;
 pub mod cli;
+
+pub use telemetry::{run_span, traceparent};

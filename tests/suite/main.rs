@@ -28,3 +28,4 @@ mod reconcile;
 mod runs;
 mod runtime;
 mod sqlite_file;
+mod telemetry;
