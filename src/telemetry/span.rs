@@ -72,3 +72,8 @@ fn remote(context: SpanContext) -> Context {
         TraceState::NONE,
     ))
 }
+
+/// Its examples are tested as those of this crate.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/traceparent.md")]
+struct DocsOfTraceparent;

@@ -29,3 +29,5 @@ mod runs;
 mod runtime;
 mod sqlite_file;
 mod telemetry;
+#[cfg(feature = "services")]
+mod traceparent;
