@@ -5,12 +5,14 @@
 //! reaper, which finds its run still queued.
 
 mod in_process;
+mod redis;
 
 use std::time::Duration;
 
 use async_trait::async_trait;
 
 pub use self::in_process::InProcessQueue;
+pub use self::redis::{RedisQueue, RedisSettings};
 use crate::run::RunId;
 
 /// How long a consumer has for acknowledging what it took, by default: after that another gets it.

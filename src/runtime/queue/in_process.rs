@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::Notify;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout};
 
 use super::{Job, Queue, QueueError, RECLAIM_AFTER};
 use crate::run::RunId;
@@ -87,8 +87,8 @@ impl Queue for InProcessQueue {
             }
             let first_taken = self.state().first_taken();
             match first_taken {
-                // Over time or changed: either way there is something to look at.
-                Some(taken) => drop(timeout_at(taken + self.0.reclaim_after, changed).await),
+                // Changed or due: either way there is something to look at.
+                Some(at) => drop(timeout(self.0.reclaim_after.saturating_sub(at.elapsed()), changed).await),
                 None => changed.await,
             }
         }
