@@ -24,6 +24,7 @@ mod otlp;
 mod outbox;
 #[cfg(feature = "services")]
 mod postgres;
+mod queue;
 mod reconcile;
 mod runs;
 mod runtime;
