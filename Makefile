@@ -42,9 +42,9 @@ $(DENY):
 # SC2317 takes what a trap calls for unreachable.
 lint-shell:
 	@command -v shellcheck >/dev/null || tests/apt-install shellcheck
-	shellcheck --exclude=SC2317 .ci/run collector/build tests/apt-install tests/with-services
+	shellcheck --exclude=SC2317 .ci/run collector/build tests/apt-install tests/node tests/with-services
 
-test: ## All tests, with PostgreSQL and the Collector: make test ARGS='a_name -- --nocapture'
+test: ## All tests, with PostgreSQL, Redis and the Collector: make test ARGS='a_name -- --nocapture'
 	tests/with-services cargo test --locked --features services $(ARGS)
 
 collector: ## Build the Collector of collector/builder.yaml and print its path

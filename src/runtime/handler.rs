@@ -110,7 +110,7 @@ impl Context {
 
     /// The `traceparent` for a call to another service: the current span's, or else the run's.
     pub fn traceparent(&self) -> String {
-        telemetry::outgoing(self.run.id, self.root)
+        telemetry::outgoing_traceparent(self.run.id, self.root)
     }
 }
 

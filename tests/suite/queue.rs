@@ -1,7 +1,7 @@
 //! The queues: each test on the one in process and (with the feature `services`) on the one on a server.
 
 #[cfg(feature = "services")]
-mod server;
+pub(crate) mod server;
 
 use std::sync::Arc;
 use std::time::Duration;

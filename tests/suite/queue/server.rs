@@ -32,7 +32,7 @@ async fn raw(url: &str) -> MultiplexedConnection {
 }
 
 /// A server of the test's own, to be killed.
-struct Server {
+pub(crate) struct Server {
     port: u16,
     options: &'static [&'static str],
     home: TempDir,
@@ -40,7 +40,7 @@ struct Server {
 }
 
 impl Server {
-    async fn start(options: &'static [&'static str]) -> Self {
+    pub(crate) async fn start(options: &'static [&'static str]) -> Self {
         // Below the ports that the kernel hands out; one that is taken ends the server, and another is tried.
         for _ in 0..6 {
             let port = rand::random_range(20_000..32_000);
@@ -53,7 +53,7 @@ impl Server {
     }
 
     /// Whether it came up.
-    async fn restart(&mut self) -> bool {
+    pub(crate) async fn restart(&mut self) -> bool {
         let log = self.home.path().join("log");
         let child = Command::new(service("RUNSPAN_TEST_REDIS_SERVER"))
             .args(["--bind", "127.0.0.1", "--port", &self.port.to_string(), "--save", ""])
@@ -77,7 +77,7 @@ impl Server {
     }
 
     /// SIGKILL.
-    fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         let mut process = self.process.take().expect("it runs");
         process.kill().unwrap();
         process.wait().unwrap();
@@ -87,7 +87,7 @@ impl Server {
         format!("redis://127.0.0.1:{}/0", self.port)
     }
 
-    async fn queue(&self, reclaim_after: Duration) -> Arc<RedisQueue> {
+    pub(crate) async fn queue(&self, reclaim_after: Duration) -> Arc<RedisQueue> {
         let settings = RedisSettings { reclaim_after, ..RedisSettings::default() };
         Arc::new(RedisQueue::connect(&self.url(), settings).await.unwrap())
     }
