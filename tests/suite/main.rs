@@ -17,6 +17,7 @@ mod delivery;
 mod demo;
 #[cfg(feature = "services")]
 mod end_to_end;
+mod fan_out;
 mod journal;
 mod lease;
 mod module_order;
