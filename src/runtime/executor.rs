@@ -171,12 +171,11 @@ impl Hands {
         let begun = self.begin(job.run).await?;
         self.acknowledge(job).await;
         if let Some(Begun { run, root, workflow }) = begun {
-            let outcome = match workflow {
-                Some(workflow) => self.handle(workflow, &run, root).await,
-                None => {
-                    let (workflow, process) = (&run.workflow_name, self.runtime.name());
-                    Outcome::Failed { reason: format!("no workflow is named {workflow:?} in {process}") }
-                }
+            let outcome = if let Some(workflow) = workflow {
+                self.handle(workflow, &run, root).await
+            } else {
+                let (workflow, process) = (&run.workflow_name, self.runtime.name());
+                Outcome::Failed { reason: format!("no workflow is named {workflow:?} in {process}") }
             };
             self.end(&run, outcome).await;
         }

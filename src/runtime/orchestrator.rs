@@ -11,7 +11,7 @@ use super::registry::Work;
 use super::steps::Next;
 use super::{ORCHESTRATOR, Runtime, RuntimeError, Tx};
 use crate::run::{RunId, Status};
-use crate::runs::{self, NewRun, Parent, Refusal, Run, RunsError};
+use crate::runs::{self, Connection, NewRun, Parent, Refusal, Run, RunsError};
 use crate::semconv::ErrorType;
 
 /// How a run ends.
@@ -91,12 +91,13 @@ impl Orchestrator {
     /// Ends a run, and does what follows. A run that has ended stays as it is: the first end stands, and this is
     /// [`RunsError::IllegalTransition`].
     pub async fn end(&self, run: &Run, end: &End) -> Result<(), RuntimeError> {
-        let mut tx = self.runtime.database().begin().await?;
-        mark(&mut tx, run.id, end).await?;
-        let then = match run.parent {
-            Some(parent) => self.advance_in(&mut tx, parent.run).await?,
-            None => Then::default(),
+        let Some(parent) = run.parent else {
+            let mut session = self.runtime.database().acquire().await?;
+            return Ok(mark(session.runs(), run.id, end).await?);
         };
+        let mut tx = self.runtime.database().begin().await?;
+        mark(tx.runs(), run.id, end).await?;
+        let then = self.advance_in(&mut tx, parent.run).await?;
         tx.commit().await?;
         self.follow(then).await
     }
@@ -209,7 +210,7 @@ impl Orchestrator {
                 let patch = Map::from_iter([("failedAtStepIndex".to_owned(), at.into())]);
                 runs::merge_state(tx.runs(), run, &patch).await?;
             }
-            mark(tx, run, &end).await?;
+            mark(tx.runs(), run, &end).await?;
             match parent.parent {
                 Some(above) => run = above.run,
                 None => return Ok(then),
@@ -239,11 +240,11 @@ impl Orchestrator {
     }
 }
 
-async fn mark(tx: &mut Tx, run: RunId, end: &End) -> Result<(), RunsError> {
+async fn mark(connection: Connection<'_>, run: RunId, end: &End) -> Result<(), RunsError> {
     match end {
-        End::Succeeded => runs::mark_succeeded(tx.runs(), run).await,
-        End::Failed { reason } => runs::mark_failed(tx.runs(), run, reason).await,
-        End::Incomplete { reason } => runs::mark_incomplete(tx.runs(), run, reason).await,
+        End::Succeeded => runs::mark_succeeded(connection, run).await,
+        End::Failed { reason } => runs::mark_failed(connection, run, reason).await,
+        End::Incomplete { reason } => runs::mark_incomplete(connection, run, reason).await,
     }
 }
 
