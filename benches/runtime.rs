@@ -31,7 +31,7 @@ async fn main() -> Result<(), Failure> {
     match std::env::var("RUNSPAN_TEST_POSTGRES_URL") {
         Ok(url) => measure("PostgreSQL", &url.parse()?).await?,
         Err(_) => {
-            eprintln!("PostgreSQL is not measured: run tests/with-services cargo bench --bench runtime")
+            eprintln!("PostgreSQL is not measured: run tests/with-services cargo bench --bench runtime");
         }
     }
     Ok(())

@@ -138,8 +138,8 @@ async fn fan_out(database: &Database, between: Between) {
 
     assert_eq!(relay.drain().await.unwrap(), Ended::Idle);
     stage.telemetry.flush().await.unwrap();
-    let received = render::render(&receiver, &render::names(database, deleted).await);
-    insta::assert_snapshot!("received", received);
+    let text = render::render(&receiver, &render::names(database, deleted).await);
+    insta::assert_snapshot!("received", text);
 }
 
 /// Goes each path, one after the other, each on an issue of its own; the run whose row it deleted.
@@ -188,8 +188,8 @@ async fn drive(stage: &Stage<'_>) -> RunId {
 
     // 8: nothing between dispatcher and executor.
     stage.between.stop().await;
-    let dispatched = dispatcher.label("bot:triage", &about(8)).await.unwrap();
-    assert!(matches!(dispatched, Dispatched::EnqueueFailed { .. }), "{dispatched:?}");
+    let became = dispatcher.label("bot:triage", &about(8)).await.unwrap();
+    assert!(matches!(became, Dispatched::EnqueueFailed { .. }), "{became:?}");
     stage.between.start().await;
 
     // 9 to 11: a chain that needs a second round, one whose step fails, one that comes to its cap.

@@ -99,14 +99,14 @@ async fn refusals_leave_no_row(database: &Database) {
     let refused = |reason, inflight| Dispatched::Refused { reason, inflight };
     let nowhere = Delivery { target: None, ..about(1) };
     for delivery in [&pull_request(1), &nowhere] {
-        let dispatched = dispatcher.intent("triage", delivery).await.unwrap();
-        assert_eq!(dispatched, refused(ErrorType::ContextMismatch, None));
+        let became = dispatcher.intent("triage", delivery).await.unwrap();
+        assert_eq!(became, refused(ErrorType::ContextMismatch, None));
     }
-    let dispatched = dispatcher.intent("plan", &about(1)).await.unwrap();
-    assert_eq!(dispatched, refused(ErrorType::MissingPriorOutput, None));
+    let became = dispatcher.intent("plan", &about(1)).await.unwrap();
+    assert_eq!(became, refused(ErrorType::MissingPriorOutput, None));
     let run = stage.dispatch("triage", 1).await;
-    let dispatched = dispatcher.intent("triage", &about(1)).await.unwrap();
-    assert_eq!(dispatched, refused(ErrorType::Inflight, Some(run)));
+    let became = dispatcher.intent("triage", &about(1)).await.unwrap();
+    assert_eq!(became, refused(ErrorType::Inflight, Some(run)));
     assert_told!(stage.told().await, @r#"
     dispatch_refused triage acme/widgets#1 deliveryId=d-1 error.type=context-mismatch reason=context-mismatch
     dispatch_refused triage deliveryId=d-1 error.type=context-mismatch reason=context-mismatch
@@ -125,8 +125,8 @@ async fn refusals_leave_no_row(database: &Database) {
 async fn what_cannot_be_published_has_failed_and_its_target_is_free(database: &Database) {
     let stage = Stage::new(database, [workflow("triage", |_| Outcome::Succeeded)]).await;
     stage.queue.close();
-    let dispatched = stage.runtime.dispatcher().intent("triage", &about(1)).await.unwrap();
-    let Dispatched::EnqueueFailed { run } = dispatched else { panic!("{dispatched:?}") };
+    let became = stage.runtime.dispatcher().intent("triage", &about(1)).await.unwrap();
+    let Dispatched::EnqueueFailed { run } = became else { panic!("{became:?}") };
     assert_eq!(stage.row(run).await.reason(), Some("enqueue failed: the queue is closed"));
     assert_told!(stage.told().await, @r#"
     queued triage acme/widgets#1 deliveryId=d-1 rootWorkflowName=triage
@@ -238,8 +238,8 @@ async fn the_run_links_to_the_request_that_brought_it(database: &Database) {
     let traceparent = "00-4b72407cfb2049d1a120884229aa119e-a1272e2054514458-01";
     let delivery = Delivery { traceparent: Some(traceparent.to_owned()), ..about(1) };
     let executor = stage.execute();
-    let dispatched = stage.runtime.dispatcher().intent("triage", &delivery).await.unwrap();
-    let Dispatched::Queued { run } = dispatched else { panic!("{dispatched:?}") };
+    let became = stage.runtime.dispatcher().intent("triage", &delivery).await.unwrap();
+    let Dispatched::Queued { run } = became else { panic!("{became:?}") };
     stage.ended(run).await;
     executor.stop().await;
     assert!(stage.told().await.contains(r#"span "triage" [queued running succeeded] linked"#));

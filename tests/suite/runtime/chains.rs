@@ -182,7 +182,7 @@ async fn two_ends_at_once_begin_one_next_step(database: &Database) {
             .await;
         let other = stage.another().await;
         let (one, two) = (stage.runtime.orchestrator(), other.orchestrator());
-        let all = [one.advance(run), two.advance(run), one.advance(run), two.advance(run)];
+        let all = vec![one.advance(run), two.advance(run), one.advance(run), two.advance(run)];
         future::try_join_all(all).await.unwrap();
         assert_eq!(stage.ended(run).await.status, Status::Succeeded);
         assert_eq!(session.count(&format!("workflow_runs WHERE parent_run_id = '{run}'")).await, 2);

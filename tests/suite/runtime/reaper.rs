@@ -130,11 +130,11 @@ async fn a_run_behind_others_is_not_published_twice(database: &Database) {
 }
 
 async fn a_job_that_comes_twice_is_worked_on_once(database: &Database) {
-    let handled = Arc::new(AtomicUsize::new(0));
+    let begun = Arc::new(AtomicUsize::new(0));
     let handler = {
-        let handled = Arc::clone(&handled);
+        let begun = Arc::clone(&begun);
         Workflow::new("plan", move |_| {
-            handled.fetch_add(1, Ordering::SeqCst);
+            begun.fetch_add(1, Ordering::SeqCst);
             async { Ok(Outcome::Succeeded) }
         })
     };
@@ -149,7 +149,7 @@ async fn a_job_that_comes_twice_is_worked_on_once(database: &Database) {
     stage.ended(run).await;
     executor.stop().await;
     other.stop().await;
-    assert_eq!(handled.load(Ordering::SeqCst), 1);
+    assert_eq!(begun.load(Ordering::SeqCst), 1);
 }
 
 async fn a_chain_that_somebody_else_moved_goes_on(database: &Database) {
