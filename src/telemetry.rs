@@ -74,11 +74,7 @@ impl Telemetry {
     pub fn from_env(env: Env<'_>) -> Result<Self, TelemetryError> {
         let sampler = sampler::from_env(env)?;
         let disabled = set(env, "OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true"));
-        // Without either the default would be localhost, which nobody has asked for.
-        let named = ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"]
-            .into_iter()
-            .any(|variable| set(env, variable).is_some());
-        let config = if named && !disabled { SignalConfig::from_env(Signal::Traces, env)? } else { None };
+        let config = if disabled { None } else { SignalConfig::if_endpoint_named(Signal::Traces, env)? };
         let Some(config) = config else { return Ok(Self { provider: None }) };
         let attributes = Resource::from_env(env)?;
         let attributes = attributes.attributes().iter().cloned();
@@ -88,7 +84,7 @@ impl Telemetry {
         let provider = SdkTracerProvider::builder()
             .with_sampler(sampler)
             .with_resource(resource)
-            .with_batch_exporter(Exporter::new(&config)?)
+            .with_batch_exporter(Exporter::new(config)?)
             .build();
         Ok(Self { provider: Some(provider) })
     }

@@ -8,7 +8,8 @@ use std::{io, path::PathBuf};
 
 use bytes::Bytes;
 
-use self::{grpc::Grpc, http::Http, tls::Tls};
+use self::grpc::Grpc;
+pub(crate) use self::{grpc::endpoint as grpc_endpoint, http::Http};
 use super::{
     answer::{self, Answer},
     config::{Protocol, SignalConfig},
@@ -39,10 +40,9 @@ impl Client {
     /// # Errors
     /// A certificate file that is missing or wrong, or an `https` endpoint without any certificate to trust.
     pub fn new(config: &SignalConfig) -> Result<Self, ClientError> {
-        let tls = Tls::load(&config.endpoint, &config.tls)?;
         let transport = match config.protocol {
-            Protocol::Grpc => Transport::Grpc(Box::new(Grpc::new(config, &tls)?)),
-            Protocol::HttpProtobuf => Transport::Http(Http::new(config, tls)?),
+            Protocol::Grpc => Transport::Grpc(Box::new(Grpc::new(config)?)),
+            Protocol::HttpProtobuf => Transport::Http(Http::new(config)?),
         };
         Ok(Self { config: config.clone(), transport })
     }

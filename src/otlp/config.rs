@@ -74,6 +74,12 @@ impl SignalConfig {
         }))
     }
 
+    /// The same, but `None` too where no variable names an endpoint: the default is localhost, for which nobody asked.
+    pub fn if_endpoint_named(signal: Signal, env: Env<'_>) -> Result<Option<Self>, ConfigError> {
+        let named = Variables { signal, env }.option("ENDPOINT").is_some();
+        if named { Self::from_env(signal, env) } else { Ok(None) }
+    }
+
     /// The signal's own form of an option's variable, as in `OTEL_EXPORTER_OTLP_TRACES_PROTOCOL`.
     pub fn variable(&self, option: &str) -> String {
         specific(self.signal, option)

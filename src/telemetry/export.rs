@@ -1,115 +1,162 @@
-//! Finished spans, encoded as the OpenTelemetry SDK has them, sent by the relay's client.
+//! Finished spans, on their way by `opentelemetry-otlp` over connections like the relay's.
 //!
-//! So there is one reading of the `OTEL_*` variables, one TLS and one judgement of answers for both kinds of spans.
-//! (`opentelemetry-otlp` reads the headers and the compression of the environment whatever it is told, which would
-//! hand one receiver's credentials to another, and is silent about spans that a receiver throws away.)
+//! So there is one reading of the `OTEL_*` variables and one TLS for both kinds of spans. Two of the variables that
+//! crate reads from the environment of the process, whatever it is told. For the headers both transports put the
+//! configured ones, so that none is sent twice, or to a receiver that it is not meant for. The compression counts
+//! where the configuration has none, which cannot be said to it.
+//!
+//! Of a batch that was taken, it tells nobody what the receiver threw away (`partial_success`).
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
-use backon::{ExponentialBuilder, Retryable as _};
+use async_trait::async_trait;
 use bytes::Bytes;
-use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
-use opentelemetry_proto::transform::common::tonic::ResourceAttributesWithSchema;
-use opentelemetry_proto::transform::trace::tonic::group_spans_by_resource_and_scope;
+use http::{Request, Response, header};
+use opentelemetry_http::{HttpClient, HttpError};
+use opentelemetry_otlp::{
+    ExporterBuildError, SpanExporter as Otlp, WithExportConfig as _, WithHttpConfig as _,
+    WithTonicConfig as _,
+};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
 use opentelemetry_sdk::trace::{SpanData, SpanExporter};
-use prost::Message as _;
 use tokio::runtime::{Builder, Runtime};
+use tonic::metadata::MetadataMap;
 
 use super::TelemetryError;
-use crate::otlp::answer::{Answer, Kind};
-use crate::otlp::client::Client;
-use crate::otlp::config::SignalConfig;
-
-/// The longest wait that is granted to a receiver which asks for one: meanwhile new spans queue up in memory.
-const LONGEST_WAIT: Duration = Duration::from_secs(5);
+use crate::otlp::answer;
+use crate::otlp::client::{self, ClientError};
+use crate::otlp::config::{Compression, Protocol, SignalConfig};
 
 /// For the SDK's batch processor, which calls it from a thread of its own.
 #[derive(Debug)]
 pub(super) struct Exporter {
-    client: Client,
-    /// The thread's own, so that sending needs nothing of the application's runtime, also when that has ended.
+    otlp: Otlp,
+    config: SignalConfig,
+    /// Our own, so that sending needs nothing of the application's, also when that has ended.
     runtime: Runtime,
-    resource: ResourceAttributesWithSchema,
     /// Spans lost since the receiver last took some.
     lost: AtomicU64,
 }
 
 impl Exporter {
-    pub(super) fn new(config: &SignalConfig) -> Result<Self, TelemetryError> {
-        Ok(Self {
-            client: Client::new(config)?,
-            runtime: Builder::new_current_thread().enable_all().build()?,
-            resource: ResourceAttributesWithSchema::default(),
-            lost: AtomicU64::new(0),
-        })
-    }
-
-    /// Sends, and tries again for a few seconds: long enough for a Collector that restarts.
-    async fn send(&self, request: Bytes) -> Answer {
-        let attempt = || async {
-            match self.client.send(request.clone()).await {
-                accepted @ Answer::Accepted { .. } => Ok(accepted),
-                refused => Err(refused),
-            }
+    pub(super) fn new(config: SignalConfig) -> Result<Self, TelemetryError> {
+        // Its one thread looks after the connection between exports: one that the receiver closes is replaced in time.
+        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let otlp = {
+            let _entered = runtime.enter();
+            otlp(&config)
         };
-        let patience = ExponentialBuilder::default()
-            .with_jitter()
-            .with_min_delay(Duration::from_millis(200))
-            .with_max_times(3);
-        attempt
-            .retry(patience)
-            .sleep(tokio::time::sleep)
-            .when(may_pass)
-            .adjust(|refused, wait| match refused {
-                Answer::Retry { after: Some(after), .. } => wait.map(|wait| wait.max(*after)),
-                _ => wait,
-            })
-            .await
-            .unwrap_or_else(|refused| refused)
+        match otlp {
+            Ok(otlp) => Ok(Self { otlp, config, runtime, lost: AtomicU64::new(0) }),
+            Err(error) => {
+                // The caller may be on another runtime, where dropping one is not allowed.
+                runtime.shutdown_background();
+                Err(error.into())
+            }
+        }
     }
 
     /// Says once that spans are being lost, and once how many it were.
-    fn settle(&self, spans: u64, answer: &Answer) -> OTelSdkResult {
-        let Some(cause) = answer.cause() else {
+    fn settle(&self, spans: u64, problem: Option<String>) -> OTelSdkResult {
+        let Some(problem) = problem else {
             let lost = self.lost.swap(0, Ordering::Relaxed);
             if lost > 0 {
                 tracing::info!(lost, "the receiver takes spans of handlers again; some were lost");
             }
-            if let Answer::Accepted { rejected: rejected @ 1.., message } = answer {
-                tracing::warn!(rejected, "the receiver threw spans of handlers away: {message}");
-            }
             return Ok(());
         };
+        let SignalConfig { signal, endpoint, protocol, .. } = &self.config;
+        let problem = format!("{signal} to {endpoint} ({protocol}): {problem}");
         if self.lost.fetch_add(spans, Ordering::Relaxed) == 0 {
-            tracing::warn!("spans of handlers are being lost: {cause}");
+            tracing::warn!("spans of handlers are being lost: {problem}");
         }
-        Err(OTelSdkError::InternalFailure(cause.to_string()))
+        Err(OTelSdkError::InternalFailure(problem))
     }
 }
 
 impl SpanExporter for Exporter {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
         let spans = batch.len() as u64;
-        let resource_spans = group_spans_by_resource_and_scope(batch, &self.resource);
-        let request = ExportTraceServiceRequest { resource_spans }.encode_to_vec();
-        let answer = self.runtime.block_on(self.send(request.into()));
-        self.settle(spans, &answer)
+        let timeout = self.config.timeout;
+        // opentelemetry-otlp starts no retry after it, but would wait for an answer for ever.
+        let sending = async { tokio::time::timeout(timeout, self.otlp.export(batch)).await };
+        let problem = match self.runtime.block_on(sending) {
+            Ok(Ok(())) => None,
+            Ok(Err(OTelSdkError::InternalFailure(problem))) => Some(problem),
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(_) => Some(format!("no answer within {}", humantime::format_duration(timeout))),
+        };
+        self.settle(spans, problem)
     }
 
     fn set_resource(&mut self, resource: &Resource) {
-        self.resource = resource.into();
+        self.otlp.set_resource(resource);
     }
 }
 
-/// Whether the next attempt may fare better. A receiver that was silent for the whole of a timeout has had its time.
-fn may_pass(refused: &Answer) -> bool {
-    match refused {
-        Answer::Retry { cause, after } => {
-            cause.kind() != Kind::Timeout && after.is_none_or(|after| after <= LONGEST_WAIT)
+fn otlp(config: &SignalConfig) -> Result<Otlp, ClientError> {
+    let gzip = (config.compression == Compression::Gzip).then_some(opentelemetry_otlp::Compression::Gzip);
+    let setup = |error: ExporterBuildError| ClientError::Setup(error.to_string());
+    match config.protocol {
+        Protocol::Grpc => {
+            // A connection that is only half there would swallow request after request: a ping finds it out before
+            // the time for one is over. Servers in Go put up with two pings a request, and hang up at the third.
+            let silence = config.timeout * 2 / 5;
+            let channel = client::grpc_endpoint(config)?
+                .http2_keep_alive_interval(silence)
+                .keep_alive_timeout(silence)
+                .connect_lazy();
+            let headers = MetadataMap::from_headers(config.headers.as_map().clone());
+            let mut builder = Otlp::builder()
+                .with_tonic()
+                .with_channel(channel)
+                .with_timeout(config.timeout)
+                // It has the last word, after the headers of the environment.
+                .with_interceptor(move |mut request: tonic::Request<()>| {
+                    request.metadata_mut().clone_from(&headers);
+                    Ok(request)
+                });
+            if let Some(gzip) = gzip {
+                builder = builder.with_compression(gzip);
+            }
+            builder.build().map_err(setup)
         }
-        _ => false,
+        Protocol::HttpProtobuf => {
+            let http = Http { http: client::Http::new(config)?, config: config.clone() };
+            let mut builder = Otlp::builder()
+                .with_http()
+                .with_http_client(http)
+                .with_protocol(opentelemetry_otlp::Protocol::HttpBinary)
+                // As it is shown, without credentials: the client knows the whole.
+                .with_endpoint(config.endpoint.to_string())
+                .with_timeout(config.timeout);
+            if let Some(gzip) = gzip {
+                builder = builder.with_compression(gzip);
+            }
+            builder.build().map_err(setup)
+        }
+    }
+}
+
+/// The relay's client for bodies that `opentelemetry-otlp` has made.
+#[derive(Debug)]
+struct Http {
+    http: client::Http,
+    config: SignalConfig,
+}
+
+#[async_trait]
+impl HttpClient for Http {
+    async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+        let (mut head, body) = request.into_parts();
+        let encoding = head.headers.remove(header::CONTENT_ENCODING);
+        self.http.post(&self.config, encoding, body).await.map_err(|error| {
+            // opentelemetry-otlp calls it a network error and keeps the rest to itself.
+            if let Some(cause) = answer::from_transport(&self.config, &error).cause() {
+                tracing::debug!("a request with spans of handlers failed: {cause}");
+            }
+            error.into()
+        })
     }
 }

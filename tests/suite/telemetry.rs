@@ -1,6 +1,7 @@
 //! Live spans: below their run, over both protocols, and what becomes of them when things go wrong.
 
 use std::panic;
+use std::path::PathBuf;
 use std::process::Command;
 
 use opentelemetry_proto::tonic::trace::v1::Span;
@@ -13,7 +14,7 @@ use tonic::Code;
 use tracing::subscriber::with_default;
 use tracing_subscriber::layer::SubscriberExt as _;
 
-use crate::receiver::{Receiver, Reply};
+use crate::receiver::{Authority, Receiver, Reply};
 
 const RUN: &str = "0190a5d4-7d3c-7cc1-8b6a-0d2f3a4b5c6d";
 const ROOT: &str = "f47ac10b-58cc-4372-a567-0e02b2c3d479";
@@ -134,24 +135,72 @@ fn without_a_layer_it_is_an_ordinary_span() {
 #[tokio::test]
 async fn a_receiver_that_restarts_loses_nothing() {
     let receiver = Receiver::grpc().await;
-    receiver.script([Reply::grpc(Code::Unavailable, "starting"), Reply::ResetUnread]);
-    let telemetry = telemetry(Protocol::Grpc, &receiver.endpoint());
+    receiver.script([Reply::grpc(Code::Unavailable, "stopping"), Reply::grpc(Code::Unavailable, "starting")]);
+    loses_nothing(&receiver, telemetry(Protocol::Grpc, &receiver.endpoint())).await;
+
+    let receiver = Receiver::http().await;
+    receiver.script([Reply::http(503, &[], "starting"), Reply::ResetUnread]);
+    loses_nothing(&receiver, telemetry(Protocol::HttpProtobuf, &receiver.endpoint())).await;
+}
+
+async fn loses_nothing(receiver: &Receiver, telemetry: Telemetry) {
     with_default(tracing_subscriber::registry().with(telemetry.layer()), handle);
     telemetry.shutdown().await.unwrap();
-    assert_eq!((receiver.attempts(), spans(&receiver).len()), (3, 2));
+    assert_eq!((receiver.attempts(), spans(receiver).len()), (3, 2));
 }
 
 #[tokio::test]
 async fn a_receiver_that_is_away_costs_its_spans_and_nothing_else() {
-    for protocol in [Protocol::Grpc, Protocol::HttpProtobuf] {
+    for (protocol, cause) in [
+        (Protocol::Grpc, "gRPC code: Unavailable: transport error: tcp connect error"),
+        (Protocol::HttpProtobuf, "HTTP export failed: network error"),
+    ] {
         let mut receiver = Receiver::start(protocol, None).await;
         receiver.go_away().await;
         let telemetry = telemetry(protocol, &receiver.endpoint());
-        let subscriber = tracing_subscriber::registry().with(telemetry.layer());
-        with_default(subscriber, handle);
-        let line = telemetry.shutdown().await.unwrap_err().to_string();
+        with_default(tracing_subscriber::registry().with(telemetry.layer()), handle);
+        let line = telemetry.flush().await.unwrap_err().to_string();
         assert!(line.starts_with("spans of handlers were not sent: "), "{line}");
-        assert!(line.contains("connection refused"), "{line}");
+        assert!(
+            line.contains(&format!("traces to {}", receiver.endpoint())) && line.contains(cause),
+            "{line}"
+        );
+
+        receiver.come_back().await;
+        with_default(tracing_subscriber::registry().with(telemetry.layer()), handle);
+        telemetry.shutdown().await.unwrap();
+        assert_eq!(spans(&receiver).len(), 2);
+    }
+}
+
+#[tokio::test]
+async fn a_receiver_that_never_answers_does_not_hold_up_the_end() {
+    for protocol in [Protocol::Grpc, Protocol::HttpProtobuf] {
+        let receiver = Receiver::start(protocol, None).await;
+        receiver.rule(|_| Reply::Hang);
+        let endpoint = receiver.endpoint();
+        let variables = env(&[
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", protocol.as_str()),
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint),
+            ("OTEL_EXPORTER_OTLP_TIMEOUT", "200"),
+        ]);
+        let telemetry = Telemetry::from_env(&variables).unwrap();
+        with_default(tracing_subscriber::registry().with(telemetry.layer()), handle);
+        let line = telemetry.shutdown().await.unwrap_err().to_string();
+        assert!(line.contains(&format!("({protocol}): no answer within 200ms")), "{line}");
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_that_cannot_be_read_is_an_error() {
+    for protocol in [Protocol::Grpc, Protocol::HttpProtobuf] {
+        let variables = env(&[
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", protocol.as_str()),
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://localhost:4318"),
+            ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/nowhere/ca.pem"),
+        ]);
+        let line = Telemetry::from_env(&variables).unwrap_err().to_string();
+        assert!(line.starts_with("OTEL_EXPORTER_OTLP_CERTIFICATE names /nowhere/ca.pem"), "{line}");
     }
 }
 
@@ -182,37 +231,120 @@ fn a_variable_that_cannot_be_meant_is_named() {
     assert!(filter.starts_with("RUST_LOG cannot be understood"), "{filter}");
 }
 
-/// What a process of its own prints and sends. The test starts itself once more to be that process, since a
-/// subscriber of a whole process would be that of every test.
 #[tokio::test]
-async fn a_process_of_its_own_prints_json_lines_that_name_their_run() {
-    const NAME: &str = "telemetry::a_process_of_its_own_prints_json_lines_that_name_their_run";
-    const PLAYED: &str = "RUNSPAN_TEST_PLAYS_THE_PROCESS";
-    if std::env::var_os(PLAYED).is_some() {
-        return play_a_process().await;
+async fn a_receiver_is_believed_by_the_configured_authority() {
+    for protocol in [Protocol::Grpc, Protocol::HttpProtobuf] {
+        let authority = Authority::new();
+        let receiver = Receiver::start(protocol, Some(authority.server_for_clients())).await;
+        let (certificate, key) = authority.client_files();
+        let path = |path: PathBuf| path.to_str().unwrap().to_owned();
+        let variables = env(&[
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", protocol.as_str()),
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", &receiver.endpoint()),
+            ("OTEL_EXPORTER_OTLP_CERTIFICATE", &path(authority.ca_file())),
+            ("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE", &path(certificate)),
+            ("OTEL_EXPORTER_OTLP_CLIENT_KEY", &path(key)),
+        ]);
+        let telemetry = Telemetry::from_env(&variables).unwrap();
+        with_default(tracing_subscriber::registry().with(telemetry.layer()), handle);
+        telemetry.shutdown().await.unwrap();
+        assert_eq!(spans(&receiver).len(), 2);
     }
-    let receiver = Receiver::http().await;
+}
+
+/// Set in a process that a test has started to be what it is about: a subscriber or an environment of a whole process
+/// would be that of every test.
+const PLAYED: &str = "RUNSPAN_TEST_PLAYS_THE_PROCESS";
+
+fn is_played() -> bool {
+    std::env::var_os(PLAYED).is_some()
+}
+
+/// The lines of a process that runs one test only, with these variables besides.
+async fn lines_of_process(test: &str, variables: &[(&str, &str)]) -> Vec<Value> {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command
-        .args(["--exact", NAME, "--nocapture"])
+        .args(["--exact", &format!("telemetry::{test}"), "--nocapture"])
         .env(PLAYED, "1")
-        .env("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.endpoint())
-        .env("RUST_LOG", "warn")
-        .env_remove("RUST_BACKTRACE");
+        .env_remove("RUST_BACKTRACE")
+        .envs(variables.iter().copied());
     let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap();
     let (stdout, stderr) =
         (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
     assert!(output.status.success(), "{stdout}{stderr}");
     assert!(!stderr.contains("panicked"), "a panic is a line of the log: {stderr}");
+    let lines = stdout.lines().filter(|line| line.starts_with('{'));
+    lines.map(|line| serde_json::from_str(line).unwrap()).collect()
+}
 
-    let [warning, panic] = <[Value; 2]>::try_from(
-        stdout
-            .lines()
-            .filter(|line| line.starts_with('{'))
-            .map(|line| serde_json::from_str(line).unwrap())
-            .collect::<Vec<Value>>(),
+/// `opentelemetry-otlp` reads the headers of the process's environment too.
+#[tokio::test]
+async fn headers_are_sent_once_and_to_their_receiver_only() {
+    if is_played() {
+        for configured in [true, false] {
+            let env =
+                |name: &str| std::env::var(name).ok().filter(|_| configured || !name.ends_with("_HEADERS"));
+            let telemetry = Telemetry::from_env(&env).unwrap();
+            with_default(tracing_subscriber::registry().with(telemetry.layer()), handle);
+            telemetry.shutdown().await.unwrap();
+        }
+        return;
+    }
+    for protocol in [Protocol::Grpc, Protocol::HttpProtobuf] {
+        let receiver = Receiver::start(protocol, None).await;
+        let variables = [
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", protocol.as_str()),
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", &receiver.endpoint()),
+            ("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Basic%20YTpi,x-tenant=acme"),
+        ];
+        lines_of_process("headers_are_sent_once_and_to_their_receiver_only", &variables).await;
+        let [configured, not] = <[_; 2]>::try_from(receiver.requests()).unwrap();
+        let values = |name| configured.headers.get_all(name).iter().collect::<Vec<_>>();
+        assert_eq!(values("authorization"), ["Basic YTpi"], "{protocol}");
+        assert_eq!(values("x-tenant"), ["acme"], "{protocol}");
+        assert!(configured.headers["user-agent"].to_str().unwrap().starts_with("runspan/"));
+        assert!(!not.headers.contains_key("authorization") && !not.headers.contains_key("x-tenant"));
+    }
+}
+
+#[tokio::test]
+async fn the_log_says_once_that_spans_are_lost_and_once_that_they_no_longer_are() {
+    if is_played() {
+        let telemetry = telemetry::init(&|name| std::env::var(name).ok()).unwrap();
+        for taken in [false, false, true, true] {
+            tracing::info_span!("fetch").in_scope(|| {});
+            assert_eq!(telemetry.flush().await.is_ok(), taken);
+        }
+        return;
+    }
+    let receiver = Receiver::http().await;
+    receiver.script([Reply::http(400, &[], "no"), Reply::http(400, &[], "no")]);
+    let name = "the_log_says_once_that_spans_are_lost_and_once_that_they_no_longer_are";
+    let endpoint = receiver.endpoint();
+    let variables = [("OTEL_EXPORTER_OTLP_ENDPOINT", &*endpoint), ("RUST_LOG", "info")];
+    let lines = lines_of_process(name, &variables).await;
+    let [lost, taken] = <[Value; 2]>::try_from(lines).unwrap();
+    let lost = lost["message"].as_str().unwrap().replace(&endpoint, "ENDPOINT");
+    insta::assert_snapshot!(
+        lost,
+        @"spans of handlers are being lost: traces to ENDPOINT/v1/traces (http/protobuf): HTTP export failed with status code: 400"
+    );
+    assert_eq!(taken["message"], "the receiver takes spans of handlers again; some were lost");
+    assert_eq!((&taken["level"], &taken["lost"]), (&"info".into(), &2.into()));
+}
+
+#[tokio::test]
+async fn a_process_of_its_own_prints_json_lines_that_name_their_run() {
+    if is_played() {
+        return play_a_process().await;
+    }
+    let receiver = Receiver::http().await;
+    let lines = lines_of_process(
+        "a_process_of_its_own_prints_json_lines_that_name_their_run",
+        &[("OTEL_EXPORTER_OTLP_ENDPOINT", &receiver.endpoint()), ("RUST_LOG", "warn")],
     )
-    .unwrap();
+    .await;
+    let [warning, panic] = <[Value; 2]>::try_from(lines).unwrap();
     let [handler] = <[Span; 1]>::try_from(spans(&receiver)).unwrap();
     assert_eq!(warning["level"], "warn");
     assert_eq!(warning["message"], "slow");

@@ -38,18 +38,25 @@ pub(super) struct Grpc {
     channel: Mutex<Option<Channel>>,
 }
 
+/// The receiver with all that its connections need.
+pub(crate) fn endpoint(config: &SignalConfig) -> Result<Endpoint, ClientError> {
+    let setup = |error: tonic::transport::Error| ClientError::Setup(error.to_string());
+    let tls = Tls::load(&config.endpoint, &config.tls)?;
+    let endpoint = Endpoint::from_shared(config.endpoint.as_url().to_string())
+        .and_then(|endpoint| endpoint.user_agent(USER_AGENT))
+        .map_err(setup)?
+        .http2_max_header_list_size(LONGEST_HEADERS);
+    if config.endpoint.is_tls() {
+        endpoint.tls_config(tls.for_tonic(&config.endpoint)).map_err(setup)
+    } else {
+        Ok(endpoint)
+    }
+}
+
 impl Grpc {
-    pub(super) fn new(config: &SignalConfig, tls: &Tls) -> Result<Self, ClientError> {
-        let setup = |error: &dyn std::error::Error| ClientError::Setup(error.to_string());
-        let mut endpoint = Endpoint::from_shared(config.endpoint.as_url().to_string())
-            .and_then(|endpoint| endpoint.user_agent(USER_AGENT))
-            .map_err(|error| setup(&error))?
-            .http2_max_header_list_size(LONGEST_HEADERS);
-        if config.endpoint.is_tls() {
-            endpoint = endpoint.tls_config(tls.for_tonic(&config.endpoint)).map_err(|error| setup(&error))?;
-        }
+    pub(super) fn new(config: &SignalConfig) -> Result<Self, ClientError> {
         Ok(Self {
-            endpoint,
+            endpoint: endpoint(config)?,
             path: PathAndQuery::from_static(config.signal.grpc_path()),
             metadata: MetadataMap::from_headers(config.headers.as_map().clone()),
             compression: config.compression,

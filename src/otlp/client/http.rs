@@ -15,13 +15,15 @@ use crate::otlp::{
 /// More of a response than this is not read. Its beginning says enough.
 const LONGEST_RESPONSE: usize = 256 * 1024;
 
+/// Connections with the headers of the configuration, and no others of the user's.
 #[derive(Debug)]
-pub(super) struct Http {
+pub(crate) struct Http {
     client: reqwest::Client,
 }
 
 impl Http {
-    pub(super) fn new(config: &SignalConfig, mut tls: Tls) -> Result<Self, ClientError> {
+    pub(crate) fn new(config: &SignalConfig) -> Result<Self, ClientError> {
+        let mut tls = Tls::load(&config.endpoint, &config.tls)?;
         // Said in the handshake too, a gRPC port can refuse it there, and in words.
         tls.rustls.alpn_protocols = vec![b"http/1.1".to_vec()];
         let mut headers = config.headers.as_map().clone();
@@ -45,39 +47,47 @@ impl Http {
     }
 
     pub(super) async fn send(&self, config: &SignalConfig, body: Bytes) -> Answer {
-        let mut request = self.client.post(config.endpoint.as_url().clone());
-        request = match config.compression {
-            Compression::None => request.body(body),
-            Compression::Gzip => request.header(header::CONTENT_ENCODING, "gzip").body(gzip(&body)),
+        let (encoding, body) = match config.compression {
+            Compression::None => (None, body),
+            Compression::Gzip => (Some(HeaderValue::from_static("gzip")), gzip(&body).into()),
         };
-        match exchange(request).await {
-            Ok((head, body)) => {
-                answer::from_http(config, head.status, &head.headers, &body, SystemTime::now())
+        match self.post(config, encoding, body).await {
+            Ok(response) => {
+                let (status, headers) = (response.status(), response.headers());
+                answer::from_http(config, status, headers, response.body(), SystemTime::now())
             }
-            // The URL, which may hold credentials, is part of reqwest's text.
-            Err(error) => answer::from_transport(config, &error.without_url()),
+            Err(error) => answer::from_transport(config, &error),
         }
     }
-}
 
-/// The head of a response.
-struct Head {
-    status: http::StatusCode,
-    headers: http::HeaderMap,
-}
-
-async fn exchange(request: reqwest::RequestBuilder) -> Result<(Head, Vec<u8>), reqwest::Error> {
-    let mut response = request.send().await?;
-    let head = Head { status: response.status(), headers: response.headers().clone() };
-    let mut body = Vec::new();
-    loop {
-        match response.chunk().await {
-            Ok(Some(chunk)) if body.len() < LONGEST_RESPONSE => body.extend_from_slice(&chunk),
-            // The status has decided already: a success whose body breaks off was stored all the same.
-            Ok(_) | Err(_) => break,
+    /// Posts a body that is compressed already, as `encoding` says. Of the response no more is read than is useful.
+    pub(crate) async fn post(
+        &self,
+        config: &SignalConfig,
+        encoding: Option<HeaderValue>,
+        body: Bytes,
+    ) -> Result<http::Response<Bytes>, reqwest::Error> {
+        let encoding = encoding.map(|encoding| (header::CONTENT_ENCODING, encoding));
+        let request = self
+            .client
+            .post(config.endpoint.as_url().clone())
+            .headers(encoding.into_iter().collect())
+            .body(body);
+        // The URL, which may hold credentials, is part of reqwest's text.
+        let mut response = request.send().await.map_err(reqwest::Error::without_url)?;
+        let mut body = Vec::new();
+        loop {
+            match response.chunk().await {
+                Ok(Some(chunk)) if body.len() < LONGEST_RESPONSE => body.extend_from_slice(&chunk),
+                // The status has decided already: a success whose body breaks off was stored all the same.
+                Ok(_) | Err(_) => break,
+            }
         }
+        let mut read = http::Response::new(body.into());
+        *read.status_mut() = response.status();
+        std::mem::swap(read.headers_mut(), response.headers_mut());
+        Ok(read)
     }
-    Ok((head, body))
 }
 
 fn gzip(body: &[u8]) -> Vec<u8> {
