@@ -1,9 +1,10 @@
-//! The command line: `attach`, `detach`, `relay`, `outbox`, `demo`.
+//! The command line: `attach`, `detach`, `relay`, `outbox`, `schema`, `demo`.
 
 mod attach;
 mod demo;
 mod outbox;
 mod relay;
+mod schema;
 
 use std::fmt::Display;
 use std::io::{self, Write as _};
@@ -113,6 +114,7 @@ enum Command {
     Detach(attach::DetachArgs),
     Relay(relay::RelayArgs),
     Outbox(outbox::OutboxArgs),
+    Schema(schema::SchemaArgs),
 }
 
 /// Which database.
@@ -148,6 +150,7 @@ impl Command {
             Self::Detach(args) => args.database.url().ok(),
             Self::Relay(args) => args.database.url().ok(),
             Self::Outbox(args) => args.database.url().ok(),
+            Self::Schema(_) => None,
         }
     }
 }
@@ -169,6 +172,7 @@ pub fn main() -> ExitCode {
             Command::Detach(args) => args.run().await,
             Command::Relay(args) => args.run().await,
             Command::Outbox(args) => args.run().await,
+            Command::Schema(_) => schema::SchemaArgs::run(),
         }
     });
     // A task that hangs on a dead connection must not keep the process.

@@ -1,74 +1,74 @@
-//! The catalogue: every event and field that runspan emits, by name, level and meaning.
+//! The catalogue: every event and field that runspan emits, by name, level and meaning, and which event carries what.
 //!
-//! The one source of the contract: projection, docs, dashboards and tests are checked against it.
+//! The one source of the contract: the schema of the event lines is generated from it; projection, docs, dashboards
+//! and tests are checked against it.
+
+mod catalogue;
+mod schema;
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::catalogue::{Carried, Field, Kind, Presence, Set};
+pub use self::schema::json_schema;
 use crate::run::Outcome;
 
-/// An event of the `workflow.run.*` family.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Event {
-    /// A row is inserted as queued, or goes back to queued.
-    Queued,
-    /// An executor has begun.
-    Running,
-    /// A child is inserted under this run, which stays running.
-    HandedOff,
-    /// The run ended well.
-    Succeeded,
-    /// The run ran cleanly, but work remains.
-    Incomplete,
-    /// The run failed.
-    Failed,
-    /// The run failed while queued because publishing it failed; [`Event::Failed`] follows.
-    EnqueueFailed,
-    /// A dispatch was refused before a row existed.
-    DispatchRefused,
-    /// The rollup after any end.
-    Completed,
-    /// The row of a run in flight was deleted.
-    Deleted,
-    /// A transition after the end: the first end stands.
-    Conflict,
+macro_rules! events {
+    ($($(#[doc = $doc:literal])* $variant:ident = $name:literal;)*) => {
+        /// An event of the `workflow.run.*` family.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        #[serde(rename_all = "snake_case")]
+        pub enum Event {
+            $($(#[doc = $doc])* $variant,)*
+        }
+
+        impl Event {
+            /// The whole family, in the order of a run's life.
+            pub const ALL: &[Self] = &[$(Self::$variant),*];
+
+            /// The event's name on the wire.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)*
+                }
+            }
+
+            /// What gives rise to it.
+            pub const fn when(self) -> &'static str {
+                match self {
+                    $(Self::$variant => concat!($($doc),*).trim_ascii_start(),)*
+                }
+            }
+        }
+    };
 }
 
+events! {
+    /// A row is inserted as queued or as running, or goes back to queued.
+    Queued = "workflow.run.queued";
+    /// A queued run begins to run, or a row is inserted as running.
+    Running = "workflow.run.running";
+    /// A child is inserted under this run, which goes on.
+    HandedOff = "workflow.run.handed_off";
+    /// The run ended well.
+    Succeeded = "workflow.run.succeeded";
+    /// The run ended cleanly, but work remains.
+    Incomplete = "workflow.run.incomplete";
+    /// The run failed.
+    Failed = "workflow.run.failed";
+    /// The run failed while it was queued, because publishing it failed; `workflow.run.failed` follows.
+    EnqueueFailed = "workflow.run.enqueue_failed";
+    /// A dispatch was refused before a row existed.
+    DispatchRefused = "workflow.run.dispatch_refused";
+    /// The run ended, whichever way: the rollup that follows each ending event, at that event's level.
+    Completed = "workflow.run.completed";
+    /// The row of a run in flight was deleted, which ends the run.
+    Deleted = "workflow.run.deleted";
+    /// The row changed after the run had ended: the first end stands.
+    Conflict = "workflow.run.conflict";
+}
 impl Event {
-    /// The whole family, in the order of a run's life.
-    pub const ALL: [Self; 11] = [
-        Self::Queued,
-        Self::Running,
-        Self::HandedOff,
-        Self::Succeeded,
-        Self::Incomplete,
-        Self::Failed,
-        Self::EnqueueFailed,
-        Self::DispatchRefused,
-        Self::Completed,
-        Self::Deleted,
-        Self::Conflict,
-    ];
-
-    /// The event's name on the wire.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Queued => "workflow.run.queued",
-            Self::Running => "workflow.run.running",
-            Self::HandedOff => "workflow.run.handed_off",
-            Self::Succeeded => "workflow.run.succeeded",
-            Self::Incomplete => "workflow.run.incomplete",
-            Self::Failed => "workflow.run.failed",
-            Self::EnqueueFailed => "workflow.run.enqueue_failed",
-            Self::DispatchRefused => "workflow.run.dispatch_refused",
-            Self::Completed => "workflow.run.completed",
-            Self::Deleted => "workflow.run.deleted",
-            Self::Conflict => "workflow.run.conflict",
-        }
-    }
-
     /// The level of this event with this `error.type`, if it has one.
     pub fn level(self, error_type: Option<ErrorType>) -> Level {
         match self {
@@ -102,7 +102,7 @@ impl fmt::Display for Event {
 }
 
 /// A record's level.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
     /// Nothing to do.
     Info,
@@ -113,6 +113,9 @@ pub enum Level {
 }
 
 impl Level {
+    /// All three, from the least grave.
+    pub const ALL: [Self; 3] = [Self::Info, Self::Warn, Self::Error];
+
     /// OTLP's severity number (logs data model, "Displaying Severity").
     pub const fn severity_number(self) -> i32 {
         match self {
@@ -156,6 +159,19 @@ pub enum ErrorType {
 }
 
 impl ErrorType {
+    /// All, those of failures first.
+    pub const ALL: [Self; 9] = [
+        Self::Uncaught,
+        Self::EnqueueFailed,
+        Self::OwnerLost,
+        Self::Timeout,
+        Self::Handler,
+        Self::Inflight,
+        Self::ContextMismatch,
+        Self::MissingPriorOutput,
+        Self::Other,
+    ];
+
     /// The attribute's value.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -204,68 +220,78 @@ impl ErrorType {
 
 /// The names of fields: attributes of spans, span events and records, and keys of JSON lines.
 pub mod field {
+    use super::catalogue::{Field, Kind};
+
     macro_rules! fields {
-        ($($(#[doc = $doc:literal])* $name:ident = $key:literal;)*) => {
+        ($($(#[doc = $doc:literal])* $name:ident = $key:literal: $kind:expr;)*) => {
             $($(#[doc = $doc])* pub const $name: &str = $key;)*
 
             /// Every field.
-            pub const ALL: &[&str] = &[$($key),*];
+            pub const ALL: &[Field] = &[
+                $(Field { name: $key, kind: $kind, meaning: concat!($($doc),*).trim_ascii_start() }),*
+            ];
         };
     }
 
     fields! {
+        /// When it happened, by the database's clock (OTLP records carry it in a field of their own).
+        TIMESTAMP = "timestamp": Kind::Time;
+        /// How grave it is (on OTLP records the severity number: 9, 13, 17).
+        LEVEL = "level": Kind::Level;
         /// The event's name; on OTLP records also `event_name`.
-        EVENT = "event";
+        EVENT = "event": Kind::Event;
         /// The run's id.
-        RUN_ID = "runId";
+        RUN_ID = "runId": Kind::Uuid;
         /// The workflow's name.
-        WORKFLOW_NAME = "workflowName";
+        WORKFLOW_NAME = "workflowName": Kind::Text;
         /// The target, `acme/widgets#42`.
-        TARGET = "target";
-        /// `issue` or `pr`.
-        TARGET_TYPE = "targetType";
+        TARGET = "target": Kind::Text;
+        /// `issue` or `pr`, or what else the table says.
+        TARGET_TYPE = "targetType": Kind::Text;
         /// The repository's owner.
-        TARGET_OWNER = "targetOwner";
+        TARGET_OWNER = "targetOwner": Kind::Text;
         /// The repository's name.
-        TARGET_REPO = "targetRepo";
+        TARGET_REPO = "targetRepo": Kind::Text;
         /// The issue's or pull request's number.
-        TARGET_NUMBER = "targetNumber";
+        TARGET_NUMBER = "targetNumber": Kind::Integer;
         /// The webhook delivery that caused the run; absent for runs that the system itself spawned.
-        DELIVERY_ID = "deliveryId";
+        DELIVERY_ID = "deliveryId": Kind::Text;
         /// The run that spawned this one.
-        PARENT_RUN_ID = "parentRunId";
+        PARENT_RUN_ID = "parentRunId": Kind::Uuid;
         /// The run at the top of the tree (itself without a parent).
-        ROOT_RUN_ID = "rootRunId";
+        ROOT_RUN_ID = "rootRunId": Kind::Uuid;
         /// That run's workflow.
-        ROOT_WORKFLOW_NAME = "rootWorkflowName";
-        /// The trace's id, on JSON lines (OTLP records carry it in their own field).
-        TRACE_ID = "trace_id";
-        /// The span's id, on JSON lines.
-        SPAN_ID = "span_id";
+        ROOT_WORKFLOW_NAME = "rootWorkflowName": Kind::Text;
         /// Queued to end, in milliseconds.
-        DURATION_MS = "durationMs";
+        DURATION_MS = "durationMs": Kind::Integer;
         /// The first wait, in milliseconds.
-        QUEUE_WAIT_MS = "queueWaitMs";
+        QUEUE_WAIT_MS = "queueWaitMs": Kind::Integer;
         /// First running to end, in milliseconds; absent if it never ran.
-        EXECUTION_MS = "executionMs";
-        /// How the run ended: `succeeded`, `failed`, `incomplete`, `deleted`.
-        OUTCOME = "outcome";
-        /// Why it failed or was refused, in few words: see [`super::ErrorType`].
-        ERROR_TYPE = "error.type";
+        EXECUTION_MS = "executionMs": Kind::Integer;
+        /// How the run ended.
+        OUTCOME = "outcome": Kind::Outcome;
+        /// Why it failed or was refused, in few words: the same on span, record and metric.
+        ERROR_TYPE = "error.type": Kind::ErrorType;
         /// Why it failed, was refused, or is incomplete: redacted, at most 1 KiB.
-        REASON = "reason";
+        REASON = "reason": Kind::Text;
         /// The run in flight that a refused dispatch collided with.
-        INFLIGHT_RUN_ID = "inflightRunId";
+        INFLIGHT_RUN_ID = "inflightRunId": Kind::Uuid;
         /// The child handed off to.
-        CHILD_RUN_ID = "childRunId";
+        CHILD_RUN_ID = "childRunId": Kind::Uuid;
         /// That child's workflow.
-        CHILD_WORKFLOW_NAME = "childWorkflowName";
+        CHILD_WORKFLOW_NAME = "childWorkflowName": Kind::Text;
         /// On a conflict: the state that the row left.
-        FROM_STATUS = "fromStatus";
+        FROM_STATUS = "fromStatus": Kind::Status;
         /// On a conflict: the state that the row took (absent: it was deleted).
-        TO_STATUS = "toStatus";
+        TO_STATUS = "toStatus": Kind::Status;
         /// `true` where the journal missed the transition and the table told of it later.
-        RECONCILED = "reconciled";
+        RECONCILED = "reconciled": Kind::Boolean;
+        /// The trace's id, on JSON lines (OTLP records carry it in a field of their own).
+        TRACE_ID = "trace_id": Kind::Hex(32);
+        /// The span's id, on JSON lines.
+        SPAN_ID = "span_id": Kind::Hex(16);
+        /// One readable line that holds event and run (on OTLP records the body).
+        MESSAGE = "message": Kind::Text;
     }
 }
 

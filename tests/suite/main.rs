@@ -13,6 +13,7 @@ mod relay;
 
 mod attach;
 mod command;
+mod contract;
 mod delivery;
 mod demo;
 #[cfg(feature = "services")]
