@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help lint lint-rust lint-deny lint-shell test collector
+.PHONY: help lint lint-rust lint-deny lint-shell test docs-check collector
 
 # Tools that are built once lie outside the tree, so that a clean clone finds them.
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/runspan
@@ -46,6 +46,9 @@ lint-shell:
 
 test: ## All tests, with PostgreSQL, Redis and the Collector: make test ARGS='a_name -- --nocapture'
 	tests/with-services cargo test --locked --features services $(ARGS)
+
+docs-check: ## The page on events and queries against the code and the catalogue; needs no services
+	cargo test --locked --test suite docs::
 
 collector: ## Build the Collector of collector/builder.yaml and print its path
 	@collector/build

@@ -4,6 +4,7 @@
 //! and tests are checked against it.
 
 mod catalogue;
+pub mod metric;
 mod schema;
 
 use std::fmt;

@@ -16,6 +16,7 @@ mod command;
 mod contract;
 mod delivery;
 mod demo;
+mod docs;
 #[cfg(feature = "services")]
 mod end_to_end;
 mod fan_out;
