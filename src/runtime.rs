@@ -31,7 +31,7 @@
 //!
 //! let stop = CancellationToken::new();
 //! let executor = tokio::spawn(runtime.executor(ExecutorSettings::default()).run(stop.clone()));
-//! let delivery = Delivery::from_github("72d3162e", br#"{"repository": …}"#)?;
+//! let delivery = Delivery::from_github("72d3162e", &std::fs::read("issues.labeled.json")?)?;
 //! runtime.dispatcher().label("bot:triage", &delivery).await?;
 //! // … and at the end:
 //! stop.cancel();
@@ -64,6 +64,7 @@ pub use self::orchestrator::{End, Orchestrator};
 pub use self::reaper::{Reaped, Reaper, ReaperSettings};
 pub use self::registry::{Accepts, Registry, RegistryError, Workflow};
 pub use self::steps::{Next, Steps};
+use crate::run::RunId;
 use crate::runs::{self, Owner, RunsError};
 use queue::{Queue, QueueError};
 
@@ -85,6 +86,9 @@ pub enum RuntimeError {
     /// A row could not be read or changed.
     #[error(transparent)]
     Runs(#[from] RunsError),
+    /// A handler has queued a child already.
+    #[error("run {0} has handed off already, and a run has one child at a time")]
+    SecondChild(RunId),
     /// The queue is away.
     #[error("the queue failed: {0}")]
     Queue(#[from] QueueError),
@@ -166,6 +170,13 @@ impl Runtime {
 
     /// Has the journal note a refusal, if there is a journal: the refusal stands without it.
     async fn refused(&self, refusal: &runs::Refusal) {
+        tracing::info!(
+            reason = refusal.reason,
+            inflightRunId = refusal.inflight.map(tracing::field::display),
+            workflowName = refusal.workflow_name,
+            deliveryId = refusal.delivery_id,
+            "refused"
+        );
         let noted = async {
             let mut session = self.shared.database.acquire().await?;
             runs::dispatch_refused(session.runs(), refusal).await

@@ -169,13 +169,6 @@ impl Dispatcher {
             delivery_id: Some(delivery.id.clone()),
             inflight,
         };
-        tracing::info!(
-            reason = reason.as_str(),
-            inflightRunId = inflight.map(tracing::field::display),
-            workflowName = workflow.name,
-            deliveryId = delivery.id,
-            "refused"
-        );
         self.runtime.refused(&refusal).await;
         Dispatched::Refused { reason, inflight }
     }

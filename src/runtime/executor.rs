@@ -209,11 +209,13 @@ impl Hands {
         // The answer to an earlier claim of this task's may have been lost.
         let is_ours = run.status == Status::Running && run.owner.as_ref() == Some(&owner);
         match runs::claim(session.runs(), id, &owner).await {
-            Ok(()) => Ok(Some(Begun { run, root, workflow })),
-            Err(RunsError::IllegalTransition { .. }) if is_ours => Ok(Some(Begun { run, root, workflow })),
-            Err(RunsError::IllegalTransition { .. }) => Ok(None),
-            Err(error) => Err(error.into()),
+            Ok(()) => {}
+            Err(RunsError::IllegalTransition { .. }) if is_ours => {}
+            Err(RunsError::IllegalTransition { .. }) => return Ok(None),
+            Err(error) => return Err(error.into()),
         }
+        let run = Run { status: Status::Running, owner: Some(owner), ..run };
+        Ok(Some(Begun { run, root, workflow }))
     }
 
     /// The run has begun, or needs no executor. A job that could not be removed comes again, and changes nothing.

@@ -4,8 +4,7 @@ use std::error::Error;
 
 use serde_json::{Map, Value};
 
-use super::orchestrator::child_of;
-use super::{MAX_STATE, Runtime, RuntimeError};
+use super::{MAX_STATE, Runtime};
 use crate::run::RunId;
 use crate::runs::{self, Run};
 use crate::telemetry;
@@ -65,7 +64,7 @@ impl Context {
         Self { runtime, run, root }
     }
 
-    /// Its row, as it was when the run began: target, parent, delivery, state.
+    /// Its row, as it was when the handler began: target, parent, delivery, state.
     pub fn run(&self) -> &Run {
         &self.run
     }
@@ -87,25 +86,12 @@ impl Context {
         Ok(runs::merge_state(session.runs(), self.run.id, &patch).await?)
     }
 
-    /// Queues a child of this run, to which the handler can then [hand off](Outcome::HandedOff).
+    /// Queues the one child of this run to which the handler can then [hand off](Outcome::HandedOff).
     pub async fn hand_off(&self, workflow: &str) -> Result<RunId, BoxError> {
         if self.runtime.registry().get(workflow).is_none() {
             return Err(format!("cannot hand off to {workflow:?}, which is no workflow").into());
         }
-        let child = self.queue_child(workflow).await?;
-        self.runtime.orchestrator().publish(child).await?;
-        Ok(child)
-    }
-
-    async fn queue_child(&self, workflow: &str) -> Result<RunId, RuntimeError> {
-        let mut tx = self.runtime.database().begin().await?;
-        let run = runs::lock(tx.runs(), self.run.id).await?;
-        let last = runs::last_child(tx.runs(), run.id).await?;
-        let step = last.and_then(|child| child.parent).map_or(0, |parent| parent.step_index + 1);
-        let child = child_of(&run, step, workflow, &self.runtime);
-        let child = runs::insert_queued(tx.runs(), &child).await?;
-        tx.commit().await?;
-        Ok(child)
+        Ok(self.runtime.orchestrator().queue_child(&self.run, workflow).await?)
     }
 
     /// The `traceparent` for a call to another service: the current span's, or else the run's.

@@ -14,6 +14,9 @@ use crate::run::{RunId, Status};
 use crate::runs::{self, Connection, NewRun, Parent, Refusal, Run, RunsError};
 use crate::semconv::ErrorType;
 
+/// The most that a row keeps of a reason, in bytes: as much as the journal takes.
+const MAX_REASON: usize = 8 * 1024;
+
 /// How a run ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {
@@ -75,7 +78,7 @@ pub struct Orchestrator {
 }
 
 /// A run under `parent`, at its step `step_index`. It works on the same target and the same input.
-pub(super) fn child_of(parent: &Run, step_index: i32, workflow: &str, runtime: &Runtime) -> NewRun {
+fn child_of(parent: &Run, step_index: i32, workflow: &str, runtime: &Runtime) -> NewRun {
     let mut child = NewRun::new(workflow, parent.target.clone());
     child.parent = Some(Parent { run: parent.id, step_index });
     child.state.extend(parent.state.get_key_value(INPUT).map(|(key, value)| (key.clone(), value.clone())));
@@ -120,6 +123,30 @@ impl Orchestrator {
         self.follow(then).await
     }
 
+    /// Queues a child of `run`, which a handler works on, and publishes it.
+    pub(super) async fn queue_child(&self, run: &Run, workflow: &str) -> Result<RunId, RuntimeError> {
+        let child = child_of(run, 0, workflow, &self.runtime);
+        let mut tx = self.runtime.database().begin().await?;
+        runs::lock(tx.runs(), run.id).await?;
+        if runs::last_child(tx.runs(), run.id).await?.is_some() {
+            return Err(RuntimeError::SecondChild(run.id));
+        }
+        match runs::insert_queued(tx.runs(), &child).await {
+            Ok(id) => {
+                tx.commit().await?;
+                self.publish(id).await?;
+                Ok(id)
+            }
+            Err(error) => {
+                drop(tx);
+                if let RunsError::InFlight { run } = error {
+                    self.runtime.refused(&refusal(&child, run)).await;
+                }
+                Err(error.into())
+            }
+        }
+    }
+
     /// From now on `run`, which a handler worked on, ends as `child` does; fails it if that is no child of its.
     pub(super) async fn hand_off(&self, run: &Run, child: RunId) -> Result<(), RuntimeError> {
         let mut tx = self.runtime.database().begin().await?;
@@ -157,12 +184,6 @@ impl Orchestrator {
 
     async fn follow(&self, then: Then) -> Result<(), RuntimeError> {
         if let Some(refusal) = &then.refused {
-            tracing::info!(
-                reason = refusal.reason,
-                inflightRunId = refusal.inflight.map(tracing::field::display),
-                workflowName = refusal.workflow_name,
-                "refused"
-            );
             self.runtime.refused(refusal).await;
         }
         if let Some(run) = then.publish {
@@ -243,9 +264,14 @@ impl Orchestrator {
 async fn mark(connection: Connection<'_>, run: RunId, end: &End) -> Result<(), RunsError> {
     match end {
         End::Succeeded => runs::mark_succeeded(connection, run).await,
-        End::Failed { reason } => runs::mark_failed(connection, run, reason).await,
-        End::Incomplete { reason } => runs::mark_incomplete(connection, run, reason).await,
+        End::Failed { reason } => runs::mark_failed(connection, run, cut(reason)).await,
+        End::Incomplete { reason } => runs::mark_incomplete(connection, run, cut(reason)).await,
     }
+}
+
+/// A reason, as long as a row should carry it.
+fn cut(reason: &str) -> &str {
+    &reason[..reason.floor_char_boundary(MAX_REASON)]
 }
 
 /// The end of a run whose next step collides with a run of that workflow in flight.

@@ -43,6 +43,7 @@ async fn on_postgres_and_redis() {
 }
 
 /// What is between dispatcher and executor, and can be stopped on purpose.
+#[cfg_attr(not(feature = "services"), expect(clippy::unused_async, reason = "a server is waited for"))]
 enum Between {
     Memory(InProcessQueue),
     #[cfg(feature = "services")]
@@ -97,7 +98,7 @@ impl Stage<'_> {
         let stop = CancellationToken::new();
         let settings = ExecutorSettings { lease_term, ..ExecutorSettings::default() };
         let executor = runtime.executor(settings).run(stop.clone());
-        let subscriber = tracing_subscriber::registry().with(self.telemetry.layer());
+        let subscriber = crate::scoped::registry().with(self.telemetry.layer());
         let working = async { executor.await.unwrap() };
         (stop, tokio::spawn(working.with_subscriber(subscriber)))
     }

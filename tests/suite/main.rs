@@ -31,6 +31,7 @@ mod queue;
 mod reconcile;
 mod runs;
 mod runtime;
+mod scoped;
 mod sqlite_file;
 mod telemetry;
 #[cfg(feature = "services")]

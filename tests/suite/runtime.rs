@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod chains;
+mod log_lines;
 mod reaper;
 mod stage;
 

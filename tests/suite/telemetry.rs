@@ -72,7 +72,7 @@ async fn what_a_handler_does_nests_under_its_run() {
     for protocol in [Protocol::Grpc, Protocol::HttpProtobuf] {
         let receiver = Receiver::start(protocol, None).await;
         let telemetry = telemetry(protocol, &receiver.endpoint());
-        let subscriber = tracing_subscriber::registry().with(telemetry.layer());
+        let subscriber = crate::scoped::registry().with(telemetry.layer());
         let call = with_default(subscriber, handle);
         telemetry.flush().await.unwrap();
 
@@ -128,7 +128,7 @@ fn attributes(attributes: &[opentelemetry_proto::tonic::common::v1::KeyValue]) -
 fn without_a_layer_it_is_an_ordinary_span() {
     let (run, root) = ids();
     assert_eq!(handle(), traceparent(run, root), "without a subscriber");
-    let subscriber = tracing_subscriber::registry();
+    let subscriber = crate::scoped::registry();
     assert_eq!(with_default(subscriber, handle), traceparent(run, root));
 }
 
@@ -144,7 +144,7 @@ async fn a_receiver_that_restarts_loses_nothing() {
 }
 
 async fn loses_nothing(receiver: &Receiver, telemetry: Telemetry) {
-    with_default(tracing_subscriber::registry().with(telemetry.layer()), handle);
+    with_default(crate::scoped::registry().with(telemetry.layer()), handle);
     telemetry.shutdown().await.unwrap();
     assert_eq!((receiver.attempts(), spans(receiver).len()), (3, 2));
 }
@@ -158,7 +158,7 @@ async fn a_receiver_that_is_away_costs_its_spans_and_nothing_else() {
         let mut receiver = Receiver::start(protocol, None).await;
         receiver.go_away().await;
         let telemetry = telemetry(protocol, &receiver.endpoint());
-        with_default(tracing_subscriber::registry().with(telemetry.layer()), handle);
+        with_default(crate::scoped::registry().with(telemetry.layer()), handle);
         let line = telemetry.flush().await.unwrap_err().to_string();
         assert!(line.starts_with("spans of handlers were not sent: "), "{line}");
         assert!(
@@ -167,7 +167,7 @@ async fn a_receiver_that_is_away_costs_its_spans_and_nothing_else() {
         );
 
         receiver.come_back().await;
-        with_default(tracing_subscriber::registry().with(telemetry.layer()), handle);
+        with_default(crate::scoped::registry().with(telemetry.layer()), handle);
         telemetry.shutdown().await.unwrap();
         assert_eq!(spans(&receiver).len(), 2);
     }
@@ -185,7 +185,7 @@ async fn a_receiver_that_never_answers_does_not_hold_up_the_end() {
             ("OTEL_EXPORTER_OTLP_TIMEOUT", "200"),
         ]);
         let telemetry = Telemetry::from_env(&variables).unwrap();
-        with_default(tracing_subscriber::registry().with(telemetry.layer()), handle);
+        with_default(crate::scoped::registry().with(telemetry.layer()), handle);
         let line = telemetry.shutdown().await.unwrap_err().to_string();
         assert!(line.contains(&format!("({protocol}): no answer within 200ms")), "{line}");
     }
@@ -246,7 +246,7 @@ async fn a_receiver_is_believed_by_the_configured_authority() {
             ("OTEL_EXPORTER_OTLP_CLIENT_KEY", &path(key)),
         ]);
         let telemetry = Telemetry::from_env(&variables).unwrap();
-        with_default(tracing_subscriber::registry().with(telemetry.layer()), handle);
+        with_default(crate::scoped::registry().with(telemetry.layer()), handle);
         telemetry.shutdown().await.unwrap();
         assert_eq!(spans(&receiver).len(), 2);
     }
@@ -285,7 +285,7 @@ async fn headers_are_sent_once_and_to_their_receiver_only() {
             let env =
                 |name: &str| std::env::var(name).ok().filter(|_| configured || !name.ends_with("_HEADERS"));
             let telemetry = Telemetry::from_env(&env).unwrap();
-            with_default(tracing_subscriber::registry().with(telemetry.layer()), handle);
+            with_default(crate::scoped::registry().with(telemetry.layer()), handle);
             telemetry.shutdown().await.unwrap();
         }
         return;

@@ -7,7 +7,7 @@ use futures_util::future;
 use runspan::run::Status;
 use runspan::runtime::{Outcome, Steps, Workflow};
 
-use super::stage::{Stage, workflow};
+use super::stage::{Stage, gated, workflow};
 use crate::database::{Database, eventually};
 
 on_every_database!(
@@ -21,6 +21,7 @@ on_every_database!(
     two_ends_at_once_begin_one_next_step,
     a_chain_may_be_a_step,
     a_handler_hands_off,
+    a_hand_off_that_collides_is_refused,
 );
 
 fn succeeding(name: &str) -> Workflow {
@@ -221,4 +222,26 @@ async fn a_handler_hands_off(database: &Database) {
     assert_eq!(stage.ended(failing).await.reason(), Some("uncaught: no compiler"));
     assert_eq!(stage.ended(well).await.status, Status::Succeeded);
     executor.stop().await;
+}
+
+async fn a_hand_off_that_collides_is_refused(database: &Database) {
+    let route = Workflow::new("route", |context| async move {
+        Ok(Outcome::HandedOff { child: context.hand_off("plan").await? })
+    });
+    let (plan, gate) = gated("plan");
+    let stage = Stage::new(database, [route, plan]).await;
+    let elsewhere = stage.dispatch("plan", 1).await;
+    let run = stage.dispatch("route", 1).await;
+    let executor = stage.execute();
+    let ended = stage.ended(run).await;
+    let said = format!("uncaught: a run of this workflow is in flight for this target: {elsewhere}");
+    assert_eq!(ended.reason(), Some(said.as_str()));
+    gate.close();
+    executor.stop().await;
+    assert!(
+        stage
+            .told()
+            .await
+            .contains("dispatch_refused plan acme/widgets#1 error.type=workflow-dispatch-inflight")
+    );
 }

@@ -33,11 +33,15 @@ async fn a_run_whose_owner_is_gone_has_failed(database: &Database) {
     let died = stage.another().await;
     let executor = Running::new(&died, ExecutorSettings { lease_term: SHORT, ..Stage::settings() });
     let ship = stage.dispatch("ship", 1).await;
+    let running = async |count| {
+        eventually("running", || async {
+            database.connect().await.count("workflow_runs WHERE status = 'running'").await == count
+        })
+        .await;
+    };
+    running(2).await;
     stage.dispatch("plan", 2).await;
-    eventually("both plans have begun", || async {
-        database.connect().await.count("workflow_runs WHERE status = 'running'").await == 3
-    })
-    .await;
+    running(3).await;
     executor.kill().await;
     let reaper = stage.runtime.reaper(Stage::reaping());
     eventually("both have failed", || async {
@@ -49,9 +53,9 @@ async fn a_run_whose_owner_is_gone_has_failed(database: &Database) {
     assert_eq!(
         stage.ends().await,
         format!(
-            "ship#1 failed: plan failed: owner lost: {name} gives no sign of life\n\
-             plan#2 failed: owner lost: {name} gives no sign of life\n  \
-               0 plan#1 failed: owner lost: {name} gives no sign of life\n"
+            "ship#1 failed: plan failed: owner lost: {name} gives no sign of life\n  \
+               0 plan#1 failed: owner lost: {name} gives no sign of life\n\
+             plan#2 failed: owner lost: {name} gives no sign of life\n"
         )
     );
     assert_eq!(stage.row(ship).await.state["failedAtStepIndex"], 0);

@@ -13,6 +13,7 @@ use runspan::runtime::{
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tracing::instrument::WithSubscriber as _;
 
 use crate::database::{Database, eventually};
 use crate::relay::Relay;
@@ -154,7 +155,8 @@ pub(super) struct Running {
 impl Running {
     pub(super) fn new(runtime: &Runtime, settings: ExecutorSettings) -> Self {
         let stop = CancellationToken::new();
-        Self { task: tokio::spawn(runtime.executor(settings).run(stop.clone())), stop }
+        let executor = runtime.executor(settings).run(stop.clone());
+        Self { task: tokio::spawn(executor.with_current_subscriber()), stop }
     }
 
     pub(super) async fn stop(self) {
