@@ -223,6 +223,9 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// All four.
+    pub const ALL: [Self; 4] = [Self::Succeeded, Self::Failed, Self::Incomplete, Self::Deleted];
+
     /// The value of the attribute `outcome`.
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -210,8 +210,8 @@ impl Serialize for Record {
     /// A JSON line: `timestamp`, `level`, `event`, the fields, `trace_id`, `span_id`, `message`.
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut line = serializer.serialize_map(None)?;
-        line.serialize_entry("timestamp", &self.at.to_string())?;
-        line.serialize_entry("level", self.level.as_str())?;
+        line.serialize_entry(field::TIMESTAMP, &self.at.to_string())?;
+        line.serialize_entry(field::LEVEL, self.level.as_str())?;
         line.serialize_entry(field::EVENT, self.event.name())?;
         for (key, value) in self.attributes.iter() {
             line.serialize_entry(key, value)?;
@@ -220,7 +220,7 @@ impl Serialize for Record {
             line.serialize_entry(field::TRACE_ID, &context.trace_id)?;
             line.serialize_entry(field::SPAN_ID, &context.span_id)?;
         }
-        line.serialize_entry("message", &self.body())?;
+        line.serialize_entry(field::MESSAGE, &self.body())?;
         line.end()
     }
 }

@@ -44,9 +44,6 @@ pub enum Kind {
     ErrorType,
 }
 
-/// Every end that a run can have.
-const OUTCOMES: [Outcome; 4] = [Outcome::Succeeded, Outcome::Failed, Outcome::Incomplete, Outcome::Deleted];
-
 impl Kind {
     /// All values, where they can be counted.
     pub fn values(self) -> Option<Vec<&'static str>> {
@@ -54,7 +51,7 @@ impl Kind {
             Self::Text | Self::Integer | Self::Boolean | Self::Uuid | Self::Hex(_) | Self::Time => None,
             Self::Event => Some(Event::ALL.iter().map(|event| event.name()).collect()),
             Self::Level => Some(Level::ALL.map(Level::as_str).into()),
-            Self::Outcome => Some(OUTCOMES.map(Outcome::as_str).into()),
+            Self::Outcome => Some(Outcome::ALL.map(Outcome::as_str).into()),
             Self::Status => Some(Status::ALL.map(Status::as_str).into()),
             Self::ErrorType => Some(ErrorType::ALL.map(ErrorType::as_str).into()),
         }
@@ -213,7 +210,9 @@ impl Event {
     /// The levels that it can have, from the least grave.
     pub fn levels(self) -> Vec<Level> {
         let mut levels: Vec<Level> = match self {
-            Self::Completed => OUTCOMES.into_iter().flat_map(|end| Self::of_outcome(end).levels()).collect(),
+            Self::Completed => {
+                Outcome::ALL.into_iter().flat_map(|end| Self::of_outcome(end).levels()).collect()
+            }
             _ => [None].into_iter().chain(ErrorType::ALL.map(Some)).map(|why| self.level(why)).collect(),
         };
         levels.sort_unstable();

@@ -21,10 +21,6 @@ use tracing_subscriber::registry::{LookupSpan, Scope};
 
 use crate::semconv::field;
 
-const TIMESTAMP: &str = "timestamp";
-const LEVEL: &str = "level";
-const MESSAGE: &str = "message";
-
 /// A layer that writes the lines.
 pub(super) struct Lines<W>(W);
 
@@ -99,11 +95,11 @@ impl Fields {
             Some((key, self.0.remove(at).1))
         };
         // These three are ours, whatever a field of that name says.
-        let (_, _, message) = (take(TIMESTAMP), take(LEVEL), take(MESSAGE));
+        let (_, _, message) = (take(field::TIMESTAMP), take(field::LEVEL), take(field::MESSAGE));
         let ids = [take(field::TRACE_ID), take(field::SPAN_ID)];
         let now = Utc::now().to_rfc3339_opts(SecondsFormat::Micros, true);
         let level = event.metadata().level().as_str().to_ascii_lowercase();
-        let entries = [(TIMESTAMP, now.into()), (LEVEL, level.into())]
+        let entries = [(field::TIMESTAMP, now.into()), (field::LEVEL, level.into())]
             .into_iter()
             .chain(self.0)
             .chain(ids.into_iter().flatten())

@@ -100,13 +100,14 @@ async fn health_says_how_the_relay_stands() {
 }
 
 /// Everything that prints, each with what it needs to get there.
-const PRINTING: [&[&str]; 6] = [
+const PRINTING: [&[&str]; 7] = [
     &["attach", "--dry-run"],
     &["attach"],
     &["outbox"],
     &["outbox", "--json"],
     &["detach"],
     &["demo", "--json"],
+    &["schema"],
 ];
 
 #[cfg(target_os = "linux")]
