@@ -29,6 +29,7 @@ use tonic::transport::server::TcpIncoming;
 use crate::otlp::Signal;
 use crate::run::Timestamp;
 use crate::semconv::{Level, field};
+use crate::trace_context::SpanContext;
 
 /// Attributes, by key.
 pub type Attributes = BTreeMap<String, Value>;
@@ -39,8 +40,12 @@ pub type Attributes = BTreeMap<String, Value>;
 pub enum Kind {
     /// A run: SERVER.
     Run,
-    /// A run's first wait: INTERNAL.
+    /// A run's first wait: INTERNAL, with an id that follows from the run's.
     Queue,
+    /// What a handler did: INTERNAL, below its run.
+    Handler,
+    /// The taking of a delivery, to which the run's span links: SERVER, in a trace of its own.
+    Delivery,
 }
 
 /// A span, as it was received.
@@ -224,13 +229,13 @@ impl LogsService for Inbox {
 }
 
 fn span(span: &trace::Span) -> Span {
-    let server = i32::from(trace::span::SpanKind::Server);
+    let attributes = attributes(&span.attributes);
     Span {
         trace_id: hex(&span.trace_id),
         span_id: hex(&span.span_id),
         parent: (!span.parent_span_id.is_empty()).then(|| hex(&span.parent_span_id)),
         name: span.name.clone(),
-        kind: if span.kind == server { Kind::Run } else { Kind::Queue },
+        kind: kind(span, &attributes),
         start: timestamp(span.start_time_unix_nano),
         end: timestamp(span.end_time_unix_nano),
         events: span.events.iter().map(|event| event.name.clone()).collect(),
@@ -241,8 +246,20 @@ fn span(span: &trace::Span) -> Span {
                 format!("00-{}-{}-{:02x}", hex(&link.trace_id), hex(&link.span_id), link.flags & 0xff)
             })
             .collect(),
-        attributes: attributes(&span.attributes),
+        attributes,
     }
+}
+
+/// By their ids: a run's wait has the one that follows from the run's.
+fn kind(span: &trace::Span, attributes: &Attributes) -> Kind {
+    let parent = format!("00-{}-{}-01", hex(&span.trace_id), hex(&span.parent_span_id));
+    let is_wait = parent
+        .parse::<SpanContext>()
+        .is_ok_and(|parent| parent.queue_span().span_id.bytes() == span.span_id[..]);
+    if span.kind != i32::from(trace::span::SpanKind::Server) {
+        return if is_wait { Kind::Queue } else { Kind::Handler };
+    }
+    if attributes.contains_key(field::RUN_ID) { Kind::Run } else { Kind::Delivery }
 }
 
 fn record(record: &LogRecord) -> Record {
@@ -268,7 +285,7 @@ fn attributes(pairs: &[KeyValue]) -> Attributes {
         Some(any_value::Value::StringValue(text)) => Value::from(text.as_str()),
         Some(any_value::Value::IntValue(number)) => Value::from(*number),
         Some(any_value::Value::BoolValue(yes)) => Value::from(*yes),
-        // runspan sends no others.
+        // Neither runspan nor the handlers send others.
         _ => Value::Null,
     };
     pairs.iter().map(|pair| (pair.key.clone(), value(pair))).collect()

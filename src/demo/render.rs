@@ -56,7 +56,10 @@ impl Report {
 fn report(report: &Report) -> String {
     let mut text = String::new();
     if let Some(ship) = &report.ship {
-        text += &section("One composite run, from the spans received", "░ queued  █ running");
+        text += &section(
+            "One composite run, from the spans received",
+            "░ queued  █ running  ━ inside its handler",
+        );
         text += &waterfall::waterfall(&report.spans, &ship.trace_id);
     }
     text += &excerpt(&report.records);
@@ -219,8 +222,9 @@ fn footer(report: &Report) -> String {
         counts.run_spans,
     );
     let rest = format!(
-        "  with {} spans of waits and {} records, from {} deliveries ({} refused), in {}",
+        "  with {} spans of waits, {} inside handlers and {} records, from {} deliveries ({} refused), in {}",
         counts.queue_spans,
+        counts.handler_spans,
         counts.records,
         counts.deliveries,
         counts.refused,

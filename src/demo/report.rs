@@ -52,6 +52,8 @@ pub struct Counts {
     pub run_spans: usize,
     /// Spans of waits.
     pub queue_spans: usize,
+    /// Spans of what handlers did.
+    pub handler_spans: usize,
     /// Records.
     pub records: usize,
     /// Records that tell of a run's end.
@@ -119,7 +121,10 @@ impl Report {
         let own: HashSet<String> = told.runs.iter().map(ToString::to_string).collect();
         let mut spans = receiver.spans();
         // On a database that is kept there may be something left of an earlier demo.
-        spans.retain(|span| span.text(field::RUN_ID).is_some_and(|run| own.contains(run)));
+        spans.retain(|span| match span.kind {
+            Kind::Run | Kind::Queue => span.text(field::RUN_ID).is_some_and(|run| own.contains(run)),
+            Kind::Handler | Kind::Delivery => true,
+        });
         let mut records = receiver.records();
         records.retain(|record| match record.text(field::RUN_ID) {
             Some(run) => own.contains(run),
@@ -141,6 +146,7 @@ impl Report {
             refused: told.refused.len(),
             run_spans: of_kind(Kind::Run),
             queue_spans: of_kind(Kind::Queue),
+            handler_spans: of_kind(Kind::Handler),
             records: records.len(),
             completed_records: of_event(Event::Completed, field::RUN_ID),
             refusal_records: of_event(Event::DispatchRefused, field::DELIVERY_ID),
@@ -186,7 +192,7 @@ fn workflows(spans: &[Span], records: &[Record]) -> Vec<Workflow> {
         waited: Vec<i64>,
     }
     let mut seen = BTreeMap::<&str, Seen>::new();
-    for span in spans {
+    for span in spans.iter().filter(|span| matches!(span.kind, Kind::Run | Kind::Queue)) {
         let Some(name) = span.text(field::WORKFLOW_NAME) else { continue };
         let Seen { workflow, took, waited } = seen.entry(name).or_default();
         if span.kind == Kind::Queue {

@@ -1,6 +1,4 @@
-//! A trace as a picture: a row for each run, on one axis of time.
-
-use std::fmt::Write as _;
+//! A trace as a picture: a row for each run, and for what its handler did, on one axis of time.
 
 use anstyle::Style;
 
@@ -24,7 +22,8 @@ fn look(outcome: &str) -> (char, Style) {
     }
 }
 
-/// The runs of one trace as a tree, each with its first wait (`░`) and what followed (`█`), on one axis of time.
+/// The runs of one trace as a tree, each with its first wait (`░`) and what followed (`█`), and below it what its
+/// handler did (`━`), on one axis of time.
 pub(super) fn waterfall(spans: &[Span], trace_id: &str) -> String {
     let trace: Vec<&Span> = spans.iter().filter(|span| span.trace_id == trace_id).collect();
     let start = trace.iter().map(|span| span.start).min();
@@ -60,10 +59,29 @@ impl Axis {
     }
 }
 
-/// A run's row, and below it those of its children.
-fn branch(text: &mut String, trace: &[&Span], run: &Span, first: &str, rest: &str, axis: Axis) {
-    let below = |kind| trace.iter().filter(move |span| span.kind == kind && is_parent(run, span));
-    let wait = below(Kind::Queue).next();
+/// A span's row, and below it those of its children.
+fn branch(text: &mut String, trace: &[&Span], span: &Span, first: &str, rest: &str, axis: Axis) {
+    let below = |parent: &Span, kind| -> Vec<&Span> {
+        trace.iter().copied().filter(|span| span.kind == kind && is_parent(parent, span)).collect()
+    };
+    let name = format!("{first}{}", span.name);
+    let mut children = below(span, Kind::Handler);
+    if span.kind == Kind::Handler {
+        text.push_str(&work(&name, span, axis));
+    } else {
+        text.push_str(&run(&name, span, below(span, Kind::Queue).first().copied(), axis));
+        // The handler itself takes as long as the run: what it did says more.
+        children = children.into_iter().flat_map(|handler| below(handler, Kind::Handler)).collect();
+        children.extend(below(span, Kind::Run));
+    }
+    for (at, child) in children.iter().enumerate() {
+        let (tee, line) = if at + 1 == children.len() { ("└ ", "  ") } else { ("├ ", "│ ") };
+        branch(text, trace, child, &format!("{rest}{tee}"), &format!("{rest}{line}"), axis);
+    }
+}
+
+/// A run's row.
+fn run(name: &str, run: &Span, wait: Option<&Span>, axis: Axis) -> String {
     let (mark, style) = look(run.text(field::OUTCOME).unwrap_or_default());
     let (from, to) = (axis.cell(run.start), axis.cell(run.end));
     let begun = wait.map_or(from, |wait| axis.cell(wait.end));
@@ -78,19 +96,21 @@ fn branch(text: &mut String, trace: &[&Span], run: &Span, first: &str, rest: &st
         "",
         rest = BAR - from - queued - running,
     );
-    let name = format!("{first}{}", run.name);
     let waited = wait.map_or_else(String::new, |wait| millis(wait.millis()));
-    let _ = writeln!(
-        text,
-        "{name:<NAME$}{bar} {waited:>9} {took:>9}  {}",
+    format!(
+        "{name:<NAME$}{bar} {waited:>9} {took:>9}  {}\n",
         styled(style, format_args!("{mark} {}", run.text(field::OUTCOME).unwrap_or_default())),
         took = millis(run.millis()),
-    );
-    let children: Vec<_> = below(Kind::Run).collect();
-    for (at, child) in children.iter().enumerate() {
-        let (tee, line) = if at + 1 == children.len() { ("└ ", "  ") } else { ("├ ", "│ ") };
-        branch(text, trace, child, &format!("{rest}{tee}"), &format!("{rest}{line}"), axis);
-    }
+    )
+}
+
+/// The row of a span of a handler.
+fn work(name: &str, span: &Span, axis: Axis) -> String {
+    let from = axis.cell(span.start).min(BAR - 1);
+    let bar = "━".repeat(axis.cell(span.end).saturating_sub(from).max(1));
+    let row =
+        format!("{name:<NAME$}{:from$}{bar:<rest$} {:>19}", "", millis(span.millis()), rest = BAR - from);
+    styled(DIM, row) + "\n"
 }
 
 fn ran(run: &Span) -> bool {
@@ -135,6 +155,10 @@ mod tests {
 
     #[test]
     fn a_trace_is_a_tree_on_one_axis() {
+        let handled = |name: &str, parent: &str, start, took| {
+            let [_, run] = run(name, Some(parent), start, 0, took, "");
+            Span { kind: Kind::Handler, ..run }
+        };
         let mut spans = [
             run("ship", None, 0, 100, 2_000, "failed"),
             run("plan", Some("ship"), 100, 400, 900, "succeeded"),
@@ -146,6 +170,13 @@ mod tests {
         .concat();
         spans[10].trace_id = "8".to_owned();
         spans[11].trace_id = "8".to_owned();
+        // The first is the handler itself.
+        spans.extend([
+            handled("estimate handler", "estimate", 605, 240),
+            handled("ask", "estimate handler", 610, 120),
+            handled("fetch", "ask", 620, 0),
+            handled("write", "estimate handler", 735, 110),
+        ]);
         let picture = anstream::adapter::strip_str(&waterfall(&spans, "7")).to_string();
         assert!(picture.lines().all(|line| line.chars().count() <= 110), "{picture}");
         insta::assert_snapshot!(picture, @r"
@@ -153,6 +184,9 @@ mod tests {
         ship            ░░████████████████████████████████████████████████████████    100 ms    2.00 s  ✗ failed
         ├ plan            ░░░░░░░░░░░░███████████████                                 400 ms    900 ms  ✓ succeeded
         │ ├ estimate                     ░██████                                        5 ms    250 ms  ◐ incomplete
+        │ │ ├ ask                        ━━━━                                                   120 ms
+        │ │ │ └ fetch                    ━                                                        0 ms
+        │ │ └ write                          ━━━                                                110 ms
         │ └ sketch                              ░█                                      1 ms      2 ms  ∅ deleted
         └ implement                                  ░░░░░░░░░░░░░░░░░░░░░░░░░░░░     990 ms    990 ms  ✗ failed
         ");
