@@ -40,17 +40,9 @@ pub(super) struct Forward(Vec<Client>);
 
 impl Forward {
     pub(super) fn from_env(env: Env<'_>) -> Result<Self, DemoError> {
-        let is_set = |name: &str| env(name).is_some_and(|value| !value.trim().is_empty());
         let mut clients = Vec::new();
-        for (signal, own) in [
-            (Signal::Traces, "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"),
-            (Signal::Logs, "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT"),
-        ] {
-            // Without either the default would be localhost, which nobody has asked for.
-            if !is_set(own) && !is_set("OTEL_EXPORTER_OTLP_ENDPOINT") {
-                continue;
-            }
-            if let Some(config) = SignalConfig::from_env(signal, env)? {
+        for signal in [Signal::Traces, Signal::Logs] {
+            if let Some(config) = SignalConfig::if_endpoint_named(signal, env)? {
                 clients.push(Client::new(&config)?);
             }
         }
