@@ -1,11 +1,13 @@
 //! The demo: webhook deliveries become runs, and runs become spans, in this process and in seconds.
 //!
-//! The table's mutators, the triggers, the journal, the relay and the socket are the real ones; only what the runs
-//! do is a script. Everything shown is read from the OTLP requests that arrived, and checked against the table.
+//! The runtime, the triggers, the journal, the relay and the socket are the real ones; only the services that the
+//! handlers call are waits. Everything shown is read from the OTLP requests that arrived, and checked against the
+//! table.
 
 mod database;
 mod deliveries;
 mod forward;
+mod handlers;
 mod receiver;
 mod render;
 mod report;
@@ -15,15 +17,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
+use tracing::instrument::WithSubscriber as _;
+use tracing_subscriber::layer::SubscriberExt as _;
 
-use self::database::{Database, TableOwner};
+use self::database::TableOwner;
 use self::receiver::Receiver;
 use self::story::Story;
 use crate::otlp::client::ClientError;
 use crate::otlp::config::{ConfigError, Env};
 use crate::relay::{Ended, Logs, Relay, RelayError, RelayHandle, Settings};
 use crate::runs::RunsError;
+use crate::runtime::{Database, DispatchError, InvalidDelivery, RuntimeError};
 use crate::store::{self, DatabaseUrl, Plan, Store, StoreError};
+use crate::telemetry::{Telemetry, TelemetryError};
 
 pub use self::forward::{Forwarded, Sent};
 pub use self::receiver::{Attributes, Kind, Record, Span};
@@ -67,8 +73,17 @@ pub enum DemoError {
     #[error(transparent)]
     Client(#[from] ClientError),
     /// A bundled payload cannot be read.
-    #[error("a bundled payload cannot be read: {0}")]
-    Payload(#[from] serde_json::Error),
+    #[error(transparent)]
+    Payload(#[from] InvalidDelivery),
+    /// A delivery could not be dispatched.
+    #[error(transparent)]
+    Dispatch(#[from] DispatchError),
+    /// The executor failed.
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    /// The handlers' own spans could not be sent.
+    #[error(transparent)]
+    Telemetry(#[from] TelemetryError),
     /// The machine refuses a directory or a socket.
     #[error("cannot {0}: {1}")]
     Machine(&'static str, std::io::Error),
@@ -121,7 +136,6 @@ pub async fn run(
     let begun = Instant::now();
     // What is wrong with the environment is said before anything is done.
     let forward = forward::Forward::from_env(env)?;
-    let payloads = deliveries::bundled()?;
     let machine = |what| move |error| DemoError::Machine(what, error);
     let (url, directory) = if let Some(url) = database {
         (url, None)
@@ -133,20 +147,24 @@ pub async fn run(
 
     let receiver = Receiver::start().await.map_err(machine("listen on the loopback interface"))?;
     let database =
-        Database::open(&url).await.map_err(|error| DemoError::Open(url.clone(), StoreError::from(error)))?;
+        database::open(&url).await.map_err(|error| DemoError::Open(url.clone(), StoreError::from(error)))?;
     let attached = attach(&url, &database).await?;
-    let relay = relay(attached, &receiver, env)?;
+    let receiver_env = receiver_env(&receiver, env);
+    let relay = relay(attached, &receiver_env)?;
+    let telemetry = Telemetry::from_env(&receiver_env)?;
     progress(Progress::Begun {
-        payloads: payloads.len(),
+        payloads: deliveries::BUNDLED.len(),
         database: if matches!(url, DatabaseUrl::Sqlite(_)) { "SQLite" } else { "PostgreSQL" },
         receiver: receiver.address(),
     });
 
-    let story = Story::new(&database, &payloads);
+    let story = Story::new(database.clone());
+    let played = story.play().with_subscriber(tracing_subscriber::registry().with(telemetry.layer()));
     let told = tokio::select! {
-        told = unless(stop, story.play()) => told.flatten(),
+        told = unless(stop, played) => told.flatten(),
         never = tick(&receiver, progress) => match never {},
     };
+    let sent = telemetry.shutdown().await;
     let told = match told {
         Ok(told) => told,
         Err(error) => {
@@ -156,6 +174,7 @@ pub async fn run(
             return Err(error);
         }
     };
+    sent?;
     match unless(stop, relay.drain()).await?? {
         Ended::Idle | Ended::Stopped => {}
         Ended::Dead(requests) => return Err(DemoError::Unsent(format!("{requests} requests were refused"))),
@@ -163,9 +182,9 @@ pub async fn run(
     }
     let took = begun.elapsed();
 
-    let rows = database.ended(&told.runs).await?;
+    let ended = database::ended(&database, story.name()).await?;
     database.close().await;
-    let mut report = Report::new(&told, rows, &receiver, took);
+    let mut report = Report::new(&told, &ended, &receiver, took);
     report.kept_in = directory.is_none().then(|| url.to_string());
     if !forward.is_empty() {
         report.forwarded = Some(unless(stop, forward.send(&receiver)).await?);
@@ -182,7 +201,7 @@ async fn unless<T>(stop: &CancellationToken, work: impl Future<Output = T>) -> R
 /// be lost by that, since the demo's relay sends whatever it finds to the demo.
 async fn attach(url: &DatabaseUrl, database: &Database) -> Result<Arc<dyn Store>, DemoError> {
     let store = store::open(url)?;
-    let foreign = match database.owner().await? {
+    let foreign = match database::owner(database).await? {
         TableOwner::Application => true,
         TableOwner::Demo => false,
         // There may be something left that was attached to a table of another name.
@@ -198,7 +217,7 @@ async fn attach(url: &DatabaseUrl, database: &Database) -> Result<Arc<dyn Store>
     if foreign {
         return Err(DemoError::Foreign);
     }
-    database.migrate().await?;
+    database::prepare(database).await?;
     let attached = store.attach(&Plan { table: "workflow_runs".to_owned(), grant: None }).await?;
     for warning in attached.warnings {
         tracing::warn!("{warning}");
@@ -207,25 +226,27 @@ async fn attach(url: &DatabaseUrl, database: &Database) -> Result<Arc<dyn Store>
     if lease.holder.is_some() && !lease.expired {
         return Err(DemoError::RelayAtWork);
     }
-    database.reap().await?;
     Ok(store)
 }
 
-/// Starts the relay that an application would embed.
-fn relay(store: Arc<dyn Store>, receiver: &Receiver, env: Env<'_>) -> Result<RelayHandle, DemoError> {
+/// The variables of an application whose receiver is the demo's own. It may say who it is.
+fn receiver_env(receiver: &Receiver, env: Env<'_>) -> impl Fn(&str) -> Option<String> {
     let endpoint = format!("http://{}", receiver.address());
-    let env = |name: &str| match name {
+    move |name| match name {
         "OTEL_EXPORTER_OTLP_ENDPOINT" => Some(endpoint.clone()),
         "OTEL_EXPORTER_OTLP_PROTOCOL" => Some("grpc".to_owned()),
-        // The application may say who it is; where the demo's own relay sends to is settled.
         "OTEL_SERVICE_NAME" => env(name),
         "OTEL_RESOURCE_ATTRIBUTES" => {
             Some(format!("service.name=runspan-demo,{}", env(name).unwrap_or_default()))
         }
         _ => None,
-    };
+    }
+}
+
+/// Starts the relay that an application would embed.
+fn relay(store: Arc<dyn Store>, env: Env<'_>) -> Result<RelayHandle, DemoError> {
     let settings = Settings { idle_poll: Duration::from_millis(50), ..Settings::default() };
-    Ok(Relay::new(store, Logs::Otlp, &env)?.with(settings).spawn())
+    Ok(Relay::new(store, Logs::Otlp, env)?.with(settings).spawn())
 }
 
 /// Says each second how far it is.

@@ -7,6 +7,7 @@ use clap::Args;
 use super::{Exit, Failure, environment, note, print, print_line, stop_on_signal};
 use crate::demo::{self, DemoError, Progress};
 use crate::store::DatabaseUrl;
+use crate::telemetry;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -20,9 +21,10 @@ All OTEL_EXPORTER_OTLP_… variables count, as in `runspan relay --help`.";
 /// See it work: webhook deliveries become runs, and runs become spans, in a few seconds
 ///
 /// Needs nothing. On a SQLite file that goes with the demo it plays GitHub webhook deliveries through the real
-/// thing: the table's mutators, the triggers, the journal, an embedded relay, and OTLP over a socket to a receiver
-/// in this process. What that receives is shown: the waterfall of a composite run, an event of each kind, numbers
-/// for each workflow. If spans and rows do not agree, the exit code is 1.
+/// thing: dispatcher, queue, executor, orchestrator and reaper, the triggers, the journal, an embedded relay, and
+/// OTLP over a socket to a receiver in this process. What that receives is shown: the waterfall of a composite run
+/// with what its handlers did, an event of each kind, numbers for each workflow. If spans and rows do not agree,
+/// the exit code is 1.
 ///
 /// The demo writes into another database only with --database-url (`DATABASE_URL` does not count), and never into
 /// one that serves an application.
@@ -47,6 +49,8 @@ impl DemoArgs {
     pub(super) async fn run(self) -> Result<(), Failure> {
         let database = self.database()?;
         let stop = stop_on_signal()?;
+        // A handler of the demo panics: that is part of its span.
+        telemetry::log_panics();
         let unprinted = OnceLock::new();
         let tell = |progress: Progress| match progress {
             _ if self.json => {}

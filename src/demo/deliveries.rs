@@ -1,12 +1,12 @@
-//! The bundled webhook payloads, as deliveries: what happened, and on which issue or pull request.
+//! The bundled webhook payloads, and deliveries of them.
 
-use serde::Deserialize;
+use serde_json::Value;
 use uuid::Uuid;
 
-use crate::run::{Target, TargetKind};
+use crate::runtime::{Delivery, InvalidDelivery};
 
 /// Each payload under the name of its event and action.
-const BUNDLED: [(&str, &str); 9] = [
+pub(super) const BUNDLED: [(&str, &str); 9] = [
     ("issues.opened", include_str!("payloads/issues.opened.json")),
     ("issues.labeled", include_str!("payloads/issues.labeled.json")),
     ("issue_comment.created", include_str!("payloads/issue_comment.created.json")),
@@ -18,98 +18,25 @@ const BUNDLED: [(&str, &str); 9] = [
     ("workflow_dispatch", include_str!("payloads/workflow_dispatch.json")),
 ];
 
-/// A payload, as far as a dispatcher needs it.
-#[derive(Clone, Debug)]
-pub(super) struct Payload {
-    /// The event, and its action if it has one.
-    pub(super) name: &'static str,
-    /// The repository's owner.
-    pub(super) owner: String,
-    /// The repository's name.
-    pub(super) repo: String,
-    /// What it is about; a release, say, is about no issue and no pull request.
-    pub(super) target: Option<Target>,
+/// Delivers a payload, under an id of its own, as GitHub does.
+pub(super) fn deliver(name: &str) -> Result<Delivery, InvalidDelivery> {
+    let (_, body) =
+        BUNDLED.iter().find(|(bundled, _)| *bundled == name).expect("the story names bundled payloads only");
+    Delivery::from_github(&Uuid::new_v4().to_string(), body.as_bytes())
 }
 
-/// A payload that was delivered. Redelivered, it is another delivery.
-#[derive(Clone, Debug)]
-pub(super) struct Delivery {
-    /// GitHub's `X-GitHub-Delivery`.
-    pub(super) id: String,
-    /// What was delivered.
-    pub(super) payload: Payload,
-}
-
-impl Payload {
-    /// Delivers it.
-    pub(super) fn deliver(&self) -> Delivery {
-        Delivery { id: Uuid::new_v4().to_string(), payload: self.clone() }
+/// The same, about another issue or pull request of that repository.
+pub(super) fn about(number: i64, mut delivery: Delivery) -> Delivery {
+    if let Some(target) = &mut delivery.target {
+        target.number = number;
     }
-
-    /// The same, for another issue or pull request of that repository.
-    pub(super) fn about(&self, number: i64) -> Self {
-        let target = self.target.clone().map(|target| Target { number, ..target });
-        Self { target, ..self.clone() }
-    }
+    delivery
 }
 
-/// All bundled payloads.
-pub(super) fn bundled() -> Result<Vec<Payload>, serde_json::Error> {
-    BUNDLED.into_iter().map(|(name, text)| parse(name, text)).collect()
-}
-
-#[derive(Deserialize)]
-struct Wire {
-    repository: Repository,
-    issue: Option<Issue>,
-    pull_request: Option<Numbered>,
-    check_suite: Option<CheckSuite>,
-}
-
-#[derive(Deserialize)]
-struct Repository {
-    name: String,
-    owner: Owner,
-}
-
-#[derive(Deserialize)]
-struct Owner {
-    login: String,
-}
-
-#[derive(Deserialize)]
-struct Issue {
-    number: i64,
-    /// GitHub calls a pull request an issue in events about comments, and says so here.
-    pull_request: Option<serde::de::IgnoredAny>,
-}
-
-#[derive(Deserialize)]
-struct Numbered {
-    number: i64,
-}
-
-#[derive(Deserialize)]
-struct CheckSuite {
-    pull_requests: Vec<Numbered>,
-}
-
-fn parse(name: &'static str, text: &str) -> Result<Payload, serde_json::Error> {
-    let Wire { repository, issue, pull_request, check_suite } = serde_json::from_str(text)?;
-    let (owner, repo) = (repository.owner.login, repository.name);
-    let of_issue = issue.map(|issue| {
-        let kind = if issue.pull_request.is_some() { TargetKind::Pr } else { TargetKind::Issue };
-        (kind, issue.number)
-    });
-    let of_suite = check_suite.and_then(|suite| suite.pull_requests.into_iter().next());
-    let of_pull_request = pull_request.or(of_suite).map(|pr| (TargetKind::Pr, pr.number));
-    let target = of_issue.or(of_pull_request).map(|(kind, number)| Target {
-        kind,
-        owner: owner.clone(),
-        repo: repo.clone(),
-        number,
-    });
-    Ok(Payload { name, owner, repo, target })
+/// The same, with other words in its `title`, `body` or `comment`.
+pub(super) fn saying(what: &str, words: impl Into<Value>, mut delivery: Delivery) -> Delivery {
+    delivery.input.insert(what.to_owned(), words.into());
+    delivery
 }
 
 #[cfg(test)]
@@ -118,11 +45,12 @@ mod tests {
 
     #[test]
     fn every_payload_says_what_it_is_about() {
-        let line = |payload: Payload| {
-            let target = payload.target.map_or("-".to_owned(), |it| format!("{} {it}", it.kind.as_str()));
-            format!("{:<30} {target}\n", payload.name)
+        let line = |(name, _): (&str, &str)| {
+            let target = deliver(name).unwrap().target;
+            let target = target.map_or("-".to_owned(), |it| format!("{} {it}", it.kind.as_str()));
+            format!("{name:<30} {target}\n")
         };
-        let lines: String = bundled().unwrap().into_iter().map(line).collect();
+        let lines: String = BUNDLED.into_iter().map(line).collect();
         insta::assert_snapshot!(lines, @r"
         issues.opened                  issue Codertocat/Hello-World#1
         issues.labeled                 issue Codertocat/Hello-World#1

@@ -117,8 +117,8 @@ pub struct Workflow {
 }
 
 impl Report {
-    pub(super) fn new(told: &Told, rows: usize, receiver: &Receiver, took: Duration) -> Self {
-        let own: HashSet<String> = told.runs.iter().map(ToString::to_string).collect();
+    pub(super) fn new(told: &Told, ended: &[RunId], receiver: &Receiver, took: Duration) -> Self {
+        let own: HashSet<String> = ended.iter().chain(&told.deleted).map(ToString::to_string).collect();
         let mut spans = receiver.spans();
         // On a database that is kept there may be something left of an earlier demo.
         spans.retain(|span| match span.kind {
@@ -141,8 +141,8 @@ impl Report {
         };
         let counts = Counts {
             deliveries: told.deliveries,
-            rows,
-            deleted: told.deleted,
+            rows: ended.len(),
+            deleted: told.deleted.len(),
             refused: told.refused.len(),
             run_spans: of_kind(Kind::Run),
             queue_spans: of_kind(Kind::Queue),

@@ -1,258 +1,249 @@
-//! What happens in the demo: deliveries, the runs that they lead to, and how those end.
+//! What happens in the demo: deliveries, and what the world does to the runs that they lead to.
 //!
-//! Until the runtime is there, a script stands in for dispatcher, executor and reaper. Its waits are real, and so
-//! is every row that it writes.
+//! Dispatchers, executors and the reaper are the runtime's. What goes wrong here goes wrong there: a queue is
+//! closed, an executor is gone, a handler has a bug.
 
-use std::collections::HashSet;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::future;
-use serde_json::Map;
+use opentelemetry::propagation::TextMapPropagator as _;
+use opentelemetry_sdk::propagation::TraceContextPropagator;
 use tokio::time::sleep;
-use uuid::Uuid;
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument as _, Span, info_span};
+use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 use super::DemoError;
-use super::database::{Database, OWNER};
-use super::deliveries::{Delivery, Payload};
-use crate::run::{RunId, Target, TargetKind};
-use crate::runs::{self, NewRun, Owner, Parent, RunsError};
-use crate::semconv::ErrorType;
+use super::database::{ByHand, NAME};
+use super::deliveries::{about, deliver, saying};
+use super::handlers::{self, Remarks};
+use crate::run::{RunId, Status};
+use crate::runs;
+use crate::runtime::queue::InProcessQueue;
+use crate::runtime::{
+    Database, Delivery, Dispatched, Dispatcher, ExecutorSettings, ReaperSettings, Registry, Runtime, bundled,
+};
 
-/// The composite workflow.
-const COMPOSITE: &str = "ship";
+/// How many handlers run at a time: few enough that some runs wait.
+const CONCURRENCY: usize = 6;
 
-/// A run of one workflow: how long it waits and works, in milliseconds, and how it ends.
-#[derive(Clone, Copy)]
-struct Step {
-    workflow: &'static str,
-    wait: u64,
-    work: u64,
-    end: End,
-}
+/// How long the executor that dies is thought to live.
+const LEASE: Duration = Duration::from_millis(300);
 
-#[derive(Clone, Copy)]
-enum End {
-    Succeeds,
-    /// It ran cleanly, but work remains.
-    StaysIncomplete(&'static str),
-    /// `{token}` in the reason becomes a credential.
-    Fails(&'static str),
-    /// It fails before it could begin.
-    IsNeverPublished(&'static str),
-    /// Somebody deletes its row.
-    IsDeleted,
-    /// A reaper takes its executor for dead, and that then says that all went well.
-    IsReapedAlive(&'static str),
-}
-use End::{Fails, IsDeleted, IsNeverPublished, IsReapedAlive, StaysIncomplete, Succeeds};
-
-const fn step(workflow: &'static str, wait: u64, work: u64, end: End) -> Step {
-    Step { workflow, wait, work, end }
-}
-
-/// The children of the composite run, one after the other.
-const CHAIN: [Step; 5] = [
-    step("triage", 30, 110, Succeeds),
-    step("plan", 60, 190, Succeeds),
-    step("implement", 120, 430, Succeeds),
-    step("review", 80, 240, Succeeds),
-    step("resolve", 45, 150, Succeeds),
-];
-
-/// What is delivered about the pull request, one after the other.
-const PULL_REQUEST: [(&str, Step); 10] = [
-    ("pull_request.opened", step("triage", 0, 0, Succeeds)), // refused: triage is for issues
-    ("pull_request_review.submitted", step("resolve", 0, 0, Succeeds)), // refused: nothing is reviewed yet
-    ("pull_request.opened", step("review", 40, 160, Fails("push https://ci:{token}@github.com: 403"))),
-    ("pull_request.synchronize", step("review", 25, 210, StaysIncomplete("1 of 3 comments has no line"))),
-    ("pull_request.synchronize", step("review", 70, 260, Succeeds)),
-    (
-        "pull_request_review.submitted",
-        step("resolve", 35, 90, Fails("uncaught: index 3 out of bounds, len 3")),
-    ),
-    ("check_suite.completed", step("resolve", 20, 0, IsNeverPublished("enqueue failed: no queue at :6379"))),
-    ("check_suite.completed", step("resolve", 55, 130, IsReapedAlive("owner lost: executor-2 is silent"))),
-    ("pull_request.synchronize", step("review", 45, 80, IsDeleted)),
-    ("check_suite.completed", step("resolve", 30, 120, Succeeds)),
-];
+/// How often the story looks how far a run is.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// More issues, so that quantiles have something to tell.
 const MORE_ISSUES: std::ops::RangeInclusive<i64> = 3..=14;
 
-/// What the script did, to be compared with what was received.
+/// What was asked for, to be compared with what was received.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Told {
     pub(super) deliveries: usize,
-    pub(super) runs: Vec<RunId>,
-    pub(super) deleted: usize,
     /// The ids of the deliveries that led to no run.
     pub(super) refused: HashSet<String>,
+    /// The runs whose row is gone.
+    pub(super) deleted: Vec<RunId>,
     pub(super) composite: Option<RunId>,
-    succeeded: HashSet<(&'static str, i64)>,
 }
 
-/// The script and its stage.
-pub(super) struct Story<'a> {
-    database: &'a Database,
-    payloads: &'a [Payload],
+/// What a delivery asks for.
+#[derive(Clone, Copy)]
+enum Ask {
+    /// With a label.
+    Label(&'static str),
+    /// In the words of a comment, in which a classifier has found this workflow.
+    Intent(&'static str),
+}
+use Ask::{Intent, Label};
+
+/// The story and its stage.
+pub(super) struct Story {
+    database: Database,
+    /// What the names of its processes begin with.
+    name: String,
+    registry: Registry,
+    /// The process that most goes through.
+    main: Runtime,
     told: Mutex<Told>,
 }
 
-impl<'a> Story<'a> {
-    pub(super) fn new(database: &'a Database, payloads: &'a [Payload]) -> Self {
-        Self { database, payloads, told: Mutex::default() }
+impl Story {
+    pub(super) fn new(database: Database) -> Self {
+        let remarks = Remarks::default();
+        let registry = bundled::registry(|name| handlers::workflow(name, &remarks))
+            .expect("the bundled workflows fit together");
+        let name = format!("{NAME}-{:08x}", rand::random::<u32>());
+        let queue = Arc::new(InProcessQueue::default());
+        let main = Runtime::new(&name, database.clone(), queue, registry.clone());
+        Self { database, name, registry, main, told: Mutex::default() }
+    }
+
+    /// What the names of its processes begin with, and of no other demo's.
+    pub(super) fn name(&self) -> &str {
+        &self.name
     }
 
     /// Plays it, in about two seconds.
     pub(super) async fn play(&self) -> Result<Told, DemoError> {
-        let issue = async {
-            self.deliver(self.payload("issues.opened"), step("triage", 25, 140, Succeeds)).await?;
-            self.ship(self.payload("issues.labeled").deliver()).await
+        let stop = CancellationToken::new();
+        let executor = self.main.executor(ExecutorSettings {
+            concurrency: CONCURRENCY,
+            // All runs have ended by then: what still hangs has lost its own.
+            drain: Duration::ZERO,
+            ..ExecutorSettings::default()
+        });
+        let reaper =
+            self.main.reaper(ReaperSettings { term: LEASE, every: LEASE / 3, ..ReaperSettings::default() });
+        let scenes = async {
+            let more = future::try_join_all(MORE_ISSUES.map(|number| self.another_issue(number)));
+            tokio::try_join!(self.issue(), self.pull_request(), self.nowhere(), self.by_hand(), more)?;
+            stop.cancel();
+            Ok::<(), DemoError>(())
         };
-        let pull_request = async {
-            for (name, step) in PULL_REQUEST {
-                self.deliver(self.payload(name), step).await?;
-            }
+        let executing = async { Ok(executor.run(stop.clone()).await?) };
+        let reaping = async {
+            reaper.run(stop.clone()).await;
             Ok(())
         };
-        let nowhere = async {
-            // Neither is about an issue or a pull request.
-            self.deliver(self.payload("release.published"), step("triage", 0, 0, Succeeds)).await?;
-            self.deliver(self.payload("workflow_dispatch"), step(COMPOSITE, 0, 0, Succeeds)).await
-        };
-        let more = future::try_join_all(MORE_ISSUES.map(|number| self.another_issue(number)));
-        tokio::try_join!(issue, pull_request, nowhere, more)?;
+        tokio::try_join!(scenes, executing, reaping)?;
         Ok(self.told().clone())
     }
 
+    /// An issue is triaged, and shipped: a composite run.
+    async fn issue(&self) -> Result<(), DemoError> {
+        self.see(Label("bot:triage"), deliver("issues.opened")?).await?;
+        let labeled = deliver("issues.labeled")?;
+        let run = self.queue(Label("bot:ship"), labeled.clone()).await?;
+        self.told().composite = run;
+        // GitHub delivers it again: refused while the run is in flight.
+        self.queue(Label("bot:ship"), labeled).await?;
+        self.end(run).await
+    }
+
+    async fn pull_request(&self) -> Result<(), DemoError> {
+        // Refused: triage is for issues, and nobody reviews #17.
+        self.see(Label("bot:triage"), deliver("pull_request.opened")?).await?;
+        let unread = about(17, deliver("pull_request_review.submitted")?);
+        self.see(Label("bot:resolve"), unread).await?;
+
+        let secret = format!("Built at https://ci:{}@github.com", credential());
+        self.see(Label("bot:review"), saying("body", secret, deliver("pull_request.opened")?)).await?;
+        self.see(Label("bot:review"), deliver("pull_request.synchronize")?).await?;
+        // The text has one.
+        let bug = saying("comment", "Why not as in line 4?", deliver("pull_request_review.submitted")?);
+        self.see(Intent("resolve"), bug).await?;
+
+        let queue = InProcessQueue::default();
+        queue.close();
+        let away = self.process(queue).dispatcher();
+        self.dispatch(&away, Label("bot:resolve"), deliver("check_suite.completed")?).await?;
+        self.owner_lost(hanging("comment", deliver("check_suite.completed")?)).await?;
+        // Neither is in its way.
+        self.see(Label("bot:resolve"), deliver("check_suite.completed")?).await
+    }
+
+    /// About no issue and no pull request.
+    async fn nowhere(&self) -> Result<(), DemoError> {
+        self.see(Label("bot:triage"), deliver("release.published")?).await?;
+        self.see(Label("bot:ship"), deliver("workflow_dispatch")?).await
+    }
+
     async fn another_issue(&self, number: i64) -> Result<(), DemoError> {
-        let nth = number.unsigned_abs();
-        sleep(Duration::from_millis(nth * 90)).await;
-        let triage = step("triage", 20 + nth * 41 % 60, 40 + nth * 97 % 140, Succeeds);
-        self.deliver(&self.payload("issues.opened").about(number), triage).await?;
-        let end = match number {
-            6 => Fails("timeout: no plan after 300 ms"),
-            11 => StaysIncomplete("2 questions have no answer"),
-            _ => Succeeds,
+        sleep(Duration::from_millis(number.abs_diff(*MORE_ISSUES.start()) * 100)).await;
+        let about = |delivery| {
+            let delivery = about(number, delivery);
+            match number {
+                3 => hanging("body", delivery),
+                9 => saying("body", "Please add a command that prints the version.", delivery),
+                11 => saying("body", "It does not start. Which file is it? And which line?", delivery),
+                _ => delivery,
+            }
         };
-        let plan =
-            step("plan", 20 + nth * 53 % 110, if number == 6 { 300 } else { 60 + nth * 71 % 170 }, end);
-        self.deliver(&self.payload("issue_comment.created").about(number), plan).await
+        self.see(Label("bot:triage"), about(deliver("issues.opened")?)).await?;
+        self.see(Intent("plan"), about(deliver("issue_comment.created")?)).await
     }
 
-    /// The dispatcher: a run, or a refusal.
-    async fn deliver(&self, payload: &Payload, step: Step) -> Result<(), DemoError> {
-        let delivery = payload.deliver();
+    /// Somebody knows SQL.
+    async fn by_hand(&self) -> Result<(), DemoError> {
+        sleep(Duration::from_millis(400)).await;
+        for (number, deed) in [(15, ByHand::Delete), (16, ByHand::Fail)] {
+            let delivery = hanging("body", about(number, deliver("issue_comment.created")?));
+            let Some(run) = self.queue(Label("bot:review"), delivery).await? else { continue };
+            self.until(run, |status| status != Status::Queued).await?;
+            deed.to(run, &self.database).await?;
+            if matches!(deed, ByHand::Delete) {
+                self.told().deleted.push(run);
+            }
+        }
+        Ok(())
+    }
+
+    /// An executor is killed in the middle of a run; the reaper fails that, and somebody knows better.
+    async fn owner_lost(&self, delivery: Delivery) -> Result<(), DemoError> {
+        let doomed = self.process(InProcessQueue::default());
+        let run = self.dispatch(&doomed.dispatcher(), Label("bot:resolve"), delivery).await?;
+        let Some(run) = run else { return Ok(()) };
+        let settings = ExecutorSettings { lease_term: LEASE, ..ExecutorSettings::default() };
+        tokio::select! {
+            ended = doomed.executor(settings).run(CancellationToken::new()) => ended?,
+            // Dropped as it is, with the handler that it has in hand.
+            begun = self.until(run, |status| status != Status::Queued) => begun?,
+        }
+        self.end(Some(run)).await?;
+        Ok(ByHand::Succeed.to(run, &self.database).await?)
+    }
+
+    /// A process beside the main one.
+    fn process(&self, queue: InProcessQueue) -> Runtime {
+        Runtime::new(&self.name, self.database.clone(), Arc::new(queue), self.registry.clone())
+    }
+
+    /// Delivers, and waits for the end of what that leads to.
+    async fn see(&self, ask: Ask, delivery: Delivery) -> Result<(), DemoError> {
+        let run = self.queue(ask, delivery).await?;
+        self.end(run).await
+    }
+
+    async fn queue(&self, ask: Ask, delivery: Delivery) -> Result<Option<RunId>, DemoError> {
+        self.dispatch(&self.main.dispatcher(), ask, delivery).await
+    }
+
+    /// Takes a delivery, in a span to which the run's will link.
+    async fn dispatch(
+        &self,
+        dispatcher: &Dispatcher,
+        ask: Ask,
+        mut delivery: Delivery,
+    ) -> Result<Option<RunId>, DemoError> {
+        let span = info_span!("take_delivery", otel.kind = "server", deliveryId = delivery.id);
+        delivery.traceparent = traceparent(&span);
         self.told().deliveries += 1;
-        let Some(target) = payload.target.clone().filter(|target| takes(step.workflow, target.kind)) else {
-            return self.refuse(step, &delivery, ErrorType::ContextMismatch, None).await;
+        let became = match ask {
+            Label(label) => dispatcher.label(label, &delivery).instrument(span).await?,
+            Intent(workflow) => dispatcher.intent(workflow, &delivery).instrument(span).await?,
         };
-        if step.workflow == "resolve" && !self.told().succeeded.contains(&("review", target.number)) {
-            return self.refuse(step, &delivery, ErrorType::MissingPriorOutput, None).await;
-        }
-        match self.queue(step.workflow, &target, Some(&delivery), None).await {
-            Ok(run) => self.live(run, step, &target).await,
-            Err(DemoError::Runs(RunsError::InFlight { run })) => {
-                self.refuse(step, &delivery, ErrorType::Inflight, run).await
+        Ok(match became {
+            Dispatched::Queued { run } | Dispatched::EnqueueFailed { run } => Some(run),
+            Dispatched::Refused { .. } => {
+                self.told().refused.insert(delivery.id);
+                None
             }
-            Err(error) => Err(error),
-        }
+        })
     }
 
-    /// The composite run of an issue, with its children.
-    async fn ship(&self, delivery: Delivery) -> Result<(), DemoError> {
-        self.told().deliveries += 1;
-        let Some(target) = &delivery.payload.target else { return Ok(()) };
-        let run = self.queue(COMPOSITE, target, Some(&delivery), None).await?;
-        self.told().composite = Some(run);
-        self.begin(run, 30).await?;
-        for (step_index, step) in (0..).zip(CHAIN) {
-            let child = self.queue(step.workflow, target, None, Some(Parent { run, step_index })).await?;
-            if step.workflow == "implement" {
-                // Someone asks for the same once more: refused while it is in flight.
-                let again = self.payload("issue_comment.created");
-                tokio::try_join!(self.live(child, step, target), self.deliver(again, step))?;
-            } else {
-                self.live(child, step, target).await?;
-            }
-        }
-        runs::mark_succeeded(self.database.acquire().await?.get(), run).await?;
-        Ok(())
+    async fn end(&self, run: Option<RunId>) -> Result<(), DemoError> {
+        let Some(run) = run else { return Ok(()) };
+        self.until(run, |status| status.outcome().is_some()).await
     }
 
-    async fn queue(
-        &self,
-        workflow: &str,
-        target: &Target,
-        delivery: Option<&Delivery>,
-        parent: Option<Parent>,
-    ) -> Result<RunId, DemoError> {
-        let mut new = NewRun::new(workflow, target.clone());
-        new.parent = parent;
-        new.delivery_id = delivery.map(|delivery| delivery.id.clone());
-        new.owner = Some(Owner { kind: OWNER.to_owned(), id: "executor-1".to_owned() });
-        if let Some(delivery) = delivery.filter(|_| workflow == COMPOSITE) {
-            // Whoever took the delivery was in a span: the run's span will link to that.
-            new.state = Map::from_iter([("traceparent".to_owned(), traceparent(delivery).into())]);
-        }
-        let run = runs::insert_queued(self.database.acquire().await?.get(), &new).await?;
-        self.told().runs.push(run);
-        Ok(run)
-    }
-
-    async fn begin(&self, run: RunId, wait: u64) -> Result<(), DemoError> {
-        sleep(Duration::from_millis(wait)).await;
-        Ok(runs::mark_running(self.database.acquire().await?.get(), run).await?)
-    }
-
-    /// Everything after a run is queued.
-    async fn live(&self, run: RunId, step: Step, target: &Target) -> Result<(), DemoError> {
-        if let IsNeverPublished(reason) = step.end {
-            sleep(Duration::from_millis(step.wait)).await;
-            return Ok(runs::mark_failed(self.database.acquire().await?.get(), run, reason).await?);
-        }
-        self.begin(run, step.wait).await?;
-        sleep(Duration::from_millis(step.work)).await;
-        let mut connection = self.database.acquire().await?;
-        match step.end {
-            Succeeds => {
-                runs::mark_succeeded(connection.get(), run).await?;
-                self.told().succeeded.insert((step.workflow, target.number));
-            }
-            StaysIncomplete(reason) => runs::mark_incomplete(connection.get(), run, reason).await?,
-            Fails(reason) | IsNeverPublished(reason) => {
-                let reason = reason.replace("{token}", &credential());
-                runs::mark_failed(connection.get(), run, &reason).await?;
-            }
-            IsDeleted => {
-                self.database.delete(run).await?;
-                self.told().deleted += 1;
-            }
-            IsReapedAlive(reason) => {
-                runs::mark_failed(connection.get(), run, reason).await?;
-                sleep(Duration::from_millis(40)).await;
-                self.database.overwrite(run).await?;
-            }
+    async fn until(&self, run: RunId, is: impl Fn(Status) -> bool) -> Result<(), DemoError> {
+        while !is(runs::status(self.database.acquire().await?.runs(), run).await?) {
+            sleep(LOOK).await;
         }
         Ok(())
-    }
-
-    async fn refuse(
-        &self,
-        step: Step,
-        delivery: &Delivery,
-        reason: ErrorType,
-        inflight: Option<RunId>,
-    ) -> Result<(), DemoError> {
-        self.database.refuse(step.workflow, delivery, reason, inflight).await?;
-        self.told().refused.insert(delivery.id.clone());
-        Ok(())
-    }
-
-    fn payload(&self, name: &str) -> &Payload {
-        let payload = self.payloads.iter().find(|payload| payload.name == name);
-        payload.expect("the script names bundled payloads only")
     }
 
     /// Held between two awaits only, and sound whoever panicked: it only grows.
@@ -261,16 +252,15 @@ impl<'a> Story<'a> {
     }
 }
 
-/// Whether a workflow is for targets of this kind.
-fn takes(workflow: &str, kind: TargetKind) -> bool {
-    kind == TargetKind::Issue || matches!(workflow, "review" | "resolve")
+/// The same, with a link that nobody can follow to its end.
+fn hanging(what: &str, delivery: Delivery) -> Delivery {
+    saying(what, "See https://builds.invalid/17 first.", delivery)
 }
 
-/// The span in which a delivery was taken.
-fn traceparent(delivery: &Delivery) -> String {
-    let trace = delivery.id.replace('-', "");
-    let span = Uuid::new_v4().simple().to_string();
-    format!("00-{trace}-{}-01", &span[..16])
+fn traceparent(span: &Span) -> Option<String> {
+    let mut headers = HashMap::new();
+    TraceContextPropagator::new().inject_context(&span.context(), &mut headers);
+    headers.remove("traceparent")
 }
 
 /// Looks like a token, and is none: put together here, so that no scanner of sources trips over it.
@@ -285,8 +275,8 @@ mod tests {
 
     #[test]
     fn the_credential_is_one_to_the_redaction() {
-        let said = "push https://ci:{token}@github.com: 403".replace("{token}", &credential());
-        assert_eq!(reason(&said), "push https://[redacted]@github.com: 403");
+        let said = format!("403 at https://ci:{}@github.com/", credential());
+        assert_eq!(reason(&said), "403 at https://[redacted]@github.com/");
         assert_eq!(reason(&credential()), "[redacted]");
     }
 }

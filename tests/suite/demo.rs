@@ -7,7 +7,7 @@ use std::process::{Command, Output, Stdio};
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use prost::Message as _;
 use runspan::otlp::Signal;
-use runspan::semconv::Event;
+use runspan::semconv::{ErrorType, Event};
 use serde_json::Value;
 use sqlx::{Connection as _, SqliteConnection};
 use tempfile::TempDir;
@@ -44,30 +44,46 @@ fn every_event_occurs_and_every_run_is_a_span() {
     let records = report["records"].as_array().unwrap();
     let events: BTreeSet<&str> = records.iter().map(|record| record["event"].as_str().unwrap()).collect();
     assert_eq!(events, Event::ALL.iter().map(|event| event.name()).collect());
-    let refusals: BTreeSet<&str> = records
-        .iter()
-        .filter(|record| record["event"] == Event::DispatchRefused.name())
-        .map(|record| record["reason"].as_str().unwrap())
-        .collect();
-    assert_eq!(
-        refusals,
-        ["context-mismatch", "missing-prior-output", "workflow-dispatch-inflight"].into_iter().collect()
-    );
+    let why: BTreeSet<&str> = records.iter().filter_map(|record| record["error.type"].as_str()).collect();
+    assert_eq!(why, ErrorType::ALL.iter().map(|error_type| error_type.as_str()).collect());
+    let handed_off = |record: &&Value| record["event"] == Event::HandedOff.name();
+    let parents: BTreeSet<_> =
+        records.iter().filter(handed_off).map(|it| it["workflowName"].as_str()).collect();
+    assert_eq!(parents, BTreeSet::from([Some("ship"), Some("triage")]), "steps, and a handler's own doing");
 
     let spans = report["spans"].as_array().unwrap();
     let runs = spans.iter().filter(|span| span["kind"] == "run").count() as u64;
     let counts = &report["counts"];
     assert_eq!(runs, counts["rows"].as_u64().unwrap() + counts["deleted"].as_u64().unwrap(), "{counts}");
+    let of_kind = |kind: &str| spans.iter().filter(|span| span["kind"] == kind).collect::<Vec<_>>();
+    let find = |span: &Value| spans.iter().find(|known| known["span_id"] == *span);
+    assert_eq!(of_kind("queue").len() as u64, runs, "each waits at first");
+    assert_eq!(of_kind("delivery").len() as u64, counts["deliveries"].as_u64().unwrap());
+    assert!(!of_kind("handler").is_empty());
+    for span in of_kind("handler") {
+        let above = find(&span["parent_span_id"]).unwrap_or_else(|| panic!("{span} is below nothing"));
+        assert_eq!(above["trace_id"], span["trace_id"]);
+        assert!(above["kind"] == "handler" || above["kind"] == "run", "{span} is below {above}");
+    }
+
     let ship = &report["ship"];
-    let trace: Vec<&Value> = spans.iter().filter(|span| span["trace_id"] == ship["traceId"]).collect();
-    assert_eq!(trace.len(), 12, "six runs, each with its wait");
-    let root = trace.iter().find(|span| span["name"] == "ship").unwrap();
+    let children: Vec<&str> = of_kind("run")
+        .into_iter()
+        .filter(|span| span["trace_id"] == ship["traceId"] && span["parent_span_id"] != Value::Null)
+        .map(|span| span["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(children, ["triage", "plan", "implement", "review", "resolve", "review", "resolve"]);
+    let root = of_kind("run").into_iter().find(|span| span["name"] == "ship").unwrap();
     let ids = ["trace_id", "span_id"].map(|id| root[id].as_str().unwrap());
     assert_eq!(ship["traceparent"], format!("00-{}-{}-03", ids[0], ids[1]), "as the run's id has it");
     assert_eq!(root["links"], Value::from(vec![ship["link"].clone()]));
+    let delivery = ship["link"].as_str().unwrap().split('-').nth(2).unwrap();
+    assert_eq!(find(&delivery.into()).unwrap()["kind"], "delivery");
 
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), "", "not even of the panic");
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.contains("https://[redacted]@github.com"), "the reason is there, without its credential");
+    assert!(!text.contains("ghs_"));
     assert!(is_empty(&temporary), "the database is removed");
 }
 
