@@ -146,8 +146,9 @@ pub async fn run(
     };
 
     let receiver = Receiver::start().await.map_err(machine("listen on the loopback interface"))?;
-    let database =
-        database::open(&url).await.map_err(|error| DemoError::Open(url.clone(), StoreError::from(error)))?;
+    let database = Database::connect(&url, database::CONNECTIONS)
+        .await
+        .map_err(|error| DemoError::Open(url.clone(), StoreError::from(error)))?;
     let attached = attach(&url, &database).await?;
     let receiver_env = receiver_env(&receiver, env);
     let relay = relay(attached, &receiver_env)?;

@@ -50,6 +50,7 @@ mod orchestrator;
 pub mod queue;
 mod reaper;
 mod registry;
+mod scoped;
 mod steps;
 
 use std::fmt;

@@ -1,19 +1,15 @@
 //! What the demo asks of its database beside the runtime, and what an operator does to it by hand.
 
-use sqlx::Connection as _;
-use sqlx::postgres::PgConnection;
-
 use crate::run::RunId;
 use crate::runs::{self, RunsError};
 use crate::runtime::Database;
-use crate::store::DatabaseUrl;
 
 /// What the names of the demo's processes begin with, and so the owners of its runs: what else is in the table is
 /// none of its business.
 pub(super) const NAME: &str = "runspan-demo";
 
 /// How many connections the demo needs at most.
-const CONNECTIONS: u32 = 8;
+pub(super) const CONNECTIONS: u32 = 8;
 
 /// Whose runs are in the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,15 +20,6 @@ pub(super) enum TableOwner {
     Demo,
     /// An application's.
     Application,
-}
-
-/// Connects, and creates a SQLite file that is not there.
-pub(super) async fn open(url: &DatabaseUrl) -> Result<Database, sqlx::Error> {
-    if let DatabaseUrl::Postgres(options) = url {
-        // A pool would try again and again, and then only say that time is up.
-        PgConnection::connect_with(options).await?.close().await?;
-    }
-    Database::connect(url, CONNECTIONS).await
 }
 
 /// Whose table `workflow_runs` is.

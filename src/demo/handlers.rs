@@ -4,15 +4,12 @@
 
 use std::collections::HashMap;
 use std::future;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context as Waking, Poll};
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
 use serde_json::{Map, Value};
 use tokio::time::sleep;
-use tracing::{Dispatch, dispatcher, instrument};
+use tracing::instrument;
 use url::Url;
 
 use crate::runtime::{BoxError, Context, Outcome, Workflow};
@@ -29,11 +26,11 @@ const SPELLING: [(&str, &str); 3] =
 pub(super) fn workflow(name: &'static str, remarks: &Remarks) -> Workflow {
     let remarks = remarks.clone();
     match name {
-        "triage" => Workflow::new(name, |context| Scoped::new(triage(context))),
-        "plan" => Workflow::new(name, |context| Scoped::new(plan(context))).timeout(TIMEOUT),
-        "implement" => Workflow::new(name, |context| Scoped::new(implement(context))),
-        "review" => Workflow::new(name, move |context| Scoped::new(review(context, remarks.clone()))),
-        _ => Workflow::new(name, move |context| Scoped::new(resolve(context, remarks.clone()))),
+        "triage" => Workflow::new(name, triage),
+        "plan" => Workflow::new(name, plan).timeout(TIMEOUT),
+        "implement" => Workflow::new(name, implement),
+        "review" => Workflow::new(name, move |context| review(context, remarks.clone())),
+        _ => Workflow::new(name, move |context| resolve(context, remarks.clone())),
     }
 }
 
@@ -246,31 +243,4 @@ fn line_number(comment: &str) -> Option<usize> {
 
 fn keep(key: &str, value: impl Into<Value>) -> Map<String, Value> {
     Map::from_iter([(key.to_owned(), value.into())])
-}
-
-/// A handler that is dropped in the subscriber that it was made in, also when its task is cancelled: the registry of
-/// `tracing-subscriber` looks for the parent of a span that is closed in whichever subscriber is current.
-struct Scoped {
-    handler: Option<BoxFuture<'static, Result<Outcome, BoxError>>>,
-    subscriber: Dispatch,
-}
-
-impl Scoped {
-    fn new(handler: impl Future<Output = Result<Outcome, BoxError>> + Send + 'static) -> Self {
-        Self { handler: Some(Box::pin(handler)), subscriber: dispatcher::get_default(Dispatch::clone) }
-    }
-}
-
-impl Future for Scoped {
-    type Output = Result<Outcome, BoxError>;
-
-    fn poll(mut self: Pin<&mut Self>, waking: &mut Waking<'_>) -> Poll<Self::Output> {
-        self.handler.as_mut().expect("only dropping takes it").as_mut().poll(waking)
-    }
-}
-
-impl Drop for Scoped {
-    fn drop(&mut self) {
-        dispatcher::with_default(&self.subscriber, || drop(self.handler.take()));
-    }
 }

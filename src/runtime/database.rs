@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use sqlx::Transaction;
 use sqlx::pool::PoolConnection;
-use sqlx::postgres::{PgPool, PgPoolOptions, Postgres};
+use sqlx::postgres::{PgConnection, PgPool, PgPoolOptions, Postgres};
 use sqlx::sqlite::{Sqlite, SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions};
+use sqlx::{Connection as _, Transaction};
 
 use crate::runs::Connection;
 use crate::store::DatabaseUrl;
@@ -23,10 +23,13 @@ pub enum Database {
 }
 
 impl Database {
-    /// Connects, with at most `connections` at a time. A missing SQLite file is created.
+    /// Connects, with at most `connections` at a time; to SQLite with one, as it has one writer: several would
+    /// starve each other where these take turns. A missing SQLite file is created.
     pub async fn connect(url: &DatabaseUrl, connections: u32) -> Result<Self, sqlx::Error> {
         Ok(match url {
             DatabaseUrl::Postgres(options) => {
+                // A pool would try again and again, and then only say that time is up.
+                PgConnection::connect_with(options).await?.close().await?;
                 let pool = PgPoolOptions::new().acquire_timeout(PATIENCE).max_connections(connections);
                 Self::Postgres(pool.connect_with((**options).clone()).await?)
             }
@@ -36,7 +39,7 @@ impl Database {
                     .create_if_missing(true)
                     .journal_mode(SqliteJournalMode::Wal)
                     .busy_timeout(PATIENCE);
-                let pool = SqlitePoolOptions::new().acquire_timeout(PATIENCE).max_connections(connections);
+                let pool = SqlitePoolOptions::new().acquire_timeout(PATIENCE).max_connections(1);
                 Self::Sqlite(pool.connect_with(options).await?)
             }
         })

@@ -11,11 +11,11 @@ use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument as _;
-use tracing::instrument::WithSubscriber as _;
 
 use super::handler::{BoxError, Context, Outcome};
 use super::queue::Job;
 use super::registry::{Work, Workflow};
+use super::scoped::Scoped;
 use super::{EXECUTOR, End, Runtime, RuntimeError};
 use crate::run::{RunId, Status};
 use crate::runs::{self, Run, RunsError};
@@ -115,7 +115,7 @@ impl Executor {
                             hands.execute(&job).await;
                             drop(permit);
                         };
-                        tasks.spawn(work.with_current_subscriber());
+                        tasks.spawn(Scoped::new(work));
                     }
                     while tasks.try_join_next().is_some() {}
                 }
@@ -236,8 +236,8 @@ impl Hands {
         let context = Context::new(self.runtime.clone(), run.clone(), root);
         let handler = Arc::clone(handler);
         // In a task of its own, which a panic does not outlive and a timeout can drop.
-        let work = async move { handler(context).await }.instrument(span).with_current_subscriber();
-        let mut task = AbortOnDropHandle::new(tokio::spawn(work));
+        let work = async move { handler(context).await }.instrument(span);
+        let mut task = AbortOnDropHandle::new(tokio::spawn(Scoped::new(work)));
         let timeout = async {
             match workflow.timeout {
                 Some(timeout) => {

@@ -4,6 +4,7 @@ mod bad_input;
 mod chains;
 mod log_lines;
 mod reaper;
+mod spans;
 mod stage;
 
 use std::sync::Arc;
