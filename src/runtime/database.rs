@@ -13,6 +13,10 @@ use crate::store::DatabaseUrl;
 /// How long to wait for a connection, or for SQLite's lock.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// A process that is stopped in the middle gives its locks back before others take it for dead.
+const BEGIN: &str =
+    "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = '5s'";
+
 /// A pool of connections to the database that holds `workflow_runs`. Clones share it.
 #[derive(Clone, Debug)]
 pub enum Database {
@@ -57,9 +61,7 @@ impl Database {
     /// SQLite is the only one that writes.
     pub async fn begin(&self) -> Result<Tx, sqlx::Error> {
         Ok(match self {
-            Self::Postgres(pool) => {
-                Tx::Postgres(pool.begin_with("BEGIN ISOLATION LEVEL READ COMMITTED").await?)
-            }
+            Self::Postgres(pool) => Tx::Postgres(pool.begin_with(BEGIN).await?),
             Self::Sqlite(pool) => Tx::Sqlite(pool.begin_with("BEGIN IMMEDIATE").await?),
         })
     }

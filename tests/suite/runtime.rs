@@ -6,6 +6,8 @@ mod log_lines;
 mod reaper;
 mod spans;
 mod stage;
+#[cfg(feature = "services")]
+mod stopped;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
