@@ -27,6 +27,8 @@ mod otlp;
 mod outbox;
 #[cfg(feature = "services")]
 mod postgres;
+#[cfg(feature = "services")]
+mod processes;
 mod queue;
 mod reconcile;
 mod runs;
