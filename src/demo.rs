@@ -50,7 +50,7 @@ pub enum DemoError {
     Foreign,
     /// The database cannot be opened.
     #[error("cannot open {0}: {1}")]
-    Open(DatabaseUrl, StoreError),
+    Open(DatabaseUrl, RunsError),
     /// Another relay is at work.
     #[error("a relay is at work on this database: stop it (a killed one holds its lease for up to 10 s)")]
     RelayAtWork,
@@ -148,7 +148,7 @@ pub async fn run(
     let receiver = Receiver::start().await.map_err(machine("listen on the loopback interface"))?;
     let database = Database::connect(&url, database::CONNECTIONS)
         .await
-        .map_err(|error| DemoError::Open(url.clone(), StoreError::from(error)))?;
+        .map_err(|error| DemoError::Open(url.clone(), error))?;
     let attached = attach(&url, &database).await?;
     let receiver_env = receiver_env(&receiver, env);
     let relay = relay(attached, &receiver_env)?;

@@ -73,7 +73,7 @@ pub enum StoreError {
         cause: String,
     },
     /// The database refused, or is away.
-    #[error("{}", describe(.0))]
+    #[error("{}", crate::runs::describe(.0))]
     Database(#[from] sqlx::Error),
 }
 
@@ -93,20 +93,6 @@ impl StoreError {
             }),
             Self::LeaseLost | Self::JournalChanged { .. } | Self::Database(_) => true,
         }
-    }
-}
-
-/// One clear line. sqlx's own says "error returned from database: …" before all else.
-fn describe(error: &sqlx::Error) -> String {
-    match error {
-        sqlx::Error::Database(error) => format!("the database says: {}", error.message()),
-        sqlx::Error::Io(error) => format!("cannot reach the database: {error}"),
-        // sqlx keeps trying where nothing listens, and forgets why.
-        sqlx::Error::PoolTimedOut => {
-            "cannot reach the database: no connection in time; is it running, are host and port right?"
-                .to_owned()
-        }
-        other => format!("the database failed: {other}"),
     }
 }
 

@@ -45,6 +45,20 @@ pub enum RunsError {
         known: i64,
     },
     /// The database refused, or is away.
-    #[error("the database failed: {0}")]
+    #[error("{}", describe(.0))]
     Database(#[from] sqlx::Error),
+}
+
+/// One clear line. sqlx's own says "error returned from database: …" before all else.
+pub(crate) fn describe(error: &sqlx::Error) -> String {
+    match error {
+        sqlx::Error::Database(error) => format!("the database says: {}", error.message()),
+        sqlx::Error::Io(error) => format!("cannot reach the database: {error}"),
+        // sqlx keeps trying where nothing listens, and forgets why.
+        sqlx::Error::PoolTimedOut => {
+            "cannot reach the database: no connection in time; is it running, are host and port right?"
+                .to_owned()
+        }
+        other => format!("the database failed: {other}"),
+    }
 }

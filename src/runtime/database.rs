@@ -7,7 +7,7 @@ use sqlx::postgres::{PgConnection, PgPool, PgPoolOptions, Postgres};
 use sqlx::sqlite::{Sqlite, SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions};
 use sqlx::{Connection as _, Transaction};
 
-use crate::runs::Connection;
+use crate::runs::{Connection, RunsError};
 use crate::store::DatabaseUrl;
 
 /// How long to wait for a connection, or for SQLite's lock.
@@ -29,7 +29,7 @@ pub enum Database {
 impl Database {
     /// Connects, with at most `connections` at a time; to SQLite with one, as it has one writer: several would
     /// starve each other where these take turns. A missing SQLite file is created.
-    pub async fn connect(url: &DatabaseUrl, connections: u32) -> Result<Self, sqlx::Error> {
+    pub async fn connect(url: &DatabaseUrl, connections: u32) -> Result<Self, RunsError> {
         Ok(match url {
             DatabaseUrl::Postgres(options) => {
                 // A pool would try again and again, and then only say that time is up.

@@ -88,7 +88,8 @@ impl Executor {
 
     async fn stay_alive(&self) -> std::convert::Infallible {
         loop {
-            tokio::time::sleep(self.settings.lease_term / 3).await;
+            // A lease of no time would be renewed without a pause.
+            tokio::time::sleep((self.settings.lease_term / 3).max(Duration::from_millis(1))).await;
             if let Err(error) = self.hold_lease().await {
                 tracing::warn!("no sign of life: {error}");
             }

@@ -287,7 +287,9 @@ async fn inspect(connection: &mut PgConnection, plan: &Plan) -> Result<Table, St
                 c.relrowsecurity AND c.relforcerowsecurity AND NOT (r.rolsuper OR r.rolbypassrls),
                 EXISTS (SELECT FROM pg_index i JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'status'
                         WHERE i.indrelid = c.oid AND i.indisvalid
-                          AND (i.indkey[0] = a.attnum OR pg_get_expr(i.indpred, c.oid) ~ '\\mstatus\\M')),
+                          AND (i.indpred IS NULL AND i.indkey[0] = a.attnum
+                               -- not one of runs that ended so or so
+                               OR pg_get_expr(i.indpred, c.oid) ~ '\\mstatus\\M.*(queued.*running|running.*queued|<>)')),
                 quote_ident(r.rolname), current_user::text,
                 pg_has_role(r.oid, CASE WHEN current_setting('server_version_num')::int >= 160000
                                         THEN 'SET' ELSE 'MEMBER' END)

@@ -196,7 +196,11 @@ async fn inspect(connection: &mut SqliteConnection, plan: &Plan) -> Result<Table
         ));
     }
     let indexed: bool = sqlx::query_scalar(
-        "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'index' AND tbl_name = ?1 AND sql LIKE '%status%')",
+        // Not one of runs that ended so or so.
+        "SELECT EXISTS (SELECT 1 FROM sqlite_schema
+             WHERE type = 'index' AND tbl_name = ?1 AND sql LIKE '%status%'
+               AND (sql NOT LIKE '% WHERE %' OR sql LIKE '%queued%' AND sql LIKE '%running%'
+                    OR sql LIKE '%NOT IN%' OR sql LIKE '%<>%' OR sql LIKE '%!=%'))",
     )
     .bind(&name)
     .fetch_one(connection)

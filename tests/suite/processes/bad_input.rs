@@ -68,6 +68,7 @@ async fn what_it_cannot_reach_says_where() {
     for [database_url, queue_url] in [
         ["", &url],
         ["mysql://app:s3cret@db/app", &url],
+        [&format!("postgres://app:s3cret@{NOWHERE}/app"), &url],
         ["sqlite:/no/such/folder/app.db", &url],
         [&empty, &url],
         [&database.url, ""],
@@ -85,8 +86,9 @@ async fn what_it_cannot_reach_says_where() {
     insta::assert_snapshot!(told, @r#"
     2 error: the database URL has no scheme (write postgres://USER:PASSWORD@HOST:PORT/DATABASE or sqlite:PATH)
     2 error: unknown database URL scheme "mysql" (write postgres://USER:PASSWORD@HOST:PORT/DATABASE or sqlite:PATH)
-    1 error: sqlite:/no/such/folder/app.db: error returned from database: (code: 14) unable to open database file (see --database-url, DATABASE_URL)
-    1 error: the database failed: error returned from database: (code: 1) no such table: workflow_leases (has the database seen `bot migrate`?)
+    1 error: postgres://127.0.0.1:1/app: cannot reach the database: Connection refused (os error 111) (see --database-url, DATABASE_URL)
+    1 error: sqlite:/no/such/folder/app.db: the database says: unable to open database file (see --database-url, DATABASE_URL)
+    1 error: the database says: no such table: workflow_leases (has the database seen `bot migrate`?)
     2 error: not a queue's URL: write redis://HOST:6379/0, or rediss:// for TLS, and where a password is needed redis://USER:PASSWORD@HOST:6379/0, percent-encoded
     2 error: not a queue's URL: write redis://HOST:6379/0, or rediss:// for TLS, and where a password is needed redis://USER:PASSWORD@HOST:6379/0, percent-encoded
     1 error: no queue at 127.0.0.1:1: Connection refused (os error 111) (see --queue-url, REDIS_URL)
