@@ -279,7 +279,8 @@ async fn grant_sql(connection: &mut PgConnection, plan: &Plan) -> Result<String,
     ))
 }
 
-/// Finds the table and checks that it can be attached to.
+/// Finds the table and checks that it can be attached to. An index of runs that ended in some way finds none in
+/// flight.
 async fn inspect(connection: &mut PgConnection, plan: &Plan) -> Result<Table, StoreError> {
     let unfit = |why: String| Err(StoreError::Unfit(why));
     let found = sqlx::query(
@@ -288,7 +289,6 @@ async fn inspect(connection: &mut PgConnection, plan: &Plan) -> Result<Table, St
                 EXISTS (SELECT FROM pg_index i JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'status'
                         WHERE i.indrelid = c.oid AND i.indisvalid
                           AND (i.indpred IS NULL AND i.indkey[0] = a.attnum
-                               -- not one of runs that ended so or so
                                OR pg_get_expr(i.indpred, c.oid) ~ '\\mstatus\\M.*(queued.*running|running.*queued|<>)')),
                 quote_ident(r.rolname), current_user::text,
                 pg_has_role(r.oid, CASE WHEN current_setting('server_version_num')::int >= 160000
