@@ -94,15 +94,40 @@ impl Orchestrator {
     /// Ends a run, and does what follows. A run that has ended stays as it is: the first end stands, and this is
     /// [`RunsError::IllegalTransition`].
     pub async fn end(&self, run: &Run, end: &End) -> Result<(), RuntimeError> {
-        let Some(parent) = run.parent else {
+        if run.parent.is_none() {
             let mut session = self.runtime.database().acquire().await?;
             return Ok(mark(session.runs(), run.id, end).await?);
-        };
+        }
         let mut tx = self.runtime.database().begin().await?;
-        mark(tx.runs(), run.id, end).await?;
-        let then = self.advance_in(&mut tx, parent.run).await?;
+        let then = self.end_in(&mut tx, run, end).await?;
         tx.commit().await?;
         self.follow(then).await
+    }
+
+    /// Ends a run and does what follows, if it still is what somebody saw a while ago; whether it was.
+    pub(super) async fn end_if(
+        &self,
+        run: RunId,
+        end: &End,
+        still: impl FnOnce(&Run) -> bool,
+    ) -> Result<bool, RuntimeError> {
+        let mut tx = self.runtime.database().begin().await?;
+        let now = runs::lock(tx.runs(), run).await?;
+        if !still(&now) {
+            return Ok(false);
+        }
+        let then = self.end_in(&mut tx, &now, end).await?;
+        tx.commit().await?;
+        Box::pin(self.follow(then)).await?;
+        Ok(true)
+    }
+
+    async fn end_in(&self, tx: &mut Tx, run: &Run, end: &End) -> Result<Then, RuntimeError> {
+        mark(tx.runs(), run.id, end).await?;
+        match run.parent {
+            Some(parent) => self.advance_in(tx, parent.run).await,
+            None => Ok(Then::default()),
+        }
     }
 
     /// Takes a run further whose children have ended, if its children work for it. Does nothing where there is
@@ -171,15 +196,9 @@ impl Orchestrator {
         let Err(error) = self.runtime.queue().publish(run).await else { return Ok(Published::Yes) };
         tracing::error!(reason = "workflow-dispatch-enqueue-failed", runId = %run, "not published: {error}");
         let end = End::Failed { reason: format!("enqueue failed: {error}") };
-        let mut session = self.runtime.database().acquire().await?;
-        let run = runs::load(session.runs(), run).await?;
-        drop(session);
-        match Box::pin(self.end(&run, &end)).await {
-            Ok(()) => Ok(Published::No),
-            // It did arrive, and an executor has it.
-            Err(RuntimeError::Runs(RunsError::IllegalTransition { .. })) => Ok(Published::Yes),
-            Err(error) => Err(error),
-        }
+        // If it is not queued any more, it did arrive, and an executor has it: only the answer was lost.
+        let has_failed = self.end_if(run, &end, |now| now.status == Status::Queued).await?;
+        Ok(if has_failed { Published::No } else { Published::Yes })
     }
 
     async fn follow(&self, then: Then) -> Result<(), RuntimeError> {

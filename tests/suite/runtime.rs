@@ -3,6 +3,7 @@
 mod bad_input;
 mod chains;
 mod log_lines;
+mod races;
 mod reaper;
 mod spans;
 mod stage;
