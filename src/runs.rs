@@ -199,15 +199,16 @@ pub async fn merge_state<'c>(
     if changed == 1 { Ok(()) } else { Err(RunsError::NotFound { run: id }) }
 }
 
-/// Gives a run to `owner`, whatever its state.
+/// Gives a run to `owner`, if it is still `status`; whether it was. Otherwise it has an owner by now who counts on it.
 pub async fn set_owner<'c>(
     connection: impl Into<Connection<'c>>,
     id: RunId,
+    status: Status,
     owner: &Owner,
-) -> Result<(), RunsError> {
-    const SQL: &str = "UPDATE workflow_runs SET owner_kind = $2, owner_id = $3 WHERE id = $1";
-    let changed = execute!(connection.into(), SQL, SQL, id, &owner.kind, &owner.id)?;
-    if changed == 1 { Ok(()) } else { Err(RunsError::NotFound { run: id }) }
+) -> Result<bool, RunsError> {
+    const SQL: &str = "UPDATE workflow_runs SET owner_kind = $3, owner_id = $4 WHERE id = $1 AND status = $2";
+    let changed = execute!(connection.into(), SQL, SQL, id, status.as_str(), &owner.kind, &owner.id)?;
+    Ok(changed == 1)
 }
 
 /// `$2` put into the state, key by key.

@@ -185,7 +185,11 @@ impl Orchestrator {
             let reason = format!("handed off to {child}, which is no child of this run");
             return Box::pin(self.end(run, &End::Failed { reason })).await;
         }
-        runs::set_owner(tx.runs(), run.id, &self.runtime.owner(ORCHESTRATOR)).await?;
+        let owner = self.runtime.owner(ORCHESTRATOR);
+        if !runs::set_owner(tx.runs(), run.id, Status::Running, &owner).await? {
+            let (run, from) = (run.id, runs::status(tx.runs(), run.id).await?);
+            return Err(RunsError::IllegalTransition { run, from, to: Status::Running }.into());
+        }
         let then = self.advance_in(&mut tx, run.id).await?;
         tx.commit().await?;
         self.follow(then).await

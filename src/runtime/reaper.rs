@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::{DISPATCHER, EXECUTOR, End, ORCHESTRATOR, Runtime, RuntimeError};
+use crate::run::Status;
 use crate::runs::{self, RunsError};
 
 /// The lease that makes one reaper at a time.
@@ -117,12 +118,16 @@ impl Reaper {
         let oldest = self.runtime.queue().oldest().await?.unwrap_or_default();
         let mut session = self.runtime.database().acquire().await?;
         let overdue = runs::overdue(session.runs(), oldest + self.settings.publishing, AT_MOST).await?;
-        for run in &overdue {
+        let owner = self.runtime.owner(DISPATCHER);
+        let mut published = 0;
+        for run in overdue {
             // This also marks it as touched now: if its job is lost again, that is seen as long after.
-            runs::set_owner(session.runs(), run.id, &self.runtime.owner(DISPATCHER)).await?;
-            self.runtime.queue().publish(run.id).await?;
-            tracing::warn!(runId = %run.id, workflowName = run.workflow_name, "published again: it had no job");
+            if runs::set_owner(session.runs(), run.id, Status::Queued, &owner).await? {
+                self.runtime.queue().publish(run.id).await?;
+                published += 1;
+                tracing::warn!(runId = %run.id, workflowName = run.workflow_name, "published again: it had no job");
+            }
         }
-        Ok(overdue.len())
+        Ok(published)
     }
 }

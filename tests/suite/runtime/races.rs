@@ -6,14 +6,17 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 use runspan::run::{RunId, Status};
-use runspan::runs;
+use runspan::runs::{self, NewRun, Owner};
 use runspan::runtime::queue::{InProcessQueue, Job, Queue, QueueError};
-use runspan::runtime::{Dispatched, Registry, Runtime, Workflow};
+use runspan::runtime::{Dispatched, Outcome, Registry, Runtime, Workflow};
 
-use super::stage::{Stage, about, gated};
+use super::stage::{Stage, about, gated, workflow};
 use crate::database::{Database, eventually};
 
-on_every_database!(a_run_that_arrived_and_has_begun_is_let_be_where_publishing_it_fails,);
+on_every_database!(
+    a_run_that_arrived_and_has_begun_is_let_be_where_publishing_it_fails,
+    a_run_that_begins_while_it_is_published_again_keeps_its_owner,
+);
 
 /// What happens between a job's arrival and the queue's answer.
 type Meanwhile = Box<dyn Fn(RunId) -> BoxFuture<'static, Result<(), QueueError>> + Send + Sync>;
@@ -72,4 +75,44 @@ async fn a_run_that_arrived_and_has_begun_is_let_be_where_publishing_it_fails(da
     gate.add_permits(1);
     assert_eq!(stage.ended(run).await.status, Status::Succeeded);
     executor.stop().await;
+}
+
+async fn a_run_that_begins_while_it_is_published_again_keeps_its_owner(database: &Database) {
+    let plan = workflow("plan", |_| Outcome::Succeeded);
+    let stage = Stage::new(database, [plan.clone()]).await;
+    let mut ids = Vec::new();
+    for number in 1..=2 {
+        let new = NewRun::new("plan", about(number).target.unwrap());
+        ids.push(runs::insert_queued(database.connect().await.runs(), &new).await.unwrap());
+    }
+    let owner = Owner { kind: "executor".to_owned(), id: "another".to_owned() };
+    let (rows, claimed) = (stage.runtime.database().clone(), owner.clone());
+    let both = ids.clone();
+    let the_other_begins: Meanwhile = Box::new(move |run| {
+        let (rows, owner) = (rows.clone(), claimed.clone());
+        let others: Vec<_> = both.iter().copied().filter(|other| *other != run).collect();
+        Box::pin(async move {
+            for other in others {
+                let mut session = rows.acquire().await.unwrap();
+                let _ = runs::claim(session.runs(), other, &owner).await;
+            }
+            Ok(())
+        })
+    });
+    let reaping = process(&stage, plan, the_other_begins).await;
+    let reaper = reaping.reaper(Stage::reaping());
+    eventually("published", || {
+        let round = reaper.round();
+        async { round.await.unwrap().is_some_and(|reaped| reaped.published > 0) }
+    })
+    .await;
+    let mut begun = 0;
+    for run in ids {
+        let row = stage.row(run).await;
+        if row.status == Status::Running {
+            assert_eq!(row.owner.as_ref(), Some(&owner), "or nobody would ever miss its executor");
+            begun += 1;
+        }
+    }
+    assert_eq!(begun, 1);
 }
