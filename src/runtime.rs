@@ -55,6 +55,7 @@ mod steps;
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 pub use self::database::{Database, Session, Tx};
 pub use self::delivery::{Delivery, InvalidDelivery};
@@ -112,6 +113,7 @@ struct Shared {
     database: Database,
     queue: Arc<dyn Queue>,
     registry: Registry,
+    executors: AtomicU32,
 }
 
 impl Runtime {
@@ -124,7 +126,7 @@ impl Runtime {
         registry: Registry,
     ) -> Self {
         let name = format!("{name}-{:08x}", rand::random::<u32>());
-        Self { shared: Arc::new(Shared { name, database, queue, registry }) }
+        Self { shared: Arc::new(Shared { name, database, queue, registry, executors: AtomicU32::new(0) }) }
     }
 
     /// Its name, with the suffix.
@@ -159,6 +161,16 @@ impl Runtime {
 
     fn owner(&self, kind: &str) -> Owner {
         Owner { kind: kind.to_owned(), id: self.shared.name.clone() }
+    }
+
+    /// The owner of one more executor's runs: not that of another's, whose lease and whose jobs are its own.
+    fn new_executor(&self) -> Owner {
+        let mut owner = self.owner(EXECUTOR);
+        let before = self.shared.executors.fetch_add(1, Ordering::Relaxed);
+        if before > 0 {
+            owner.id = format!("{}-{}", owner.id, before + 1);
+        }
+        owner
     }
 
     fn queue(&self) -> &dyn Queue {

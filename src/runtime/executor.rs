@@ -16,9 +16,9 @@ use super::handler::{BoxError, Context, Outcome};
 use super::queue::Job;
 use super::registry::{Work, Workflow};
 use super::scoped::Scoped;
-use super::{EXECUTOR, End, Runtime, RuntimeError};
+use super::{End, Runtime, RuntimeError};
 use crate::run::{RunId, Status};
-use crate::runs::{self, Run, RunsError};
+use crate::runs::{self, Owner, Run, RunsError};
 use crate::{redact, telemetry};
 
 /// How long an executor that was told to stop goes on trying to write down how its runs ended.
@@ -45,42 +45,43 @@ impl Default for ExecutorSettings {
 #[derive(Debug)]
 pub struct Executor {
     runtime: Runtime,
+    /// Of its runs; its lease is on the id of it.
+    owner: Owner,
     settings: ExecutorSettings,
 }
 
 impl Executor {
     pub(super) fn new(runtime: Runtime, settings: ExecutorSettings) -> Self {
-        Self { runtime, settings }
+        Self { owner: runtime.new_executor(), runtime, settings }
     }
 
     /// Works until `stop`, then lets its handlers come to their end. One that takes longer than
     /// [`drain`](ExecutorSettings::drain) is dropped, and its run has failed: none is left running without an owner.
     pub async fn run(self, stop: CancellationToken) -> Result<(), RuntimeError> {
         self.hold_lease().await?;
-        let Self { runtime, settings } = self;
         let hands = Arc::new(Hands {
-            runtime,
+            runtime: self.runtime.clone(),
+            owner: self.owner.clone(),
             in_hand: Mutex::default(),
             stop: stop.clone(),
             abandon: CancellationToken::new(),
         });
-        let executor = Self { runtime: hands.runtime.clone(), settings };
         let mut tasks = JoinSet::new();
         tokio::select! {
-            never = executor.stay_alive() => match never {},
-            () = executor.take_jobs(&hands, &mut tasks) => {}
+            never = self.stay_alive() => match never {},
+            () = self.take_jobs(&hands, &mut tasks) => {}
         }
         let drained = async { while tasks.join_next().await.is_some() {} };
         tokio::select! {
-            never = executor.stay_alive() => match never {},
-            () = executor.let_end(&hands, drained) => {}
+            never = self.stay_alive() => match never {},
+            () = self.let_end(&hands, drained) => {}
         }
-        let mut session = executor.runtime.database().acquire().await?;
-        Ok(runs::release_lease(session.runs(), executor.runtime.name(), executor.runtime.name()).await?)
+        let mut session = self.runtime.database().acquire().await?;
+        Ok(runs::release_lease(session.runs(), &self.owner.id, &self.owner.id).await?)
     }
 
     async fn hold_lease(&self) -> Result<(), RuntimeError> {
-        let name = self.runtime.name();
+        let name = &self.owner.id;
         let mut session = self.runtime.database().acquire().await?;
         runs::hold_lease(session.runs(), name, name, self.settings.lease_term).await?;
         Ok(())
@@ -102,7 +103,7 @@ impl Executor {
         let mut patience = patience();
         while let Some(Ok(first)) = hands.stop.run_until_cancelled(Arc::clone(&room).acquire_owned()).await {
             let at_most = 1 + room.available_permits();
-            let taken = self.runtime.queue().take(self.runtime.name(), at_most);
+            let taken = self.runtime.queue().take(&self.owner.id, at_most);
             let Some(taken) = hands.stop.run_until_cancelled(taken).await else { return };
             match taken {
                 Ok(jobs) => {
@@ -143,6 +144,7 @@ impl Executor {
 /// What the tasks of an executor share.
 struct Hands {
     runtime: Runtime,
+    owner: Owner,
     /// A job may come twice; a run is worked on once.
     in_hand: Mutex<HashSet<RunId>>,
     stop: CancellationToken,
@@ -175,7 +177,7 @@ impl Hands {
             let outcome = if let Some(workflow) = workflow {
                 self.handle(workflow, &run, root).await
             } else {
-                let (workflow, process) = (&run.workflow_name, self.runtime.name());
+                let (workflow, process) = (&run.workflow_name, &self.owner.id);
                 Outcome::Failed { reason: format!("no workflow is named {workflow:?} in {process}") }
             };
             self.end(&run, outcome).await;
@@ -206,16 +208,15 @@ impl Hands {
             Some(_) => runs::root(session.runs(), id).await?,
             None => id,
         };
-        let owner = self.runtime.owner(EXECUTOR);
         // The answer to an earlier claim of this task's may have been lost.
-        let is_ours = run.status == Status::Running && run.owner.as_ref() == Some(&owner);
-        match runs::claim(session.runs(), id, &owner).await {
+        let is_ours = run.status == Status::Running && run.owner.as_ref() == Some(&self.owner);
+        match runs::claim(session.runs(), id, &self.owner).await {
             Ok(()) => {}
             Err(RunsError::IllegalTransition { .. }) if is_ours => {}
             Err(RunsError::IllegalTransition { .. }) => return Ok(None),
             Err(error) => return Err(error.into()),
         }
-        let run = Run { status: Status::Running, owner: Some(owner), ..run };
+        let run = Run { status: Status::Running, owner: Some(self.owner.clone()), ..run };
         Ok(Some(Begun { run, root, workflow }))
     }
 
@@ -259,7 +260,7 @@ impl Hands {
                 Outcome::Failed { reason }
             }
             () = self.abandon.cancelled() => {
-                let reason = format!("owner lost: {} was stopped before the run ended", self.runtime.name());
+                let reason = format!("owner lost: {} was stopped before the run ended", self.owner.id);
                 Outcome::Failed { reason }
             }
         }

@@ -1,6 +1,7 @@
 //! Two processes at one run at the same moment, and answers that were lost.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -8,14 +9,17 @@ use futures_util::future::BoxFuture;
 use runspan::run::{RunId, Status};
 use runspan::runs::{self, NewRun, Owner};
 use runspan::runtime::queue::{InProcessQueue, Job, Queue, QueueError};
-use runspan::runtime::{Dispatched, Outcome, Registry, Runtime, Workflow};
+use runspan::runtime::{Dispatched, Outcome, Reaped, Registry, Runtime, Workflow};
+use tokio::sync::Semaphore;
 
-use super::stage::{Stage, about, gated, workflow};
+use super::stage::{Running, Stage, about, gated, workflow};
 use crate::database::{Database, eventually};
 
 on_every_database!(
     a_run_that_arrived_and_has_begun_is_let_be_where_publishing_it_fails,
     a_run_that_begins_while_it_is_published_again_keeps_its_owner,
+    executors_of_one_process_do_not_share_runs,
+    an_executor_that_stops_leaves_the_runs_of_another_of_its_process_alone,
 );
 
 /// What happens between a job's arrival and the queue's answer.
@@ -47,7 +51,7 @@ impl Queue for Hooked {
 }
 
 /// A process whose queue answers when `meanwhile` has happened.
-async fn process(stage: &Stage, plan: Workflow, meanwhile: Meanwhile) -> Runtime {
+fn process(stage: &Stage, plan: Workflow, meanwhile: Meanwhile) -> Runtime {
     let database = stage.runtime.database().clone();
     let queue = Hooked { queue: stage.queue.clone(), meanwhile };
     Runtime::new("hooked", database, Arc::new(queue), Registry::new([plan]).unwrap())
@@ -69,7 +73,7 @@ async fn a_run_that_arrived_and_has_begun_is_let_be_where_publishing_it_fails(da
         })
     });
     let executor = stage.execute();
-    let dispatching = process(&stage, plan, until_it_runs).await;
+    let dispatching = process(&stage, plan, until_it_runs);
     let became = dispatching.dispatcher().intent("plan", &about(1)).await.unwrap();
     let Dispatched::Queued { run } = became else { panic!("{became:?}") };
     gate.add_permits(1);
@@ -99,7 +103,7 @@ async fn a_run_that_begins_while_it_is_published_again_keeps_its_owner(database:
             Ok(())
         })
     });
-    let reaping = process(&stage, plan, the_other_begins).await;
+    let reaping = process(&stage, plan, the_other_begins);
     let reaper = reaping.reaper(Stage::reaping());
     eventually("published", || {
         let round = reaper.round();
@@ -115,4 +119,51 @@ async fn a_run_that_begins_while_it_is_published_again_keeps_its_owner(database:
         }
     }
     assert_eq!(begun, 1);
+}
+
+/// A workflow whose handlers wait at the gate, and how many have begun.
+fn counted() -> (Workflow, Arc<Semaphore>, Arc<AtomicUsize>) {
+    let (gate, begun) = (Arc::new(Semaphore::new(0)), Arc::new(AtomicUsize::new(0)));
+    let handlers = (Arc::clone(&gate), Arc::clone(&begun));
+    let plan = Workflow::new("plan", move |_| {
+        let (gate, begun) = handlers.clone();
+        async move {
+            begun.fetch_add(1, Ordering::SeqCst);
+            gate.acquire().await?.forget();
+            Ok(Outcome::Succeeded)
+        }
+    });
+    (plan, gate, begun)
+}
+
+async fn executors_of_one_process_do_not_share_runs(database: &Database) {
+    let (plan, gate, begun) = counted();
+    let stage = Stage::new(database, [plan]).await;
+    let run = stage.dispatch("plan", 1).await;
+    let executors = [stage.execute(), stage.execute()];
+    stage.begun(run).await;
+    for _ in 0..10 {
+        stage.queue.publish(run).await.unwrap();
+    }
+    eventually("all are gone", || async { stage.queue.oldest().await.unwrap().is_none() }).await;
+    gate.add_permits(10);
+    stage.ended(run).await;
+    for executor in executors {
+        executor.stop().await;
+    }
+    assert_eq!(begun.load(Ordering::SeqCst), 1);
+}
+
+async fn an_executor_that_stops_leaves_the_runs_of_another_of_its_process_alone(database: &Database) {
+    let (plan, gate) = gated("plan");
+    let stage = Stage::new(database, [plan]).await;
+    let executor = stage.execute();
+    let run = stage.dispatch("plan", 1).await;
+    stage.begun(run).await;
+    Running::new(&stage.runtime, Stage::settings()).stop().await;
+    let reaped = stage.runtime.reaper(Stage::reaping()).round().await.unwrap();
+    assert_eq!(reaped, Some(Reaped::default()));
+    gate.add_permits(1);
+    assert_eq!(stage.ended(run).await.status, Status::Succeeded);
+    executor.stop().await;
 }
