@@ -1,8 +1,9 @@
 //! Takes jobs, and runs their handlers.
 
 use std::any::Any;
-use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use backon::{BackoffBuilder as _, ExponentialBuilder};
@@ -145,17 +146,26 @@ impl Executor {
 struct Hands {
     runtime: Runtime,
     owner: Owner,
-    /// A job may come twice; a run is worked on once.
-    in_hand: Mutex<HashSet<RunId>>,
+    /// A job may come twice; a run is worked on once. With each, whether it has begun.
+    in_hand: Mutex<HashMap<RunId, bool>>,
     stop: CancellationToken,
     abandon: CancellationToken,
 }
 
 impl Hands {
     async fn execute(&self, job: &Job) {
-        // A set that is only ever inserted into and removed from is sound whoever panicked.
-        let in_hand = || self.in_hand.lock().unwrap_or_else(PoisonError::into_inner);
-        if !in_hand().insert(job.run) {
+        let earlier = match self.in_hand().entry(job.run) {
+            Entry::Occupied(has_begun) => Some(*has_begun.get()),
+            Entry::Vacant(vacant) => {
+                vacant.insert(false);
+                None
+            }
+        };
+        if let Some(has_begun) = earlier {
+            // Left in the queue for as long as the handler takes, it would hide from the reaper which jobs are lost.
+            if has_begun {
+                self.acknowledge(job).await;
+            }
             return;
         }
         let mut patience = patience();
@@ -167,11 +177,17 @@ impl Hands {
                 break;
             }
         }
-        in_hand().remove(&job.run);
+        self.in_hand().remove(&job.run);
+    }
+
+    /// A map that is only ever inserted into and removed from is sound whoever panicked.
+    fn in_hand(&self) -> MutexGuard<'_, HashMap<RunId, bool>> {
+        self.in_hand.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn try_execute(&self, job: &Job) -> Result<(), RuntimeError> {
         let begun = self.begin(job.run).await?;
+        self.in_hand().insert(job.run, true);
         self.acknowledge(job).await;
         if let Some(Begun { run, root, workflow }) = begun {
             let outcome = if let Some(workflow) = workflow {

@@ -20,6 +20,7 @@ on_every_database!(
     a_run_that_begins_while_it_is_published_again_keeps_its_owner,
     executors_of_one_process_do_not_share_runs,
     an_executor_that_stops_leaves_the_runs_of_another_of_its_process_alone,
+    a_job_that_comes_again_is_removed_while_its_run_is_worked_on,
 );
 
 /// What happens between a job's arrival and the queue's answer.
@@ -165,5 +166,19 @@ async fn an_executor_that_stops_leaves_the_runs_of_another_of_its_process_alone(
     assert_eq!(reaped, Some(Reaped::default()));
     gate.add_permits(1);
     assert_eq!(stage.ended(run).await.status, Status::Succeeded);
+    executor.stop().await;
+}
+
+/// Or the oldest job would be as old as that run's, and no run younger than it would count as without a job.
+async fn a_job_that_comes_again_is_removed_while_its_run_is_worked_on(database: &Database) {
+    let (plan, gate) = gated("plan");
+    let stage = Stage::new(database, [plan]).await;
+    let executor = stage.execute();
+    let run = stage.dispatch("plan", 1).await;
+    stage.begun(run).await;
+    stage.queue.publish(run).await.unwrap();
+    eventually("gone", || async { stage.queue.oldest().await.unwrap().is_none() }).await;
+    assert_eq!(stage.row(run).await.status, Status::Running);
+    gate.add_permits(1);
     executor.stop().await;
 }
