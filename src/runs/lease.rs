@@ -52,6 +52,8 @@ pub async fn forget_leases<'c>(
     Ok(())
 }
 
+// Below, IN repeats what the index of runs in flight says: SQLite uses that only where its words stand.
+
 /// Running runs, at most `limit`, whose owner is of `kind` and holds no lease on its own id any more.
 pub async fn orphans<'c>(
     connection: impl Into<Connection<'c>>,
@@ -62,12 +64,12 @@ pub async fn orphans<'c>(
         connection.into(),
         fetch_all,
         select!(
-            "WHERE r.status = 'running' AND r.owner_kind = $1 AND NOT EXISTS (
+            "WHERE r.status IN ('queued', 'running') AND r.status = 'running' AND r.owner_kind = $1 AND NOT EXISTS (
                  SELECT 1 FROM workflow_leases l WHERE l.name = r.owner_id AND l.expires_at > clock_timestamp())
              LIMIT $2"
         ),
         select!(
-            "WHERE r.status = 'running' AND r.owner_kind = $1 AND NOT EXISTS (
+            "WHERE r.status IN ('queued', 'running') AND r.status = 'running' AND r.owner_kind = $1 AND NOT EXISTS (
                  SELECT 1 FROM workflow_leases l WHERE l.name = r.owner_id AND l.expires_at > julianday('now'))
              LIMIT $2"
         ),
@@ -87,11 +89,11 @@ pub async fn overdue<'c>(
         connection.into(),
         fetch_all,
         select!(
-            "WHERE r.status = 'queued' AND r.updated_at < clock_timestamp() - make_interval(secs => $1)
+            "WHERE r.status IN ('queued', 'running') AND r.status = 'queued' AND r.updated_at < clock_timestamp() - make_interval(secs => $1)
              ORDER BY r.updated_at LIMIT $2"
         ),
         select!(
-            "WHERE r.status = 'queued' AND julianday(r.updated_at) < julianday('now') - $1 / 86400.0
+            "WHERE r.status IN ('queued', 'running') AND r.status = 'queued' AND julianday(r.updated_at) < julianday('now') - $1 / 86400.0
              ORDER BY r.updated_at LIMIT $2"
         ),
         age.as_secs_f64(),
@@ -107,7 +109,7 @@ pub async fn stalled<'c>(
     limit: u32,
 ) -> Result<Vec<Run>, RunsError> {
     const SQL: &str = select!(
-        "WHERE r.status = 'running' AND r.owner_kind = $1 AND NOT EXISTS (
+        "WHERE r.status IN ('queued', 'running') AND r.status = 'running' AND r.owner_kind = $1 AND NOT EXISTS (
              SELECT 1 FROM workflow_runs c WHERE c.parent_run_id = r.id AND c.status IN ('queued', 'running'))
          LIMIT $2"
     );
