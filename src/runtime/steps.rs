@@ -51,7 +51,7 @@ impl Steps {
     fn workflow(&self, index: usize) -> Option<&str> {
         let of_rounds = || {
             let index = index - self.once.len();
-            (index < self.rounds.len() * self.at_most)
+            (index < self.rounds.len().saturating_mul(self.at_most))
                 .then(|| self.rounds[index % self.rounds.len()].as_str())
         };
         self.once.get(index).map_or_else(of_rounds, |step| Some(step))
@@ -136,6 +136,12 @@ mod tests {
         5 resolve  failed      Failed { reason: "resolve failed: no" }
         "#);
         assert_eq!(steps.workflow(6), None);
+    }
+
+    #[test]
+    fn rounds_may_have_no_cap() {
+        let steps = Steps::new(["plan"]).rounds(["review", "resolve"], usize::MAX);
+        assert_eq!(steps.after(0, &End::Succeeded), Next::Step(1, "review"));
     }
 
     #[test]
