@@ -42,7 +42,7 @@ pub struct Job {
     /// The run to execute.
     pub run: RunId,
     /// What the queue knows the job by.
-    pub(super) receipt: String,
+    pub receipt: String,
 }
 
 /// A queue of jobs, first in, first out.
