@@ -253,9 +253,9 @@ impl Hands {
         run.delivery_id.as_ref().map(|id| span.record("deliveryId", id));
         let context = Context::new(self.runtime.clone(), run.clone(), root);
         let handler = Arc::clone(handler);
-        // In a task of its own, which a panic does not outlive and a timeout can drop.
-        let work = async move { handler(context).await }.instrument(span);
-        let mut task = AbortOnDropHandle::new(tokio::spawn(Scoped::new(work)));
+        // In a task of its own, which a panic does not outlive and a timeout can drop; an error's text is its code too.
+        let work = async move { handler(context).await.map_err(|error| with_causes(&error)) };
+        let mut task = AbortOnDropHandle::new(tokio::spawn(Scoped::new(work.instrument(span))));
         let timeout = async {
             match workflow.timeout {
                 Some(timeout) => {
@@ -268,7 +268,7 @@ impl Hands {
         tokio::select! {
             ended = &mut task => match ended {
                 Ok(Ok(outcome)) => outcome,
-                Ok(Err(error)) => uncaught(&with_causes(&error)),
+                Ok(Err(error)) => uncaught(&error),
                 Err(ended) => uncaught(&panicked(ended)),
             },
             timeout = timeout => {

@@ -21,6 +21,7 @@ on_every_database!(
     executors_of_one_process_do_not_share_runs,
     an_executor_that_stops_leaves_the_runs_of_another_of_its_process_alone,
     a_job_that_comes_again_is_removed_while_its_run_is_worked_on,
+    an_error_that_panics_when_it_is_shown_ends_the_run,
 );
 
 /// What happens between a job's arrival and the queue's answer.
@@ -180,5 +181,24 @@ async fn a_job_that_comes_again_is_removed_while_its_run_is_worked_on(database: 
     eventually("gone", || async { stage.queue.oldest().await.unwrap().is_none() }).await;
     assert_eq!(stage.row(run).await.status, Status::Running);
     gate.add_permits(1);
+    executor.stop().await;
+}
+
+#[derive(Debug)]
+struct Wordless;
+
+impl std::fmt::Display for Wordless {
+    fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        panic!("no words")
+    }
+}
+
+impl std::error::Error for Wordless {}
+
+async fn an_error_that_panics_when_it_is_shown_ends_the_run(database: &Database) {
+    let stage = Stage::new(database, [Workflow::new("plan", |_| async { Err(Wordless.into()) })]).await;
+    let executor = stage.execute();
+    let run = stage.dispatch("plan", 1).await;
+    assert_eq!(stage.ended(run).await.reason(), Some("uncaught: no words"));
     executor.stop().await;
 }
