@@ -152,7 +152,13 @@ impl Orchestrator {
     pub(super) async fn queue_child(&self, run: &Run, workflow: &str) -> Result<RunId, RuntimeError> {
         let child = child_of(run, 0, workflow, &self.runtime);
         let mut tx = self.runtime.database().begin().await?;
-        runs::lock(tx.runs(), run.id).await?;
+        let now = runs::lock(tx.runs(), run.id).await?;
+        if now.status != Status::Running || now.owner != run.owner {
+            // The reaper took this process for dead: a child would work on beside the run that comes after this one.
+            return Err(
+                RunsError::IllegalTransition { run: run.id, from: now.status, to: Status::Running }.into()
+            );
+        }
         if runs::last_child(tx.runs(), run.id).await?.is_some() {
             return Err(RuntimeError::SecondChild(run.id));
         }

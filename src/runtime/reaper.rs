@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{DISPATCHER, EXECUTOR, End, ORCHESTRATOR, Runtime, RuntimeError};
 use crate::run::Status;
-use crate::runs::{self, RunsError};
+use crate::runs::{self, Run, RunsError};
 
 /// The lease that makes one reaper at a time.
 const LEASE: &str = "reaper";
@@ -97,11 +97,11 @@ impl Reaper {
             let owner = run.owner.as_ref().map_or("its owner", |owner| &owner.id);
             let reason = format!("owner lost: {owner} gives no sign of life");
             tracing::warn!(reason, runId = %run.id, workflowName = run.workflow_name, "reaped");
-            match orchestrator.end(&run, &End::Failed { reason }).await {
-                Ok(()) => reaped.failed += 1,
-                // It ended meanwhile.
-                Err(RuntimeError::Runs(RunsError::IllegalTransition { .. } | RunsError::NotFound { .. })) => {
-                }
+            let still = |now: &Run| now.status == Status::Running && now.owner == run.owner;
+            match orchestrator.end_if(run.id, &End::Failed { reason }, still).await {
+                Ok(true) => reaped.failed += 1,
+                // It ended meanwhile, or was handed off: its owner was slow, not dead.
+                Ok(false) | Err(RuntimeError::Runs(RunsError::NotFound { .. })) => {}
                 Err(error) => return Err(error),
             }
         }

@@ -21,6 +21,8 @@ on_every_database!(
     executors_of_one_process_do_not_share_runs,
     an_executor_that_stops_leaves_the_runs_of_another_of_its_process_alone,
     a_job_that_comes_again_is_removed_while_its_run_is_worked_on,
+    a_run_that_is_handed_off_while_it_is_reaped_is_let_be,
+    a_run_that_was_reaped_begins_no_child,
     an_error_that_panics_when_it_is_shown_ends_the_run,
 );
 
@@ -182,6 +184,70 @@ async fn a_job_that_comes_again_is_removed_while_its_run_is_worked_on(database: 
     assert_eq!(stage.row(run).await.status, Status::Running);
     gate.add_permits(1);
     executor.stop().await;
+}
+
+/// Reads the orphans, and then is held up for so long that one of them has been handed off.
+async fn a_run_that_is_handed_off_while_it_is_reaped_is_let_be(database: &Database) {
+    let (plan, gate) = gated("plan");
+    let stage = Stage::new(database, [plan]).await;
+    let executor = stage.execute();
+    let ids = [stage.dispatch("plan", 1).await, stage.dispatch("plan", 2).await];
+    for run in ids {
+        stage.begun(run).await;
+    }
+    let mut session = database.connect().await;
+    session.execute("DELETE FROM workflow_leases").await;
+    // As if the other's owner had come back just before: the end of one gives the other away.
+    let sql =
+        "UPDATE workflow_runs SET owner_kind = 'orchestrator' WHERE status = 'running' AND id <> NEW.id";
+    session
+        .execute(&if database.is_postgres() {
+            format!(
+                "CREATE FUNCTION give() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN {sql}; RETURN NULL; END$$;
+                 CREATE TRIGGER give AFTER UPDATE ON workflow_runs
+                 FOR EACH ROW WHEN (NEW.status = 'failed') EXECUTE FUNCTION give()"
+            )
+        } else {
+            format!(
+                "CREATE TRIGGER give AFTER UPDATE OF status ON workflow_runs WHEN NEW.status = 'failed'
+                 BEGIN {sql}; END"
+            )
+        })
+        .await;
+    let reaped = stage.runtime.reaper(Stage::reaping()).round().await.unwrap().unwrap();
+    assert_eq!(reaped.failed, 1);
+    gate.add_permits(2);
+    executor.stop().await;
+}
+
+/// It would otherwise go on beside the run that takes the place of the failed one.
+async fn a_run_that_was_reaped_begins_no_child(database: &Database) {
+    let (begun, gate) = (Arc::new(AtomicUsize::new(0)), Arc::new(Semaphore::new(0)));
+    let handler = Arc::clone(&gate);
+    let route = Workflow::new("route", move |context| {
+        let gate = Arc::clone(&handler);
+        async move {
+            gate.acquire().await?.forget();
+            Ok(Outcome::HandedOff { child: context.hand_off("plan").await? })
+        }
+    });
+    let counted = Arc::clone(&begun);
+    let plan = Workflow::new("plan", move |_| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        async { Ok(Outcome::Succeeded) }
+    });
+    let stage = Stage::new(database, [route, plan]).await;
+    let executor = stage.execute();
+    let run = stage.dispatch("route", 1).await;
+    stage.begun(run).await;
+    let mut session = database.connect().await;
+    session.execute("DELETE FROM workflow_leases").await;
+    stage.runtime.reaper(Stage::reaping()).round().await.unwrap();
+    assert_eq!(stage.row(run).await.status, Status::Failed);
+    gate.add_permits(1);
+    executor.stop().await;
+    assert_eq!(session.count("workflow_runs").await, 1);
+    assert_eq!(begun.load(Ordering::SeqCst), 0);
 }
 
 #[derive(Debug)]
