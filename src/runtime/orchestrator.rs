@@ -278,7 +278,10 @@ impl Orchestrator {
         let Some(last) = last else {
             return match &workflow.work {
                 Work::Steps(steps) => Some(steps.first()),
-                Work::Handler(_) => None,
+                Work::Handler(_) => {
+                    let reason = "the run that it was handed off to is gone".to_owned();
+                    Some(Next::End(End::Failed { reason }))
+                }
             };
         };
         let end = End::of(last)?;

@@ -23,6 +23,7 @@ on_every_database!(
     a_job_that_comes_again_is_removed_while_its_run_is_worked_on,
     a_run_that_is_handed_off_while_it_is_reaped_is_let_be,
     a_run_that_was_reaped_begins_no_child,
+    a_run_whose_child_is_gone_has_failed,
     an_error_that_panics_when_it_is_shown_ends_the_run,
 );
 
@@ -248,6 +249,24 @@ async fn a_run_that_was_reaped_begins_no_child(database: &Database) {
     executor.stop().await;
     assert_eq!(session.count("workflow_runs").await, 1);
     assert_eq!(begun.load(Ordering::SeqCst), 0);
+}
+
+async fn a_run_whose_child_is_gone_has_failed(database: &Database) {
+    let route = Workflow::new("route", |context| async move {
+        Ok(Outcome::HandedOff { child: context.hand_off("plan").await? })
+    });
+    let forever = Workflow::new("plan", |_| std::future::pending());
+    let stage = Stage::new(database, [route, forever]).await;
+    let executor = stage.execute();
+    let run = stage.dispatch("route", 1).await;
+    eventually("handed off", || async {
+        stage.row(run).await.owner.is_some_and(|owner| owner.kind == "orchestrator")
+    })
+    .await;
+    database.connect().await.execute("DELETE FROM workflow_runs WHERE workflow_name = 'plan'").await;
+    stage.runtime.reaper(Stage::reaping()).round().await.unwrap();
+    assert_eq!(stage.row(run).await.reason(), Some("the run that it was handed off to is gone"));
+    executor.kill().await;
 }
 
 #[derive(Debug)]
