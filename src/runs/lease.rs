@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::row::{Row, run, select};
-use super::{Connection, Run, RunsError};
+use super::{Connection, Owner, RunsError};
+use crate::run::RunId;
 
 /// Takes or prolongs the lease `name` for `holder` by `term`; `false` while another holds it.
 pub async fn hold_lease<'c>(
@@ -52,6 +52,30 @@ pub async fn forget_leases<'c>(
     Ok(())
 }
 
+/// A run that somebody should look after. Not its whole row, which may be large, or not to be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unattended {
+    /// Its id.
+    pub id: RunId,
+    /// The workflow's name.
+    pub workflow_name: String,
+    /// Whose it is, or was.
+    pub owner: Option<Owner>,
+}
+
+/// The columns of a [`Row`].
+macro_rules! select {
+    ($rest:literal) => {
+        concat!("SELECT r.id, r.workflow_name, r.owner_kind, r.owner_id FROM workflow_runs r ", $rest)
+    };
+}
+
+type Row = (RunId, String, Option<String>, Option<String>);
+
+fn unattended((id, workflow_name, by, whom): Row) -> Unattended {
+    Unattended { id, workflow_name, owner: by.zip(whom).map(|(kind, id)| Owner { kind, id }) }
+}
+
 // Below, IN repeats what the index of runs in flight says: SQLite uses that only where its words stand.
 
 /// Running runs, at most `limit`, whose owner is of `kind` and holds no lease on its own id any more.
@@ -59,7 +83,7 @@ pub async fn orphans<'c>(
     connection: impl Into<Connection<'c>>,
     kind: &str,
     limit: u32,
-) -> Result<Vec<Run>, RunsError> {
+) -> Result<Vec<Unattended>, RunsError> {
     let rows: Vec<Row> = query!(
         connection.into(),
         fetch_all,
@@ -76,7 +100,7 @@ pub async fn orphans<'c>(
         kind,
         i64::from(limit)
     )?;
-    rows.into_iter().map(run).collect()
+    Ok(rows.into_iter().map(unattended).collect())
 }
 
 /// Queued runs, at most `limit`, that nothing has touched for longer than `age`; the oldest first.
@@ -84,7 +108,7 @@ pub async fn overdue<'c>(
     connection: impl Into<Connection<'c>>,
     age: Duration,
     limit: u32,
-) -> Result<Vec<Run>, RunsError> {
+) -> Result<Vec<Unattended>, RunsError> {
     let rows: Vec<Row> = query!(
         connection.into(),
         fetch_all,
@@ -99,7 +123,7 @@ pub async fn overdue<'c>(
         age.as_secs_f64(),
         i64::from(limit)
     )?;
-    rows.into_iter().map(run).collect()
+    Ok(rows.into_iter().map(unattended).collect())
 }
 
 /// Running runs, at most `limit`, whose owner is of `kind`, and of whose children none is in flight.
@@ -107,12 +131,12 @@ pub async fn stalled<'c>(
     connection: impl Into<Connection<'c>>,
     kind: &str,
     limit: u32,
-) -> Result<Vec<Run>, RunsError> {
+) -> Result<Vec<Unattended>, RunsError> {
     const SQL: &str = select!(
         "WHERE r.status IN ('queued', 'running') AND r.status = 'running' AND r.owner_kind = $1 AND NOT EXISTS (
              SELECT 1 FROM workflow_runs c WHERE c.parent_run_id = r.id AND c.status IN ('queued', 'running'))
          LIMIT $2"
     );
     let rows: Vec<Row> = query!(connection.into(), fetch_all, SQL, SQL, kind, i64::from(limit))?;
-    rows.into_iter().map(run).collect()
+    Ok(rows.into_iter().map(unattended).collect())
 }

@@ -1,7 +1,6 @@
 //! Rows, read.
 
 use serde_json::{Map, Value};
-use sqlx::types::Json;
 
 use super::{Connection, FAILED_REASON, INCOMPLETE_REASON, Owner, Parent, RunsError};
 use crate::run::{RunId, Status, Target, TargetKind};
@@ -19,7 +18,7 @@ pub struct Run {
     pub parent: Option<Parent>,
     /// Where it stands.
     pub status: Status,
-    /// What it knows.
+    /// What it knows; nothing, where that is no object, or not to be read.
     pub state: Map<String, Value>,
     /// The delivery that caused it, if one did.
     pub delivery_id: Option<String>,
@@ -39,20 +38,20 @@ impl Run {
     }
 }
 
-/// The columns of a [`Row`]. A status or a kind may be an enum of the application's.
+/// The columns of a [`Row`]. A status or a kind may be an enum of the application's; a state comes as text, as not all
+/// that the database takes for JSON is that to us.
 macro_rules! select {
     ($rest:literal) => {
         concat!(
             "SELECT r.id, r.workflow_name, CAST(r.target_type AS text), r.target_owner, r.target_repo, \
-             r.target_number, r.parent_run_id, r.parent_step_index, CAST(r.status AS text), r.state, \
+             r.target_number, r.parent_run_id, r.parent_step_index, CAST(r.status AS text), CAST(r.state AS text), \
              r.delivery_id, r.owner_kind, r.owner_id FROM workflow_runs r ",
             $rest
         )
     };
 }
-pub(super) use select;
 
-pub(super) type Row = (
+type Row = (
     RunId,
     String,
     String,
@@ -62,13 +61,13 @@ pub(super) type Row = (
     Option<RunId>,
     Option<i32>,
     String,
-    Json<Value>,
+    Option<String>,
     Option<String>,
     Option<String>,
     Option<String>,
 );
 
-pub(super) fn run(row: Row) -> Result<Run, RunsError> {
+fn run(row: Row) -> Result<Run, RunsError> {
     let (id, workflow_name, kind, owner, repo, number, parent, step, status, state, delivery_id, by, whom) =
         row;
     let corrupt = |cause: String| RunsError::Corrupt { run: id, cause };
@@ -82,10 +81,8 @@ pub(super) fn run(row: Row) -> Result<Run, RunsError> {
         target: Target { kind, owner, repo, number },
         parent: parent.map(|run| Parent { run, step_index: step.unwrap_or_default() }),
         status: status.parse().map_err(|error: crate::run::UnknownStatus| corrupt(error.to_string()))?,
-        state: match state.0 {
-            Value::Object(state) => state,
-            _ => Map::new(),
-        },
+        // Another writer's: a run is not stuck for it.
+        state: state.and_then(|state| serde_json::from_str(&state).ok()).unwrap_or_default(),
         delivery_id,
         owner: by.zip(whom).map(|(kind, id)| Owner { kind, id }),
     })

@@ -102,12 +102,21 @@ impl Reaper {
                 Ok(true) => reaped.failed += 1,
                 // It ended meanwhile, or was handed off: its owner was slow, not dead.
                 Ok(false) | Err(RuntimeError::Runs(RunsError::NotFound { .. })) => {}
+                // The others can be helped.
+                Err(RuntimeError::Runs(error @ RunsError::Corrupt { .. })) => {
+                    tracing::warn!(runId = %run.id, "not reaped: {error}");
+                }
                 Err(error) => return Err(error),
             }
         }
         for run in stalled {
-            orchestrator.advance(run.id).await?;
-            reaped.advanced += 1;
+            match orchestrator.advance(run.id).await {
+                Ok(()) => reaped.advanced += 1,
+                Err(RuntimeError::Runs(error @ RunsError::Corrupt { .. })) => {
+                    tracing::warn!(runId = %run.id, "not taken further: {error}");
+                }
+                Err(error) => return Err(error),
+            }
         }
         reaped.published = self.publish_again().await?;
         Ok(Some(reaped))

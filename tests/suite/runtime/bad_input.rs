@@ -16,6 +16,7 @@ on_every_database!(
     a_job_without_a_run_is_thrown_away,
     a_child_that_is_none_fails_the_run,
     a_refusal_stands_without_a_journal,
+    a_state_that_is_not_to_be_read_stops_nobody,
 );
 
 async fn an_unknown_label_names_those_that_there_are(database: &Database) {
@@ -109,5 +110,24 @@ async fn a_refusal_stands_without_a_journal(database: &Database) {
     assert!(format!("{again:?}").contains(&first.to_string()), "{again:?}");
     let executor = stage.execute();
     assert_eq!(stage.ended(first).await.status, Status::Succeeded);
+    executor.stop().await;
+}
+
+/// Another writer's: text that is no JSON, a number that is none to Rust.
+async fn a_state_that_is_not_to_be_read_stops_nobody(database: &Database) {
+    let stage = Stage::new(database, [workflow("plan", |_| Outcome::Succeeded)]).await;
+    let mut session = database.connect().await;
+    let new = NewRun::new("plan", about(1).target.unwrap());
+    let run = runs::insert_queued(session.runs(), &new).await.unwrap();
+    let unreadable = if database.is_postgres() { r#"{"n": 1e400}"# } else { "{n" };
+    session.execute(&format!("UPDATE workflow_runs SET state = '{unreadable}'")).await;
+    let reaper = stage.runtime.reaper(Stage::reaping());
+    eventually("looked after", || {
+        let round = reaper.round();
+        async { round.await.unwrap().is_some_and(|reaped| reaped.published == 1) }
+    })
+    .await;
+    let executor = stage.execute();
+    assert_eq!(stage.ended(run).await.status, Status::Succeeded);
     executor.stop().await;
 }
