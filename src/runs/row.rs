@@ -120,15 +120,16 @@ pub async fn last_child<'c>(
     row.map(run).transpose()
 }
 
-/// The run at the top of a run's tree: itself, without a parent. A parent whose row is gone counts as the top, as
-/// it does for the triggers.
+/// The run at the top of a run's tree: itself, without a parent. As for the triggers that is the highest whose row is
+/// there, and a parent whose row is gone for want of any.
 pub async fn root<'c>(connection: impl Into<Connection<'c>>, id: RunId) -> Result<RunId, RunsError> {
     // Nobody nests deeper; a row that is its own ancestor must not be walked for ever.
     const SQL: &str = "WITH RECURSIVE above (id, depth) AS (
              SELECT parent_run_id, 1 FROM workflow_runs WHERE id = $1 AND parent_run_id IS NOT NULL
              UNION ALL
-             SELECT r.parent_run_id, above.depth + 1 FROM above JOIN workflow_runs r ON r.id = above.id
-             WHERE r.parent_run_id IS NOT NULL AND above.depth < 64)
+             SELECT p.id, above.depth + 1 FROM above JOIN workflow_runs r ON r.id = above.id
+                 JOIN workflow_runs p ON p.id = r.parent_run_id
+             WHERE above.depth < 32)
          SELECT id FROM above ORDER BY depth DESC LIMIT 1";
     let top: Option<(RunId,)> = query!(connection.into(), fetch_optional, SQL, SQL, id)?;
     Ok(top.map_or(id, |(id,)| id))
