@@ -20,6 +20,9 @@ use serde_json::{Map, json};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+/// Its runs are owned by processes of this name, and its jobs lie under it.
+const NAME: &str = "bot";
+
 const HOW: &str = "\
 To begin with:
   export DATABASE_URL=postgres://user@host/app REDIS_URL=redis://host:6379/0
@@ -146,13 +149,13 @@ impl Services {
     async fn connect(&self, connections: u32, lease: Duration, pace: Duration) -> Result<Runtime, Failure> {
         let database = self.database.connect(connections).await?;
         // Who takes a job begins its run and is rid of it at once: whoever dies meanwhile has died with a lease.
-        let settings = RedisSettings { reclaim_after: lease, ..RedisSettings::default() };
+        let settings = RedisSettings { reclaim_after: lease, ..RedisSettings::new(NAME) };
         let queue = RedisQueue::connect(&self.queue_url, settings).await.map_err(|error| match error {
             QueueError::Url => usage(error),
             error => failed(format!("{error} (see --queue-url, REDIS_URL)")),
         })?;
         let registry = bundled::registry(handled(pace)).map_err(failed)?;
-        Ok(Runtime::new("bot", database, Arc::new(queue), registry))
+        Ok(Runtime::new(NAME, database, Arc::new(queue), registry))
     }
 }
 
@@ -206,7 +209,7 @@ impl Dispatch {
     async fn run(self) -> Result<ExitCode, Failure> {
         let payload = std::io::read_to_string(std::io::stdin()).map_err(usage)?;
         let delivery = Delivery::from_github(&self.delivery, payload.as_bytes()).map_err(usage)?;
-        let lease = RedisSettings::default().reclaim_after;
+        let lease = RedisSettings::new(NAME).reclaim_after;
         let runtime = self.services.connect(1, lease, Duration::ZERO).await?;
         let dispatched =
             runtime.dispatcher().label(&self.label, &delivery).await.map_err(|error| match error {
@@ -278,5 +281,5 @@ async fn call(context: &Context, pace: Duration) {
 }
 
 async fn keep(context: &Context, key: &str, value: serde_json::Value) -> Result<(), BoxError> {
-    context.set_state(Map::from_iter([(key.to_owned(), value)])).await
+    Ok(context.set_state(Map::from_iter([(key.to_owned(), value)])).await?)
 }

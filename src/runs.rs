@@ -26,7 +26,9 @@ use sqlx::types::Json;
 pub use self::connection::Connection;
 pub use self::error::RunsError;
 pub(crate) use self::error::describe;
-pub use self::lease::{Unattended, forget_leases, hold_lease, orphans, overdue, release_lease, stalled};
+pub use self::lease::{
+    Unattended, forget_leases, hold_lease, is_held, orphans, overdue, release_lease, stalled,
+};
 pub use self::migrate::migrate;
 pub use self::refusal::{Refusal, dispatch_refused};
 pub use self::row::{Run, has_succeeded, last_child, load, lock, root, status};

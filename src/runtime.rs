@@ -77,7 +77,7 @@ const EXECUTOR: &str = "executor";
 /// The owner of a run whose children work for it: any process can take it further.
 const ORCHESTRATOR: &str = "orchestrator";
 
-/// The most that a run's state may hold, as JSON. (A row is read and written whole, and so is its journal entry's
+/// The most that a delivery may bring into a run's state, or a handler put there at a time, as JSON. (A row is read and written whole, and so is its journal entry's
 /// context.)
 pub const MAX_STATE: usize = 1024 * 1024;
 
@@ -88,6 +88,9 @@ pub enum RuntimeError {
     /// A row could not be read or changed.
     #[error(transparent)]
     Runs(#[from] RunsError),
+    /// A handler hands off to what no registry knows.
+    #[error("cannot hand off to {0:?}, which is no workflow")]
+    UnknownWorkflow(String),
     /// A handler has queued a child already.
     #[error("run {0} has handed off already, and a run has one child at a time")]
     SecondChild(RunId),

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use sqlx::types::Json;
+
 use super::{Connection, Owner, RunsError};
 use crate::run::RunId;
 
@@ -36,6 +38,18 @@ pub async fn release_lease<'c>(
     const SQL: &str = "DELETE FROM workflow_leases WHERE name = $1 AND holder = $2";
     execute!(connection.into(), SQL, SQL, name, holder)?;
     Ok(())
+}
+
+/// Whether somebody holds the lease `name`.
+pub async fn is_held<'c>(connection: impl Into<Connection<'c>>, name: &str) -> Result<bool, RunsError> {
+    let (held,): (bool,) = query!(
+        connection.into(),
+        fetch_one,
+        "SELECT EXISTS (SELECT 1 FROM workflow_leases WHERE name = $1 AND expires_at > clock_timestamp())",
+        "SELECT EXISTS (SELECT 1 FROM workflow_leases WHERE name = $1 AND expires_at > julianday('now'))",
+        name
+    )?;
+    Ok(held)
 }
 
 /// Removes leases that expired longer than `age` ago.
@@ -126,17 +140,32 @@ pub async fn overdue<'c>(
     Ok(rows.into_iter().map(unattended).collect())
 }
 
-/// Running runs, at most `limit`, whose owner is of `kind`, and of whose children none is in flight.
+/// Running runs of these workflows, at most `limit`, whose owner is of `kind`, and of whose children none is in
+/// flight.
 pub async fn stalled<'c>(
     connection: impl Into<Connection<'c>>,
     kind: &str,
+    workflows: &[&str],
     limit: u32,
 ) -> Result<Vec<Unattended>, RunsError> {
-    const SQL: &str = select!(
-        "WHERE r.status IN ('queued', 'running') AND r.status = 'running' AND r.owner_kind = $1 AND NOT EXISTS (
-             SELECT 1 FROM workflow_runs c WHERE c.parent_run_id = r.id AND c.status IN ('queued', 'running'))
-         LIMIT $2"
-    );
-    let rows: Vec<Row> = query!(connection.into(), fetch_all, SQL, SQL, kind, i64::from(limit))?;
+    let rows: Vec<Row> = query!(
+        connection.into(),
+        fetch_all,
+        select!(
+            "WHERE r.status IN ('queued', 'running') AND r.status = 'running' AND r.owner_kind = $1
+               AND r.workflow_name IN (SELECT jsonb_array_elements_text($2)) AND NOT EXISTS (
+                 SELECT 1 FROM workflow_runs c WHERE c.parent_run_id = r.id AND c.status IN ('queued', 'running'))
+             LIMIT $3"
+        ),
+        select!(
+            "WHERE r.status IN ('queued', 'running') AND r.status = 'running' AND r.owner_kind = $1
+               AND r.workflow_name IN (SELECT value FROM json_each($2)) AND NOT EXISTS (
+                 SELECT 1 FROM workflow_runs c WHERE c.parent_run_id = r.id AND c.status IN ('queued', 'running'))
+             LIMIT $3"
+        ),
+        kind,
+        Json(workflows),
+        i64::from(limit)
+    )?;
     Ok(rows.into_iter().map(unattended).collect())
 }

@@ -25,12 +25,16 @@ use crate::{redact, telemetry};
 /// How long an executor that was told to stop goes on trying to write down how its runs ended.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
+/// How often an executor gives a sign of life while a lease lasts. Each may take as long as the pause before it, so
+/// that one may fail.
+const SIGNS: u32 = 4;
+
 /// How an executor works.
 #[derive(Clone, Debug)]
 pub struct ExecutorSettings {
     /// How many handlers run at a time.
     pub concurrency: usize,
-    /// How long its runs are its own without a sign of life: it gives one three times as often.
+    /// How long its runs are its own without a sign of life: it gives one four times as often.
     pub lease_term: Duration,
     /// How long handlers may go on after it was told to stop.
     pub drain: Duration,
@@ -89,11 +93,14 @@ impl Executor {
     }
 
     async fn stay_alive(&self) -> std::convert::Infallible {
+        // A lease of no time would be renewed without a pause.
+        let pause = (self.settings.lease_term / SIGNS).max(Duration::from_millis(1));
         loop {
-            // A lease of no time would be renewed without a pause.
-            tokio::time::sleep((self.settings.lease_term / 3).max(Duration::from_millis(1))).await;
-            if let Err(error) = self.hold_lease().await {
-                tracing::warn!("no sign of life: {error}");
+            tokio::time::sleep(pause).await;
+            match tokio::time::timeout(pause, self.hold_lease()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::warn!("no sign of life: {error}"),
+                Err(_) => tracing::warn!("no sign of life: the database took longer than {pause:?}"),
             }
         }
     }
@@ -206,9 +213,18 @@ impl Hands {
         let mut session = self.runtime.database().acquire().await?;
         let run = match runs::load(session.runs(), id).await {
             Ok(run) => run,
-            Err(error @ (RunsError::NotFound { .. } | RunsError::Corrupt { .. })) => {
+            Err(error @ RunsError::NotFound { .. }) => {
                 tracing::warn!(runId = %id, "a job without a run: {error}");
                 return Ok(None);
+            }
+            Err(RunsError::Corrupt { cause, .. }) => {
+                let reason = format!("its row cannot be read: {cause}");
+                tracing::warn!(runId = %id, "{reason}");
+                return match runs::mark_failed(session.runs(), id, &reason).await {
+                    // One whose status is none is nobody's.
+                    Ok(()) | Err(RunsError::IllegalTransition { .. } | RunsError::Corrupt { .. }) => Ok(None),
+                    Err(error) => Err(error.into()),
+                };
             }
             Err(error) => return Err(error.into()),
         };
@@ -250,7 +266,9 @@ impl Hands {
         let span = telemetry::run_span(run.id, root);
         span.record("workflowName", &run.workflow_name).record("target", run.target.to_string());
         span.record("otel.name", format!("{} handler", run.workflow_name));
-        run.delivery_id.as_ref().map(|id| span.record("deliveryId", id));
+        if let Some(id) = &run.delivery_id {
+            span.record("deliveryId", id);
+        }
         let context = Context::new(self.runtime.clone(), run.clone(), root);
         let handler = Arc::clone(handler);
         // In a task of its own, which a panic does not outlive and a timeout can drop; an error's text is its code too.

@@ -4,7 +4,7 @@ use std::error::Error;
 
 use serde_json::{Map, Value};
 
-use super::{MAX_STATE, Runtime};
+use super::{MAX_STATE, Runtime, RuntimeError};
 use crate::run::RunId;
 use crate::runs::{self, Run};
 use crate::telemetry;
@@ -34,7 +34,7 @@ pub enum Outcome {
     },
 }
 
-/// A state that a run cannot have.
+/// Why a run's state could not be kept.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StateError {
@@ -43,6 +43,9 @@ pub enum StateError {
         "a state of {0} bytes: at most {MAX_STATE} fit; keep what is large elsewhere, and its address here"
     )]
     TooLarge(usize),
+    /// The database failed, or the run is gone.
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
 }
 
 /// Whether a state fits into a row.
@@ -80,18 +83,18 @@ impl Context {
     }
 
     /// Puts `patch` into the run's state, each key in the place of the one that was there.
-    pub async fn set_state(&self, patch: Map<String, Value>) -> Result<(), BoxError> {
+    pub async fn set_state(&self, patch: Map<String, Value>) -> Result<(), StateError> {
         check_state(&patch)?;
-        let mut session = self.runtime.database().acquire().await?;
-        Ok(runs::merge_state(session.runs(), self.run.id, &patch).await?)
+        let mut session = self.runtime.database().acquire().await.map_err(RuntimeError::from)?;
+        Ok(runs::merge_state(session.runs(), self.run.id, &patch).await.map_err(RuntimeError::from)?)
     }
 
     /// Queues the one child of this run to which the handler can then [hand off](Outcome::HandedOff).
-    pub async fn hand_off(&self, workflow: &str) -> Result<RunId, BoxError> {
+    pub async fn hand_off(&self, workflow: &str) -> Result<RunId, RuntimeError> {
         if self.runtime.registry().get(workflow).is_none() {
-            return Err(format!("cannot hand off to {workflow:?}, which is no workflow").into());
+            return Err(RuntimeError::UnknownWorkflow(workflow.to_owned()));
         }
-        Ok(self.runtime.orchestrator().queue_child(&self.run, workflow).await?)
+        self.runtime.orchestrator().queue_child(&self.run, workflow).await
     }
 
     /// The `traceparent` for a call to another service: the current span's, or else the run's.

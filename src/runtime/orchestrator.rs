@@ -11,7 +11,7 @@ use super::registry::Work;
 use super::steps::Next;
 use super::{ORCHESTRATOR, Runtime, RuntimeError, Tx};
 use crate::run::{RunId, Status};
-use crate::runs::{self, Connection, NewRun, Parent, Refusal, Run, RunsError};
+use crate::runs::{self, Connection, NewRun, Owner, Parent, Refusal, Run, RunsError};
 use crate::semconv::ErrorType;
 
 /// The most that a row keeps of a reason, in bytes: as much as the journal takes.
@@ -64,6 +64,15 @@ pub(super) enum Published {
     No,
 }
 
+/// What somebody saw of a run.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Seen<'a> {
+    /// It is queued.
+    Queued,
+    /// It runs, and this owner of it holds no lease.
+    Orphan(&'a Owner),
+}
+
 /// What is to be done once a transaction has committed.
 #[derive(Default)]
 struct Then {
@@ -101,24 +110,28 @@ impl Orchestrator {
         let mut tx = self.runtime.database().begin().await?;
         let then = self.end_in(&mut tx, run, end).await?;
         tx.commit().await?;
-        self.follow(then).await
+        self.follow(then).await;
+        Ok(())
     }
 
     /// Ends a run and does what follows, if it still is what somebody saw a while ago; whether it was.
-    pub(super) async fn end_if(
-        &self,
-        run: RunId,
-        end: &End,
-        still: impl FnOnce(&Run) -> bool,
-    ) -> Result<bool, RuntimeError> {
+    pub(super) async fn end_if(&self, run: RunId, end: &End, seen: Seen<'_>) -> Result<bool, RuntimeError> {
         let mut tx = self.runtime.database().begin().await?;
         let now = runs::lock(tx.runs(), run).await?;
-        if !still(&now) {
+        let still = match seen {
+            Seen::Queued => now.status == Status::Queued,
+            Seen::Orphan(owner) => {
+                now.status == Status::Running
+                    && now.owner.as_ref() == Some(owner)
+                    && !runs::is_held(tx.runs(), &owner.id).await?
+            }
+        };
+        if !still {
             return Ok(false);
         }
         let then = self.end_in(&mut tx, &now, end).await?;
         tx.commit().await?;
-        Box::pin(self.follow(then)).await?;
+        Box::pin(self.follow(then)).await;
         Ok(true)
     }
 
@@ -136,7 +149,8 @@ impl Orchestrator {
         let mut tx = self.runtime.database().begin().await?;
         let then = self.advance_in(&mut tx, run).await?;
         tx.commit().await?;
-        self.follow(then).await
+        self.follow(then).await;
+        Ok(())
     }
 
     /// Begins a run whose work is `steps`, with its first step.
@@ -145,7 +159,8 @@ impl Orchestrator {
         runs::claim(tx.runs(), run.id, &self.runtime.owner(ORCHESTRATOR)).await?;
         let then = self.advance_in(&mut tx, run.id).await?;
         tx.commit().await?;
-        self.follow(then).await
+        self.follow(then).await;
+        Ok(())
     }
 
     /// Queues a child of `run`, which a handler works on, and publishes it.
@@ -198,7 +213,8 @@ impl Orchestrator {
         }
         let then = self.advance_in(&mut tx, run.id).await?;
         tx.commit().await?;
-        self.follow(then).await
+        self.follow(then).await;
+        Ok(())
     }
 
     /// Publishes a queued run. If that fails, the run fails, and what is above it: its target is free again.
@@ -207,18 +223,20 @@ impl Orchestrator {
         tracing::error!(reason = "workflow-dispatch-enqueue-failed", runId = %run, "not published: {error}");
         let end = End::Failed { reason: format!("enqueue failed: {error}") };
         // If it is not queued any more, it did arrive, and an executor has it: only the answer was lost.
-        let has_failed = self.end_if(run, &end, |now| now.status == Status::Queued).await?;
+        let has_failed = self.end_if(run, &end, Seen::Queued).await?;
         Ok(if has_failed { Published::No } else { Published::Yes })
     }
 
-    async fn follow(&self, then: Then) -> Result<(), RuntimeError> {
+    /// What was decided is true already: whatever goes wrong here, the reaper finds a queued run without a job.
+    async fn follow(&self, then: Then) {
         if let Some(refusal) = &then.refused {
             self.runtime.refused(refusal).await;
         }
-        if let Some(run) = then.publish {
-            self.publish(run).await?;
+        if let Some(run) = then.publish
+            && let Err(error) = self.publish(run).await
+        {
+            tracing::warn!(runId = %run, "neither published nor failed: {error}");
         }
-        Ok(())
     }
 
     /// Looks at the last child of `run`, and does what that means for `run`, and for what is above.
@@ -229,6 +247,11 @@ impl Orchestrator {
                 Ok(parent) => parent,
                 // Removed, as old rows may be.
                 Err(RunsError::NotFound { .. }) => return Ok(then),
+                // That must not keep the child from its end.
+                Err(error @ RunsError::Corrupt { .. }) => {
+                    tracing::warn!(runId = %run, "not taken further: {error}");
+                    return Ok(then);
+                }
                 Err(error) => return Err(error.into()),
             };
             let is_ours = parent.owner.as_ref().is_some_and(|owner| owner.kind == ORCHESTRATOR);
@@ -271,7 +294,7 @@ impl Orchestrator {
     /// What comes after the last child of `parent`, at `step`: `None` while that is in flight.
     fn next(&self, parent: &Run, step: i32, last: Option<&Run>) -> Option<Next<'_>> {
         let Some(workflow) = self.runtime.registry().get(&parent.workflow_name) else {
-            // A process that knows it will find it stalled.
+            // The reaper of a process that knows it will find it stalled.
             tracing::warn!(runId = %parent.id, workflowName = parent.workflow_name, "no such workflow here");
             return None;
         };

@@ -93,13 +93,14 @@ impl Workflow {
         Self { accepts, ..self }
     }
 
-    /// The workflow of which a run has to have succeeded on the same target before.
+    /// The workflow of which a run has to have succeeded on the same target before. Asked when a delivery is
+    /// dispatched, as is what it accepts; not of the steps of a composite workflow.
     #[must_use]
     pub fn requires(self, workflow: impl Into<String>) -> Self {
         Self { requires: Some(workflow.into()), ..self }
     }
 
-    /// How long its handler may take; without this, for ever.
+    /// How long its handler may take; without this, for ever. Not for a composite: give it to its steps.
     #[must_use]
     pub fn timeout(self, timeout: Duration) -> Self {
         Self { timeout: Some(timeout), ..self }
@@ -143,6 +144,9 @@ pub enum RegistryError {
     /// A composite workflow would come back to itself, and its guard would refuse it.
     #[error("{0:?} is a step of itself")]
     Cycle(String),
+    /// A composite workflow has a time limit, which nobody would keep.
+    #[error("{0:?} has a timeout, and no handler: give it to its steps")]
+    TimeoutWithoutHandler(String),
     /// What has to have succeeded before is no workflow.
     #[error("{workflow:?} requires {prior:?}, which is no workflow")]
     UnknownPrior {
@@ -187,6 +191,9 @@ impl Registry {
         let steps = workflow.steps();
         if matches!(workflow.work, Work::Steps(_)) && steps.is_empty() {
             return Err(RegistryError::NoSteps(name));
+        }
+        if matches!(workflow.work, Work::Steps(_)) && workflow.timeout.is_some() {
+            return Err(RegistryError::TimeoutWithoutHandler(name));
         }
         if let Some(step) = steps.iter().find(|step| self.get(step).is_none()) {
             return Err(RegistryError::UnknownStep { workflow: name, step: (*step).to_owned() });
@@ -259,6 +266,10 @@ mod tests {
         assert_eq!(error(vec![composite("c", &[])]), r#""c" has no steps"#);
         assert_eq!(error(vec![workflow("a").requires("b")]), r#""a" requires "b", which is no workflow"#);
         assert_eq!(error(vec![composite("c", &["c"])]), r#""c" is a step of itself"#);
+        assert_eq!(
+            error(vec![workflow("a"), composite("c", &["a"]).timeout(Duration::ZERO)]),
+            r#""c" has a timeout, and no handler: give it to its steps"#
+        );
         let nested = vec![composite("c", &["d"]), composite("d", &["a", "c"]), workflow("a")];
         assert_eq!(error(nested), r#""c" is a step of itself"#);
     }

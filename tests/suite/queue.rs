@@ -246,7 +246,7 @@ async fn a_wrong_url_is_one_error_without_its_password() {
         "redis://:s3cret@host/zero",
         "redis://:s3#cret@h",
     ] {
-        let error = RedisQueue::connect(url, RedisSettings::default()).await.unwrap_err();
+        let error = RedisQueue::connect(url, RedisSettings::new("test")).await.unwrap_err();
         insta::allow_duplicates! {
             insta::assert_snapshot!(error, @"not a queue's URL: write redis://HOST:6379/0, or rediss:// for TLS, and where a password is needed redis://USER:PASSWORD@HOST:6379/0, percent-encoded");
         }
@@ -255,7 +255,7 @@ async fn a_wrong_url_is_one_error_without_its_password() {
 
 /// What is said when a server at this address is connected to.
 async fn no_queue(url: &str, port: u16) -> String {
-    let error = RedisQueue::connect(url, RedisSettings::default()).await.unwrap_err();
+    let error = RedisQueue::connect(url, RedisSettings::new("test")).await.unwrap_err();
     error.to_string().replace(&format!(":{port}"), ":PORT")
 }
 

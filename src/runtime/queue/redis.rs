@@ -47,9 +47,10 @@ pub struct RedisSettings {
     pub reclaim_after: Duration,
 }
 
-impl Default for RedisSettings {
-    fn default() -> Self {
-        Self { prefix: "workflow".to_owned(), reclaim_after: RECLAIM_AFTER }
+impl RedisSettings {
+    /// Those of the application `prefix`: another's jobs on the same server must not be taken for its own.
+    pub fn new(prefix: impl Into<String>) -> Self {
+        Self { prefix: prefix.into(), reclaim_after: RECLAIM_AFTER }
     }
 }
 

@@ -88,7 +88,7 @@ impl Server {
     }
 
     pub(crate) async fn queue(&self, reclaim_after: Duration) -> Arc<RedisQueue> {
-        let settings = RedisSettings { reclaim_after, ..RedisSettings::default() };
+        let settings = RedisSettings { reclaim_after, ..RedisSettings::new("test") };
         Arc::new(RedisQueue::connect(&self.url(), settings).await.unwrap())
     }
 
@@ -203,7 +203,7 @@ async fn a_refusal_is_one_line_without_the_password() {
     let server = Server::start(&["--requirepass", "open sesame", "--appendonly", "no"]).await;
     let connect = async |login: &str| {
         let url = format!("redis://{login}127.0.0.1:{}/0", server.port);
-        RedisQueue::connect(&url, RedisSettings::default()).await
+        RedisQueue::connect(&url, RedisSettings::new("test")).await
     };
     let refusal = async |login| server.text(&connect(login).await.unwrap_err());
     insta::assert_snapshot!(refusal(":s3cret@").await, @"the queue at 127.0.0.1:PORT refuses the user or the password of its URL");
@@ -214,7 +214,7 @@ async fn a_refusal_is_one_line_without_the_password() {
 
     let away = Server { port: server.port, options: &[], home: tempfile::tempdir().unwrap(), process: None };
     drop(server);
-    let error = RedisQueue::connect(&away.url(), RedisSettings::default()).await.unwrap_err();
+    let error = RedisQueue::connect(&away.url(), RedisSettings::new("test")).await.unwrap_err();
     insta::assert_snapshot!(away.text(&error), @"no queue at 127.0.0.1:PORT: Connection refused (os error 111)");
 }
 
@@ -242,7 +242,7 @@ async fn a_key_of_another_kind_is_a_refusal() {
     let url = service("RUNSPAN_TEST_REDIS_URL");
     let _: () = raw(&url).await.set(format!("{prefix}:jobs"), "taken").await.unwrap();
     let error =
-        RedisQueue::connect(&url, RedisSettings { prefix, ..RedisSettings::default() }).await.unwrap_err();
+        RedisQueue::connect(&url, RedisSettings { prefix, ..RedisSettings::new("test") }).await.unwrap_err();
     assert!(
         error
             .to_string()

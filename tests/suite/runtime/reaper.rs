@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use runspan::run::Status;
 use runspan::runs::{self, NewRun};
 use runspan::runtime::queue::Queue as _;
-use runspan::runtime::{ExecutorSettings, Outcome, Reaped, Steps, Workflow};
+use runspan::runtime::{
+    ExecutorSettings, Outcome, Reaped, ReaperSettings, Registry, Runtime, Steps, Workflow,
+};
 
 use super::stage::{Running, Stage, about, gated, workflow};
 use crate::database::{Database, eventually};
@@ -16,11 +18,13 @@ on_every_database!(
     a_run_whose_owner_is_gone_has_failed,
     what_a_living_owner_has_is_let_be,
     an_executor_that_was_taken_for_dead_does_not_overrule_the_end,
+    an_owner_that_gives_a_sign_of_life_in_time_is_let_be,
     one_reaper_works_at_a_time,
     a_run_without_a_job_is_published_again,
     a_run_behind_others_is_not_published_twice,
     a_job_that_comes_twice_is_worked_on_once,
     a_chain_that_somebody_else_moved_goes_on,
+    a_reaper_that_knows_no_workflow_keeps_nobody_from_theirs,
 );
 
 /// A lease that is over at once, unless it is renewed.
@@ -92,6 +96,59 @@ async fn an_executor_that_was_taken_for_dead_does_not_overrule_the_end(database:
     assert!(!told.contains("conflict"), "{told}");
 }
 
+async fn an_owner_that_gives_a_sign_of_life_in_time_is_let_be(database: &Database) {
+    let (handler, gate) = gated("plan");
+    let stage = Stage::new(database, [handler]).await;
+    let executor = stage.execute();
+    let run = stage.dispatch("plan", 1).await;
+    stage.begun(run).await;
+    let every = Duration::from_millis(400);
+    let reaper = stage.runtime.reaper(ReaperSettings { every, ..Stage::reaping() });
+    let failed = async || reaper.round().await.unwrap().unwrap().failed;
+    let mut session = database.connect().await;
+    let name = stage.runtime.name();
+    for sign_of_life in [true, false] {
+        // Nobody could reach the database for a while.
+        session.execute("DELETE FROM workflow_leases WHERE name <> 'reaper'").await;
+        let seen = Instant::now();
+        assert_eq!(failed().await, 0, "one look proves nothing");
+        if sign_of_life {
+            runs::hold_lease(session.runs(), name, name, Duration::from_mins(1)).await.unwrap();
+            eventually("time has passed", || async { seen.elapsed() > every }).await;
+            assert_eq!(failed().await, 0);
+            assert_eq!(stage.row(run).await.status, Status::Running);
+        }
+    }
+    eventually("it is given up", || async { failed().await == 1 }).await;
+    gate.close();
+    executor.stop().await;
+}
+
+async fn a_reaper_that_knows_no_workflow_keeps_nobody_from_theirs(database: &Database) {
+    let forever = Workflow::new("plan", |_| std::future::pending());
+    let ship = Workflow::composite("ship", Steps::new(["plan"]));
+    let stage = Stage::new(database, [forever, ship]).await;
+    let stranger = Runtime::new(
+        "stranger",
+        stage.runtime.database().clone(),
+        Arc::new(stage.queue.clone()),
+        Registry::default(),
+    );
+    let executor = stage.execute_with(ExecutorSettings { drain: Duration::ZERO, ..Stage::settings() });
+    let run = stage.dispatch("ship", 1).await;
+    let mut session = database.connect().await;
+    eventually("plan has begun", || async {
+        database.connect().await.count("workflow_runs WHERE status = 'running'").await == 2
+    })
+    .await;
+    session.execute("UPDATE workflow_runs SET status = 'succeeded' WHERE workflow_name = 'plan'").await;
+    assert!(stranger.reaper(Stage::reaping()).round().await.unwrap().is_some(), "it has the lease");
+    assert_eq!(stage.row(run).await.status, Status::Running);
+    assert!(stage.runtime.reaper(Stage::reaping()).round().await.unwrap().is_none(), "and keeps it");
+    assert_eq!(stage.row(run).await.status, Status::Succeeded);
+    executor.stop().await;
+}
+
 async fn one_reaper_works_at_a_time(database: &Database) {
     let stage = Stage::new(database, [workflow("plan", |_| Outcome::Succeeded)]).await;
     let other = stage.another().await;
@@ -122,10 +179,8 @@ async fn a_run_behind_others_is_not_published_twice(database: &Database) {
     for number in 1..=3 {
         stage.dispatch("plan", number).await;
     }
-    let reaper = stage.runtime.reaper(runspan::runtime::ReaperSettings {
-        publishing: Duration::from_millis(200),
-        ..Stage::reaping()
-    });
+    let reaper =
+        stage.runtime.reaper(ReaperSettings { publishing: Duration::from_millis(200), ..Stage::reaping() });
     eventually("they have waited for long", || async {
         stage.queue.oldest().await.unwrap().is_some_and(|age| age > Duration::from_millis(500))
     })

@@ -85,8 +85,9 @@ impl Stage {
         ExecutorSettings { drain: Duration::from_mins(1), ..ExecutorSettings::default() }
     }
 
+    /// It believes the first look.
     pub(super) fn reaping() -> ReaperSettings {
-        ReaperSettings { publishing: Duration::ZERO, ..ReaperSettings::default() }
+        ReaperSettings { every: Duration::ZERO, publishing: Duration::ZERO, ..ReaperSettings::default() }
     }
 
     pub(super) fn execute(&self) -> Running {
