@@ -17,7 +17,9 @@
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 //! use std::sync::Arc;
-//! use runspan::runtime::{Database, Delivery, ExecutorSettings, Outcome, Registry, Runtime, Workflow};
+//! use runspan::runtime::{
+//!     Database, Delivery, ExecutorSettings, Outcome, ReaperSettings, Registry, Runtime, Workflow,
+//! };
 //! use runspan::runtime::queue::InProcessQueue;
 //! use tokio_util::sync::CancellationToken;
 //!
@@ -31,11 +33,14 @@
 //!
 //! let stop = CancellationToken::new();
 //! let executor = tokio::spawn(runtime.executor(ExecutorSettings::default()).run(stop.clone()));
+//! // Without one nothing is looked after that died or was lost.
+//! let reaper = tokio::spawn(runtime.reaper(ReaperSettings::default()).run(stop.clone()));
 //! let delivery = Delivery::from_github("72d3162e", &std::fs::read("issues.labeled.json")?)?;
 //! runtime.dispatcher().label("bot:triage", &delivery).await?;
 //! // … and at the end:
 //! stop.cancel();
 //! executor.await??;
+//! reaper.await?;
 //! # Ok(())
 //! # }
 //! ```

@@ -82,6 +82,8 @@ impl Dispatcher {
     }
 
     /// Dispatches the workflow that a label asks for.
+    ///
+    /// Cancel safe: a dropped call has queued a run, which the reaper then publishes, or it has not.
     pub async fn label(&self, label: &str, delivery: &Delivery) -> Result<Dispatched, DispatchError> {
         let registry = self.runtime.registry();
         let workflow = registry.by_label(label).ok_or_else(|| DispatchError::UnknownLabel {
@@ -91,7 +93,7 @@ impl Dispatcher {
         self.dispatch(workflow, delivery).await
     }
 
-    /// Dispatches the workflow that a classifier has found in a comment's words.
+    /// Dispatches the workflow that a classifier has found in a comment's words. Cancel safe as [`label`](Self::label).
     pub async fn intent(&self, intent: &str, delivery: &Delivery) -> Result<Dispatched, DispatchError> {
         let registry = self.runtime.registry();
         let workflow = registry.get(intent).ok_or_else(|| DispatchError::UnknownIntent {

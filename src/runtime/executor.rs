@@ -62,6 +62,8 @@ impl Executor {
 
     /// Works until `stop`, then lets its handlers come to their end. One that takes longer than
     /// [`drain`](ExecutorSettings::drain) is dropped, and its run has failed: none is left running without an owner.
+    ///
+    /// Dropped itself, it is as if its process had died: the reaper fails what its handlers had in hand.
     pub async fn run(self, stop: CancellationToken) -> Result<(), RuntimeError> {
         self.hold_lease().await?;
         let hands = Arc::new(Hands {
