@@ -113,8 +113,12 @@ impl Executor {
         let mut patience = patience();
         while let Some(Ok(first)) = hands.stop.run_until_cancelled(Arc::clone(&room).acquire_owned()).await {
             let at_most = 1 + room.available_permits();
-            let taken = self.runtime.queue().take(&self.owner.id, at_most);
-            let Some(taken) = hands.stop.run_until_cancelled(taken).await else { return };
+            // Told to stop, it takes nothing more, even if there is something at the same moment.
+            let taken = tokio::select! {
+                biased;
+                () = hands.stop.cancelled() => return,
+                taken = self.runtime.queue().take(&self.owner.id, at_most) => taken,
+            };
             match taken {
                 Ok(jobs) => {
                     patience = self::patience();
