@@ -57,7 +57,7 @@ enum Command {
 struct Work {
     #[command(flatten)]
     services: Services,
-    /// How many handlers run at a time
+    /// How many handlers run at a time: at least 1
     #[arg(long, default_value = "16", value_name = "N")]
     concurrency: NonZeroU16,
     /// How long after its last sign of life this process is taken for dead
@@ -185,7 +185,9 @@ impl Work {
         stop.cancel();
         reaper.await.map_err(failed)?;
         runtime.database().close().await;
-        telemetry.shutdown().await.map_err(failed)?;
+        if let Err(error) = telemetry.shutdown().await {
+            tracing::warn!("the last spans are lost: {error}");
+        }
         worked.map(|()| ExitCode::SUCCESS).map_err(not_migrated)
     }
 }

@@ -297,7 +297,9 @@ impl Relay {
             }
         }
         if self.resource.service_name() == UNKNOWN_SERVICE {
-            tracing::warn!("the runs will be those of {UNKNOWN_SERVICE}: set OTEL_SERVICE_NAME");
+            tracing::warn!(
+                "the runs will be those of {UNKNOWN_SERVICE}, for good: set OTEL_SERVICE_NAME before relaying"
+            );
         }
     }
 

@@ -29,6 +29,7 @@
 //! });
 //! let registry = Registry::new([triage.label("bot:triage")])?;
 //! let database = Database::connect(&"sqlite:app.db".parse()?, 8).await?;
+//! runspan::runs::migrate(database.acquire().await?.runs()).await?;
 //! let runtime = Runtime::new("app", database, Arc::new(InProcessQueue::default()), registry);
 //!
 //! let stop = CancellationToken::new();
@@ -195,6 +196,7 @@ impl Runtime {
             reason = refusal.reason,
             inflightRunId = refusal.inflight.map(tracing::field::display),
             workflowName = refusal.workflow_name,
+            target = refusal.target().map(tracing::field::display),
             deliveryId = refusal.delivery_id,
             "refused"
         );

@@ -36,11 +36,12 @@ This process's own log, on stderr:
 pub(super) struct RelayArgs {
     #[command(flatten)]
     pub(super) database: Database,
-    /// Where the records of the events go
+    /// Where the records of the events go; spans go to the OTLP receiver all the same, or nowhere with
+    /// `OTEL_TRACES_EXPORTER=none`
     #[arg(long, value_enum, default_value_t = Logs::Otlp)]
     logs: Logs,
     /// Exit once journal and outbox are empty: 0; 3 if only undeliverable requests are left; 4 if the database is away;
-    /// 130 if stopped before
+    /// 130 if stopped before. A receiver that is away is waited for
     #[arg(long)]
     until_idle: bool,
     /// How large the outbox may grow while a receiver is away; past it the oldest requests are dropped

@@ -1,7 +1,7 @@
 //! What never became a run.
 
 use super::{Connection, RunsError};
-use crate::run::{RunId, TargetKind};
+use crate::run::{RunId, Target, TargetKind};
 
 /// A dispatch that was refused before there was a row.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +20,14 @@ pub struct Refusal {
     pub delivery_id: Option<String>,
     /// The run in flight that it collided with.
     pub inflight: Option<RunId>,
+}
+
+impl Refusal {
+    /// What it is about, if it is about an issue or a pull request.
+    pub fn target(&self) -> Option<Target> {
+        let (owner, repo) = (self.target_owner.clone(), self.target_repo.clone());
+        self.target.map(|(kind, number)| Target { kind, owner, repo, number })
+    }
 }
 
 /// Has the journal note that a dispatch was refused.

@@ -20,6 +20,7 @@ use super::scoped::Scoped;
 use super::{End, Runtime, RuntimeError};
 use crate::run::{RunId, Status};
 use crate::runs::{self, Owner, Run, RunsError};
+use crate::semconv::Level;
 use crate::{redact, telemetry};
 
 /// How long an executor that was told to stop goes on trying to write down how its runs ended.
@@ -32,11 +33,11 @@ const SIGNS: u32 = 4;
 /// How an executor works.
 #[derive(Clone, Debug)]
 pub struct ExecutorSettings {
-    /// How many handlers run at a time.
+    /// How many handlers run at a time (16).
     pub concurrency: usize,
-    /// How long its runs are its own without a sign of life: it gives one four times as often.
+    /// How long its runs are its own without a sign of life: it gives one four times as often (10 s).
     pub lease_term: Duration,
-    /// How long handlers may go on after it was told to stop.
+    /// How long handlers may go on after it was told to stop (30 s).
     pub drain: Duration,
 }
 
@@ -340,16 +341,25 @@ impl Hands {
             Ok(End::Failed { reason } | End::Incomplete { reason }) => Some(redact::reason(reason)),
             Ok(End::Succeeded) | Err(_) => None,
         };
-        tracing::info!(
-            outcome = end.as_ref().map_or("handed_off", End::outcome),
-            reason,
-            childRunId = end.as_ref().err().map(tracing::field::display),
-            runId = %run.id,
-            workflowName = run.workflow_name,
-            target = %run.target,
-            deliveryId = run.delivery_id,
-            "handled"
-        );
+        macro_rules! log {
+            ($level:ident) => {
+                tracing::$level!(
+                    outcome = end.as_ref().map_or("handed_off", End::outcome),
+                    reason,
+                    childRunId = end.as_ref().err().map(tracing::field::display),
+                    runId = %run.id,
+                    workflowName = run.workflow_name,
+                    target = %run.target,
+                    deliveryId = run.delivery_id,
+                    "handled"
+                )
+            };
+        }
+        match end.as_ref().map_or(Level::Info, End::level) {
+            Level::Info => log!(info),
+            Level::Warn => log!(warn),
+            Level::Error => log!(error),
+        }
     }
 }
 

@@ -67,7 +67,7 @@ impl Context {
         Self { runtime, run, root }
     }
 
-    /// Its row, as it was when the handler began: target, parent, delivery, state.
+    /// Its row, as it was when the handler began: target, parent, delivery, state (a map: `state.get("key")`).
     pub fn run(&self) -> &Run {
         &self.run
     }
@@ -89,7 +89,7 @@ impl Context {
         Ok(runs::merge_state(session.runs(), self.run.id, &patch).await.map_err(RuntimeError::from)?)
     }
 
-    /// Queues the one child of this run to which the handler can then [hand off](Outcome::HandedOff).
+    /// Queues a run of `workflow` on the same target, the one child of this run, to which the handler can then [hand off](Outcome::HandedOff).
     pub async fn hand_off(&self, workflow: &str) -> Result<RunId, RuntimeError> {
         if self.runtime.registry().get(workflow).is_none() {
             return Err(RuntimeError::UnknownWorkflow(workflow.to_owned()));

@@ -12,7 +12,7 @@ use super::steps::Next;
 use super::{ORCHESTRATOR, Runtime, RuntimeError, Tx};
 use crate::run::{RunId, Status};
 use crate::runs::{self, Connection, NewRun, Owner, Parent, Refusal, Run, RunsError};
-use crate::semconv::ErrorType;
+use crate::semconv::{ErrorType, Event, Level};
 
 /// The most that a row keeps of a reason, in bytes: as much as the journal takes.
 const MAX_REASON: usize = 8 * 1024;
@@ -41,6 +41,15 @@ impl End {
             Self::Succeeded => "succeeded",
             Self::Failed { .. } => "failed",
             Self::Incomplete { .. } => "incomplete",
+        }
+    }
+
+    /// As grave as the event that the journal tells of it.
+    pub(super) fn level(&self) -> Level {
+        match self {
+            Self::Succeeded => Event::Succeeded.level(None),
+            Self::Failed { reason } => Event::Failed.level(Some(ErrorType::of_failure(Some(reason)))),
+            Self::Incomplete { .. } => Event::Incomplete.level(None),
         }
     }
 

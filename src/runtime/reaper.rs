@@ -74,7 +74,12 @@ impl Reaper {
                 Ok(_) => self.settings.every,
                 Err(error) => {
                     tracing::warn!("reaping failed: {error}");
-                    self.settings.term
+                    // Without a queue, dead owners can be found all the same.
+                    if matches!(error, RuntimeError::Queue(_)) {
+                        self.settings.every
+                    } else {
+                        self.settings.term
+                    }
                 }
             };
         }

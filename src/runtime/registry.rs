@@ -87,14 +87,14 @@ impl Workflow {
         Self { label: Some(label.into()), ..self }
     }
 
-    /// What it can work on; without this on anything.
+    /// What it can work on; without this on anything. Asked when a delivery is dispatched, not of a step or a hand-off.
     #[must_use]
     pub fn accepts(self, accepts: Accepts) -> Self {
         Self { accepts, ..self }
     }
 
-    /// The workflow of which a run has to have succeeded on the same target before. Asked when a delivery is
-    /// dispatched, as is what it accepts; not of the steps of a composite workflow.
+    /// The workflow of which a run has to have succeeded on the same target before. Asked as what it
+    /// [accepts](Self::accepts) is.
     #[must_use]
     pub fn requires(self, workflow: impl Into<String>) -> Self {
         Self { requires: Some(workflow.into()), ..self }
