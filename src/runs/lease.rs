@@ -77,10 +77,17 @@ pub struct Unattended {
     pub owner: Option<Owner>,
 }
 
-/// The columns of a [`Row`].
+/// The columns of a [`Row`], of runs in this status and with what else is asked. IN repeats what the index of runs in
+/// flight says: SQLite uses that only where its words stand.
 macro_rules! select {
-    ($rest:literal) => {
-        concat!("SELECT r.id, r.workflow_name, r.owner_kind, r.owner_id FROM workflow_runs r ", $rest)
+    ($status:literal, $rest:literal) => {
+        concat!(
+            "SELECT r.id, r.workflow_name, r.owner_kind, r.owner_id FROM workflow_runs r
+             WHERE r.status IN ('queued', 'running') AND r.status = '",
+            $status,
+            "' AND ",
+            $rest
+        )
     };
 }
 
@@ -89,8 +96,6 @@ type Row = (RunId, String, Option<String>, Option<String>);
 fn unattended((id, workflow_name, by, whom): Row) -> Unattended {
     Unattended { id, workflow_name, owner: by.zip(whom).map(|(kind, id)| Owner { kind, id }) }
 }
-
-// Below, IN repeats what the index of runs in flight says: SQLite uses that only where its words stand.
 
 /// Running runs, at most `limit`, whose owner is of `kind` and holds no lease on its own id any more.
 pub async fn orphans<'c>(
@@ -102,12 +107,14 @@ pub async fn orphans<'c>(
         connection.into(),
         fetch_all,
         select!(
-            "WHERE r.status IN ('queued', 'running') AND r.status = 'running' AND r.owner_kind = $1 AND NOT EXISTS (
+            "running",
+            "r.owner_kind = $1 AND NOT EXISTS (
                  SELECT 1 FROM workflow_leases l WHERE l.name = r.owner_id AND l.expires_at > clock_timestamp())
              LIMIT $2"
         ),
         select!(
-            "WHERE r.status IN ('queued', 'running') AND r.status = 'running' AND r.owner_kind = $1 AND NOT EXISTS (
+            "running",
+            "r.owner_kind = $1 AND NOT EXISTS (
                  SELECT 1 FROM workflow_leases l WHERE l.name = r.owner_id AND l.expires_at > julianday('now'))
              LIMIT $2"
         ),
@@ -127,11 +134,13 @@ pub async fn overdue<'c>(
         connection.into(),
         fetch_all,
         select!(
-            "WHERE r.status IN ('queued', 'running') AND r.status = 'queued' AND r.updated_at < clock_timestamp() - make_interval(secs => $1)
+            "queued",
+            "r.updated_at < clock_timestamp() - make_interval(secs => $1)
              ORDER BY r.updated_at LIMIT $2"
         ),
         select!(
-            "WHERE r.status IN ('queued', 'running') AND r.status = 'queued' AND julianday(r.updated_at) < julianday('now') - $1 / 86400.0
+            "queued",
+            "julianday(r.updated_at) < julianday('now') - $1 / 86400.0
              ORDER BY r.updated_at LIMIT $2"
         ),
         age.as_secs_f64(),
@@ -152,13 +161,15 @@ pub async fn stalled<'c>(
         connection.into(),
         fetch_all,
         select!(
-            "WHERE r.status IN ('queued', 'running') AND r.status = 'running' AND r.owner_kind = $1
+            "running",
+            "r.owner_kind = $1
                AND r.workflow_name IN (SELECT jsonb_array_elements_text($2)) AND NOT EXISTS (
                  SELECT 1 FROM workflow_runs c WHERE c.parent_run_id = r.id AND c.status IN ('queued', 'running'))
              LIMIT $3"
         ),
         select!(
-            "WHERE r.status IN ('queued', 'running') AND r.status = 'running' AND r.owner_kind = $1
+            "running",
+            "r.owner_kind = $1
                AND r.workflow_name IN (SELECT value FROM json_each($2)) AND NOT EXISTS (
                  SELECT 1 FROM workflow_runs c WHERE c.parent_run_id = r.id AND c.status IN ('queued', 'running'))
              LIMIT $3"
