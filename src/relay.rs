@@ -391,7 +391,7 @@ async fn anything_waits(store: &dyn Store, state: &Snapshot) -> Result<bool, Sto
 }
 
 /// Waits between failed attempts: doubling from 200 ms, with jitter, without an end.
-fn patience(longest: Duration) -> backon::ExponentialBackoff {
+pub(crate) fn patience(longest: Duration) -> backon::ExponentialBackoff {
     ExponentialBuilder::default()
         .with_jitter()
         .with_min_delay(Duration::from_millis(200))

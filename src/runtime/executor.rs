@@ -6,7 +6,6 @@ use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use backon::{BackoffBuilder as _, ExponentialBuilder};
 use tokio::sync::Semaphore;
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -18,6 +17,7 @@ use super::queue::Job;
 use super::registry::{Work, Workflow};
 use super::scoped::Scoped;
 use super::{End, Runtime, RuntimeError};
+use crate::relay::patience;
 use crate::run::{RunId, Status};
 use crate::runs::{self, Owner, Run, RunsError};
 use crate::semconv::Level;
@@ -25,6 +25,9 @@ use crate::{redact, telemetry};
 
 /// How long an executor that was told to stop goes on trying to write down how its runs ended.
 const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// The longest wait between failed attempts.
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
 /// How often an executor gives a sign of life while a lease lasts. Each may take as long as the pause before it, so
 /// that one may fail.
@@ -111,7 +114,7 @@ impl Executor {
     /// Takes as many jobs as there is room for, until told to stop.
     async fn take_jobs(&self, hands: &Arc<Hands>, tasks: &mut JoinSet<()>) {
         let room = Arc::new(Semaphore::new(self.settings.concurrency.max(1)));
-        let mut patience = patience();
+        let mut waits = patience(LONGEST_WAIT);
         while let Some(Ok(first)) = hands.stop.run_until_cancelled(Arc::clone(&room).acquire_owned()).await {
             let at_most = 1 + room.available_permits();
             // Told to stop, it takes nothing more, even if there is something at the same moment.
@@ -122,7 +125,7 @@ impl Executor {
             };
             match taken {
                 Ok(jobs) => {
-                    patience = self::patience();
+                    waits = patience(LONGEST_WAIT);
                     let mut first = Some(first);
                     for job in jobs {
                         // Only this loop takes room, so what was free still is.
@@ -137,7 +140,7 @@ impl Executor {
                     while tasks.try_join_next().is_some() {}
                 }
                 Err(error) => {
-                    let wait = patience.next().unwrap_or_default();
+                    let wait = waits.next().unwrap_or_default();
                     tracing::warn!("no jobs: the queue failed: {error}");
                     hands.stop.run_until_cancelled(tokio::time::sleep(wait)).await;
                 }
@@ -182,11 +185,11 @@ impl Hands {
             }
             return;
         }
-        let mut patience = patience();
+        let mut waits = patience(LONGEST_WAIT);
         // Until it is known who has the run: an answer that was lost may have been a yes.
         while let Err(error) = self.try_execute(job).await {
             tracing::warn!(runId = %job.run, "not begun: {error}");
-            let wait = tokio::time::sleep(patience.next().unwrap_or_default());
+            let wait = tokio::time::sleep(waits.next().unwrap_or_default());
             if self.stop.run_until_cancelled(wait).await.is_none() {
                 break;
             }
@@ -316,7 +319,7 @@ impl Hands {
             Outcome::Incomplete { reason } => Ok(End::Incomplete { reason }),
         };
         let orchestrator = self.runtime.orchestrator();
-        let mut patience = patience();
+        let mut waits = patience(LONGEST_WAIT);
         loop {
             let written = match &end {
                 Ok(end) => orchestrator.end(run, end).await,
@@ -333,7 +336,7 @@ impl Hands {
                 }
                 Err(error) => {
                     tracing::warn!(runId = %run.id, "its end is not written down yet: {error}");
-                    tokio::time::sleep(patience.next().unwrap_or_default()).await;
+                    tokio::time::sleep(waits.next().unwrap_or_default()).await;
                 }
             }
         }
@@ -390,14 +393,4 @@ fn panicked(ended: JoinError) -> String {
     let payload: &(dyn Any + Send) = &*payload;
     let text = payload.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("a panic without words").to_owned()
-}
-
-/// Waits between failed attempts.
-fn patience() -> backon::ExponentialBackoff {
-    ExponentialBuilder::default()
-        .with_jitter()
-        .with_min_delay(Duration::from_millis(100))
-        .with_max_delay(Duration::from_secs(5))
-        .without_max_times()
-        .build()
 }
