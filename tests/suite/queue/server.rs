@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use redis::AsyncCommands as _;
 use redis::aio::MultiplexedConnection;
@@ -65,10 +65,12 @@ impl Server {
             .spawn();
         let child = self.process.insert(child.unwrap());
         let ready = || fs::read_to_string(&log).unwrap().contains("Ready to accept connections");
+        let deadline = Instant::now() + Duration::from_secs(30);
         loop {
             if ready() {
                 return true;
             }
+            assert!(Instant::now() < deadline, "it neither starts nor ends: {}", log.display());
             if child.try_wait().unwrap().is_some() {
                 return false;
             }
