@@ -93,7 +93,8 @@ impl Dispatcher {
         self.dispatch(workflow, delivery).await
     }
 
-    /// Dispatches the workflow of this name, which a classifier has found in a comment's words. Cancel safe as [`label`](Self::label).
+    /// Dispatches the workflow of this name, which a classifier has found in a comment's words. Cancel
+    /// safe as [`label`](Self::label) is.
     pub async fn intent(&self, intent: &str, delivery: &Delivery) -> Result<Dispatched, DispatchError> {
         let registry = self.runtime.registry();
         let workflow = registry.get(intent).ok_or_else(|| DispatchError::UnknownIntent {
