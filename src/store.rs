@@ -10,6 +10,7 @@ mod rows;
 mod sqlite;
 mod url;
 
+use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +26,7 @@ use crate::projection::OpenRun;
 use crate::run::RunId;
 
 /// The version of runspan's own schema that this program knows.
-pub const SCHEMA_VERSION: i32 = 1;
+pub const SCHEMA_VERSION: i32 = 2;
 
 /// Opens the database that `url` names. Connects lazily: a database that is away is an error of the first call.
 pub fn open(url: &DatabaseUrl) -> Result<Arc<dyn Store>, StoreError> {
@@ -61,6 +62,14 @@ pub enum StoreError {
         /// The version in the database.
         found: i32,
     },
+    /// An older runspan attached this database.
+    #[error(
+        "the runspan schema has version {found}, this program needs {SCHEMA_VERSION}: run `runspan attach --database-url …` again, which keeps what is there"
+    )]
+    SchemaOlder {
+        /// The version in the database.
+        found: i32,
+    },
     /// The table cannot be attached to.
     #[error("{0}")]
     Unfit(String),
@@ -77,11 +86,25 @@ pub enum StoreError {
     Database(#[from] sqlx::Error),
 }
 
+/// That a schema of version `found` is the one that this program knows.
+fn fits(found: i32) -> Result<(), StoreError> {
+    match found.cmp(&SCHEMA_VERSION) {
+        Ordering::Less if found == 0 => Err(StoreError::NotAttached),
+        Ordering::Less => Err(StoreError::SchemaOlder { found }),
+        Ordering::Equal => Ok(()),
+        Ordering::Greater => Err(StoreError::SchemaNewer { found }),
+    }
+}
+
 impl StoreError {
     /// Whether trying again later may help without anyone's doing.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::NotAttached | Self::SchemaNewer { .. } | Self::Unfit(_) | Self::Corrupt { .. } => false,
+            Self::NotAttached
+            | Self::SchemaNewer { .. }
+            | Self::SchemaOlder { .. }
+            | Self::Unfit(_)
+            | Self::Corrupt { .. } => false,
             Self::Database(sqlx::Error::Database(error)) => !error.code().is_some_and(|code| {
                 if error.try_downcast_ref::<SqliteError>().is_some() {
                     // The low byte is the kind. READONLY, CORRUPT, NOTADB.

@@ -1,4 +1,9 @@
-//! The metrics, by name and unit. (Nothing exports them yet; the documentation's queries are checked against this.)
+//! The metrics: names, units, attributes. Those of the runs are durable and belong to the application; the relay's own
+//! tell of the relay.
+
+use std::fmt;
+
+use super::field;
 
 /// What kind of instrument a metric is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,6 +18,26 @@ pub enum Instrument {
     Gauge,
 }
 
+impl fmt::Display for Instrument {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Histogram => "histogram",
+            Self::Counter => "counter",
+            Self::UpDownCounter => "updowncounter",
+            Self::Gauge => "gauge",
+        })
+    }
+}
+
+/// Whose metric it is: which `service.name` it is exported under.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The application's: counted in the database, exactly once.
+    Runs,
+    /// A relay process's own: gone when it ends.
+    Relay,
+}
+
 /// A metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Metric {
@@ -22,67 +47,108 @@ pub struct Metric {
     pub instrument: Instrument,
     /// Its unit, in UCUM.
     pub unit: &'static str,
+    /// Its attributes. Never a run, a target or a delivery: those are without number.
+    pub attributes: &'static [&'static str],
+    /// Whose it is.
+    pub source: Source,
     /// What it tells.
     pub meaning: &'static str,
 }
 
-/// Every metric.
-pub const ALL: [Metric; 7] = [
-    Metric {
-        name: "workflow.run.duration",
-        instrument: Instrument::Histogram,
-        unit: "s",
-        meaning: "Queued to end.",
-    },
-    Metric {
-        name: "workflow.run.queue.duration",
-        instrument: Instrument::Histogram,
-        unit: "s",
-        meaning: "The first wait.",
-    },
-    Metric {
-        name: "workflow.run.execution.duration",
-        instrument: Instrument::Histogram,
-        unit: "s",
-        meaning: "First running to end.",
-    },
-    Metric {
-        name: "workflow.run.events",
-        instrument: Instrument::Counter,
-        unit: "{event}",
-        meaning: "Events.",
-    },
-    Metric {
-        name: "workflow.run.active",
-        instrument: Instrument::UpDownCounter,
-        unit: "{run}",
-        meaning: "Runs in flight.",
-    },
-    Metric {
-        name: "workflow.run.oldest.age",
-        instrument: Instrument::Gauge,
-        unit: "s",
-        meaning: "The age of the oldest run in flight.",
-    },
-    Metric {
-        name: "runspan.journal.skipped",
-        instrument: Instrument::Counter,
-        unit: "{entry}",
-        meaning: "Entries that the triggers could not write.",
-    },
-];
+/// The state of runs in flight, or of stored requests.
+pub const STATUS: &str = "status";
+/// What is sent: `traces`, `logs`, `metrics` or `stdout`.
+pub const SIGNAL: &str = "signal";
+/// The database that a relay works for: the `service.instance.id` of its runs.
+pub const DATABASE: &str = "database";
+
+macro_rules! metrics {
+    ($($(#[doc = $doc:literal])* $const:ident = $source:ident $instrument:ident
+       $name:literal [$unit:literal] { $($attribute:expr),* };)*) => {
+        $($(#[doc = $doc])* pub const $const: Metric = Metric {
+            name: $name,
+            instrument: Instrument::$instrument,
+            unit: $unit,
+            attributes: &[$($attribute),*],
+            source: Source::$source,
+            meaning: concat!($($doc),*).trim_ascii_start(),
+        };)*
+
+        /// Every metric.
+        pub const ALL: &[Metric] = &[$($const),*];
+    };
+}
+
+metrics! {
+    /// From queued to the end.
+    DURATION = Runs Histogram "workflow.run.duration" ["s"]
+        { field::WORKFLOW_NAME, field::OUTCOME, field::ERROR_TYPE };
+    /// The first wait, from queued to running or to an end without running.
+    QUEUE_DURATION = Runs Histogram "workflow.run.queue.duration" ["s"] { field::WORKFLOW_NAME };
+    /// From the first running to the end.
+    EXECUTION_DURATION = Runs Histogram "workflow.run.execution.duration" ["s"]
+        { field::WORKFLOW_NAME, field::OUTCOME };
+    /// Events, one for each record.
+    EVENTS = Runs Counter "workflow.run.events" ["{event}"]
+        { field::WORKFLOW_NAME, field::EVENT, field::ERROR_TYPE };
+    /// Runs in flight now, read from the table.
+    ACTIVE = Runs UpDownCounter "workflow.run.active" ["{run}"] { field::WORKFLOW_NAME, STATUS };
+    /// The age of the oldest run in flight now, read from the table; 0 where there is none.
+    OLDEST_AGE = Runs Gauge "workflow.run.oldest.age" ["s"] { field::WORKFLOW_NAME, STATUS };
+    /// Transitions that the triggers could not write down, since attach.
+    SKIPPED = Runs Counter "runspan.journal.skipped" ["{entry}"] {};
+
+    /// 1 while this relay holds the lease, 0 while it stands by.
+    LEASE_HELD = Relay Gauge "runspan.relay.lease.held" [""] { DATABASE };
+    /// Entries of the journal that are not projected yet.
+    JOURNAL_ENTRIES = Relay Gauge "runspan.journal.entries" ["{entry}"] { DATABASE };
+    /// The age of the oldest of them; 0 where there is none.
+    JOURNAL_OLDEST_AGE = Relay Gauge "runspan.journal.oldest.age" ["s"] { DATABASE };
+    /// Entries that could not be understood and are kept aside.
+    JOURNAL_SET_ASIDE = Relay Gauge "runspan.journal.set_aside" ["{entry}"] { DATABASE };
+    /// Encoded requests in the outbox: `waiting`, or `dead`, which no receiver will take.
+    OUTBOX_REQUESTS = Relay Gauge "runspan.outbox.requests" ["{request}"] { DATABASE, STATUS };
+    /// The size of the waiting ones.
+    OUTBOX_SIZE = Relay Gauge "runspan.outbox.size" ["By"] { DATABASE };
+    /// The size at which the oldest requests are dropped.
+    OUTBOX_LIMIT = Relay Gauge "runspan.outbox.limit" ["By"] { DATABASE };
+    /// The age of the oldest waiting request; 0 where there is none.
+    OUTBOX_OLDEST_AGE = Relay Gauge "runspan.outbox.oldest.age" ["s"] { DATABASE };
+    /// Entries that reconciliation added because the journal had missed them.
+    RECONCILED = Relay Counter "runspan.relay.reconciled" ["{entry}"] { DATABASE };
+    /// Spans, records and points that a receiver acknowledged.
+    EXPORTED = Relay Counter "runspan.relay.exported" ["{item}"] { DATABASE, SIGNAL };
+    /// Those of them that it took and threw away (`partial_success`).
+    REJECTED = Relay Counter "runspan.relay.rejected" ["{item}"] { DATABASE, SIGNAL };
+    /// Requests that were sent again because no acknowledgement came.
+    RESENT = Relay Counter "runspan.relay.resent" ["{request}"] { DATABASE, SIGNAL };
+    /// Spans and records that were dropped because the outbox was full.
+    DROPPED = Relay Counter "runspan.relay.dropped" ["{item}"] { DATABASE };
+    /// How long a request took, until its answer.
+    EXPORT_DURATION = Relay Histogram "runspan.relay.export.duration" ["s"]
+        { DATABASE, SIGNAL, field::ERROR_TYPE };
+    /// How long it took to read, project and commit a batch of the journal.
+    CYCLE_DURATION = Relay Histogram "runspan.relay.cycle.duration" ["s"] { DATABASE };
+}
 
 impl Metric {
     /// The names of its series in Prometheus, as its OTLP receiver and the Collector's remote write make them.
     pub fn prometheus(&self) -> Vec<String> {
         let mut name = self.name.replace('.', "_");
-        if self.unit == "s" {
-            name += "_seconds";
+        match self.unit {
+            "s" => name += "_seconds",
+            "By" => name += "_bytes",
+            _ => {}
         }
         match self.instrument {
             Instrument::Histogram => ["bucket", "sum", "count"].map(|part| format!("{name}_{part}")).into(),
             Instrument::Counter => vec![name + "_total"],
             Instrument::UpDownCounter | Instrument::Gauge => vec![name],
         }
+    }
+
+    /// The names of its attributes as labels in Prometheus.
+    pub fn labels(&self) -> Vec<String> {
+        self.attributes.iter().map(|attribute| attribute.replace('.', "_")).collect()
     }
 }

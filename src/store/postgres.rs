@@ -14,8 +14,8 @@ use sqlx::{PgConnection, Postgres, Row as _, Transaction};
 use self::rows::{open_run, read_row};
 use super::rows::{channel, count, stored};
 use super::{
-    Batch, Channel, Commit, Lease, LeaseView, Listed, NewRequest, Pending, Position, Request, SCHEMA_VERSION,
-    Selection, Settlement, Store, StoreError, StoreStatus, Trimmed,
+    Batch, Channel, Commit, Lease, LeaseView, Listed, NewRequest, Pending, Position, Request, Selection,
+    Settlement, Store, StoreError, StoreStatus, Trimmed, fits,
 };
 use crate::journal::Entry;
 use crate::projection::OpenRun;
@@ -80,7 +80,7 @@ impl Store for PgStore {
                 _ => error.into(),
             })?
             .ok_or(StoreError::NotAttached)?;
-        if version > SCHEMA_VERSION { Err(StoreError::SchemaNewer { found: version }) } else { Ok(()) }
+        fits(version)
     }
 
     async fn instance(&self) -> Result<String, StoreError> {

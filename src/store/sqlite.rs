@@ -20,7 +20,7 @@ use self::sql::NOW;
 use super::rows::{channel, count, stored};
 use super::{
     Batch, Channel, Commit, Lease, LeaseView, Listed, NewRequest, Position, Request, Selection, Settlement,
-    Store, StoreError, StoreStatus, Trimmed,
+    Store, StoreError, StoreStatus, Trimmed, fits,
 };
 use crate::journal::Entry;
 use crate::projection::OpenRun;
@@ -115,10 +115,7 @@ impl Store for SqliteStore {
     async fn check(&self) -> Result<(), StoreError> {
         self.file()?;
         let mut connection = self.pool.acquire().await?;
-        match attach::installed_version(&mut connection).await? {
-            0 => Err(StoreError::NotAttached),
-            _ => Ok(()),
-        }
+        fits(attach::installed_version(&mut connection).await?)
     }
 
     /// A random id, made at attach and kept in the file. A copied file is the same history, and an older copy

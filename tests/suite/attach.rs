@@ -15,6 +15,7 @@ on_every_database!(
     a_second_table_is_refused,
     a_table_without_an_index_is_warned_about,
     a_newer_schema_is_left_alone,
+    an_older_schema_is_brought_up_to_date,
     detaching_removes_the_triggers,
     purging_removes_everything,
     the_attached_table_is_named_as_it_is_now,
@@ -119,6 +120,20 @@ async fn a_newer_schema_is_left_alone(database: &Database) {
     ] {
         assert!(matches!(result, Err(StoreError::SchemaNewer { found: 99 })), "{result:?}");
     }
+}
+
+async fn an_older_schema_is_brought_up_to_date(database: &Database) {
+    let (store, _) = database.attach().await;
+    let mut session = database.connect().await;
+    session.queue("triage", 1).await;
+    for table in ["series", "deltas"] {
+        session.execute(&format!("DROP TABLE {}", database.own(table))).await;
+    }
+    session.execute(&format!("UPDATE {} SET version = 1", database.own("meta"))).await;
+    assert!(matches!(store.check().await, Err(StoreError::SchemaOlder { found: 1 })));
+    store.attach(&plan()).await.unwrap();
+    store.check().await.unwrap();
+    assert_eq!(store.status().await.unwrap().journal_entries, 1);
 }
 
 async fn detaching_removes_the_triggers(database: &Database) {

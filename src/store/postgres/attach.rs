@@ -11,7 +11,8 @@ use super::super::{SCHEMA_VERSION, Store, StoreError};
 use super::PgStore;
 
 /// runspan's schema, version by version. Append-only.
-const MIGRATIONS: [&str; SCHEMA_VERSION as usize] = [include_str!("schema.sql")];
+const MIGRATIONS: [&str; SCHEMA_VERSION as usize] =
+    [include_str!("schema.sql"), include_str!("schema_2.sql")];
 const FUNCTIONS: &str = include_str!("functions.sql");
 const TRIGGERS: &str = include_str!("triggers.sql");
 
@@ -178,7 +179,7 @@ async fn schema_sql(connection: &mut PgConnection, table: &Table) -> Result<Stri
         format!("CREATE SCHEMA runspan AUTHORIZATION {};\n", table.owner)
     };
     let known = usize::try_from(installed_version(connection).await?).unwrap_or_default();
-    let version = if (1..MIGRATIONS.len()).contains(&known) {
+    let version = if known < MIGRATIONS.len() {
         format!("UPDATE runspan.meta SET version = {SCHEMA_VERSION};\n")
     } else {
         String::new()

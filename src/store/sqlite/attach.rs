@@ -95,7 +95,7 @@ async fn run(connection: &mut SqliteConnection, sql: String) -> Result<(), Store
 /// What is missing of the tables, and the triggers.
 fn install_sql(installed: i32, table: &str) -> String {
     let known = usize::try_from(installed).unwrap_or_default();
-    let version = if (1..sql::MIGRATIONS.len()).contains(&known) {
+    let version = if known < sql::MIGRATIONS.len() {
         format!("UPDATE runspan_meta SET version = {SCHEMA_VERSION};\n")
     } else {
         String::new()

@@ -2,7 +2,8 @@
 //! out. Nothing here needs a SQLite newer than 3.38, for writers of other programs run the triggers too.
 
 /// runspan's tables, version by version. Append-only.
-pub(super) const MIGRATIONS: [&str; super::super::SCHEMA_VERSION as usize] = [include_str!("schema.sql")];
+pub(super) const MIGRATIONS: [&str; super::super::SCHEMA_VERSION as usize] =
+    [include_str!("schema.sql"), include_str!("schema_2.sql")];
 const ENTRY: &str = include_str!("entry.sql");
 const TRIGGERS: &str = include_str!("triggers.sql");
 const RECONCILE: &str = include_str!("reconcile.sql");

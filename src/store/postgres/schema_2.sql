@@ -1,0 +1,18 @@
+-- Version 2: the durable metrics.
+
+-- What the receiver has acknowledged, whole. `head`: when and for which instance, and the export whose fate is
+-- not known, if any. `totals`: the cumulative series, as JSON. `usual`: for each workflow with enough of a
+-- history the duration in seconds that 99 of 100 of its runs stay within.
+CREATE TABLE runspan.series (
+    singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
+    head text NOT NULL,
+    totals text NOT NULL,
+    usual jsonb NOT NULL
+);
+
+-- What came after that: a row a commit of the projector, merged by the exporter. Appended, not added up in
+-- place: that cost 730 kB of write-ahead log a commit.
+CREATE TABLE runspan.deltas (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    delta text NOT NULL
+);
