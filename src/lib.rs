@@ -6,6 +6,7 @@ pub mod semconv;
 pub mod trace_context;
 pub mod redact;
 pub mod journal;
+pub mod series;
 pub mod projection;
 pub mod otlp;
 pub mod store;

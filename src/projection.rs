@@ -1,4 +1,4 @@
-//! Entries and open runs in, spans and records out. Pure: no clock, no I/O, no order but the journal's.
+//! Entries and open runs in; spans, records and what they add to the series out. Pure: no clock, no I/O, no order but the journal's.
 //!
 //! The rules that are not plain at sight:
 //!
@@ -23,6 +23,7 @@ use crate::journal::{Before, Change, Context, Entry};
 use crate::redact;
 use crate::run::{Outcome, RunId, Status, Timestamp, Transition};
 use crate::semconv::{ErrorType, Event, field};
+use crate::series::{Buckets, Key, Totals};
 use crate::trace_context::SpanContext;
 
 /// What a batch of entries comes to.
@@ -36,14 +37,22 @@ pub struct Projected {
     pub opened: Vec<(RunId, OpenRun)>,
     /// Runs that were open before the batch and are no longer.
     pub closed: Vec<RunId>,
+    /// What the batch adds to the series.
+    pub totals: Totals,
 }
 
-/// Projects `entries`, in the journal's order, over the open runs that they belong to (and their parents).
-pub fn project(open: HashMap<RunId, OpenRun>, entries: impl IntoIterator<Item = Entry>) -> Projected {
+/// Projects `entries`, in the journal's order, over the open runs that they belong to (and their parents). The
+/// series' histograms are in `buckets`.
+pub fn project(
+    open: HashMap<RunId, OpenRun>,
+    entries: impl IntoIterator<Item = Entry>,
+    buckets: Buckets,
+) -> Projected {
     let mut projection = Projection {
         runs: open.into_iter().map(|(id, run)| (id, Slot { now: Some(run), ..Slot::STORED })).collect(),
         spans: Vec::new(),
         records: Vec::new(),
+        totals: Totals::new(buckets),
     };
     for entry in entries {
         projection.apply(entry);
@@ -67,6 +76,7 @@ struct Projection {
     runs: HashMap<RunId, Slot>,
     spans: Vec<Span>,
     records: Vec<Record>,
+    totals: Totals,
 }
 
 /// One transition of one run, with what the entry says around it.
@@ -166,10 +176,23 @@ impl Projection {
             self.happened(step.run, &mut open, event, at, step.reconciled);
             if (status, open.wait) == (Status::Running, Wait::Waiting) {
                 open.wait = Wait::Ended(at);
-                self.spans.push(open.queue_span(step.run, at));
+                self.waited(step.run, &open, at);
             }
         }
         self.keep(step.run, Some(open), true);
+    }
+
+    /// The first wait ended.
+    fn waited(&mut self, run: RunId, open: &OpenRun, at: Timestamp) {
+        self.spans.push(open.queue_span(run, at));
+        let key = Key::queue_duration(&open.context.workflow_name);
+        self.observe(key, run, &open.context, open.queued_at, at);
+    }
+
+    /// Measures from `from` to `to`.
+    fn observe(&mut self, key: Key, run: RunId, context: &Context, from: Timestamp, to: Timestamp) {
+        let micros = to.micros().saturating_sub(from.micros());
+        self.totals.observe(key, micros, to, SpanContext::of_run(run, context.root_of(run)));
     }
 
     /// Notes an event of a run in flight, and records it.
@@ -190,7 +213,13 @@ impl Projection {
             }
             ended => {
                 self.keep(parent, ended, false);
-                self.records.push(handed_off_after_end(parent, &attributes, from, at, reconciled));
+                let record = handed_off_after_end(parent, &attributes, from, at, reconciled);
+                let workflow = match record.attributes.get(field::WORKFLOW_NAME) {
+                    Some(Value::Text(name)) => Some(name.as_str()),
+                    _ => None,
+                };
+                self.totals.count(Key::events(workflow, record.event, None));
+                self.records.push(record);
             }
         }
     }
@@ -207,11 +236,13 @@ impl Projection {
         match open.wait {
             Wait::Waiting => {
                 own.set(field::QUEUE_WAIT_MS, at.millis_since(open.queued_at));
-                self.spans.push(open.queue_span(run, at));
+                self.waited(run, &open, at);
             }
             Wait::Ended(began) => {
                 own.set(field::QUEUE_WAIT_MS, began.millis_since(open.queued_at))
                     .set(field::EXECUTION_MS, at.millis_since(began));
+                let key = Key::execution_duration(&open.context.workflow_name, outcome);
+                self.observe(key, run, &open.context, began, at);
             }
             Wait::Unknown => {}
         }
@@ -240,10 +271,12 @@ impl Projection {
             last_events.push(SpanEvent { event, at, attributes });
             self.record(event, at, run, &open.context, all.clone(), error_type, step.reconciled);
         }
-        self.record(Event::Completed, at, run, &open.context, own, error_type, step.reconciled);
+        self.record(Event::Completed, at, run, &open.context, own, None, step.reconciled);
         if let Some(rollup) = self.records.last_mut() {
             rollup.level = Event::of_outcome(outcome).level(error_type);
         }
+        let key = Key::duration(&open.context.workflow_name, outcome, error_type);
+        self.observe(key, run, &open.context, open.queued_at, at);
         let error = (outcome == Outcome::Failed).then(|| reason.unwrap_or_default());
         self.spans.push(open.span(run, all, last_events, error));
         self.keep(run, None, true);
@@ -268,10 +301,16 @@ impl Projection {
         reason: Option<&str>,
         inflight: Option<(RunId, RunId)>,
     ) {
+        let error_type = ErrorType::of_refusal(reason);
+        self.totals.count(Key::events(
+            Some(&context.workflow_name),
+            Event::DispatchRefused,
+            Some(error_type),
+        ));
         let mut attributes = Attributes::default();
         attributes
             .of_context(context)
-            .set(field::ERROR_TYPE, ErrorType::of_refusal(reason).as_str())
+            .set(field::ERROR_TYPE, error_type.as_str())
             .set_if(field::REASON, reason.map(redact::reason))
             .set_if(field::INFLIGHT_RUN_ID, inflight.map(|(run, _)| run));
         self.records.push(Record {
@@ -294,6 +333,7 @@ impl Projection {
         error_type: Option<ErrorType>,
         reconciled: bool,
     ) {
+        self.totals.count(Key::events(Some(&context.workflow_name), event, error_type));
         let mut attributes = Attributes::of_run(run, context);
         attributes.extend(own).set_if(field::RECONCILED, reconciled.then_some(true));
         self.records.push(Record {
@@ -319,8 +359,13 @@ impl Projection {
     }
 
     fn finish(self) -> Projected {
-        let mut projected =
-            Projected { spans: self.spans, records: self.records, opened: Vec::new(), closed: Vec::new() };
+        let mut projected = Projected {
+            spans: self.spans,
+            records: self.records,
+            opened: Vec::new(),
+            closed: Vec::new(),
+            totals: self.totals,
+        };
         for (id, slot) in self.runs {
             match slot.now {
                 Some(open) if slot.changed => projected.opened.push((id, open)),

@@ -1,9 +1,11 @@
 //! The relay: turns the journal into OTLP requests and sends them until they are acknowledged.
 //!
 //! One relay works on a database at a time, whoever holds the lease; others stand by. The holder runs a
-//! [projector](self) (journal → outbox, exactly once) and a sender for each channel (outbox → receiver, at least
-//! once, byte-identical), side by side: a receiver that is away stops neither the others nor the projector.
+//! [projector](self) (journal → outbox and series, exactly once), a sender for each channel (outbox → receiver, at
+//! least once, byte-identical) and an exporter (series → receiver, every interval), side by side: a receiver that is
+//! away stops neither the others nor the projector.
 
+mod exporter;
 mod health;
 mod judge;
 mod lease;
@@ -22,8 +24,9 @@ pub use self::health::serve as serve_health;
 pub use self::monitor::{Monitor, SenderState, Snapshot};
 use crate::otlp::Signal;
 use crate::otlp::client::{Client, ClientError};
-use crate::otlp::config::{ConfigError, Env, Resource, SignalConfig, UNKNOWN_SERVICE};
+use crate::otlp::config::{ConfigError, Env, MetricsConfig, Resource, SignalConfig, UNKNOWN_SERVICE};
 use crate::otlp::encode::Encoder;
+use crate::series::Buckets;
 use crate::store::{Channel, Lease, Store, StoreError};
 
 /// How long giving the lease back may take.
@@ -63,6 +66,8 @@ pub struct Settings {
     pub max_runs_per_second: u32,
     /// How long a sender waits at most before it tries again.
     pub longest_backoff: Duration,
+    /// The buckets of the histograms.
+    pub buckets: Buckets,
 }
 
 impl Default for Settings {
@@ -76,6 +81,7 @@ impl Default for Settings {
             trim_every: Duration::from_secs(5),
             max_runs_per_second: 500,
             longest_backoff: Duration::from_secs(30),
+            buckets: Buckets::default(),
         }
     }
 }
@@ -95,7 +101,7 @@ pub enum RelayError {
     Store(#[from] StoreError),
     /// Nothing is to be sent.
     #[error(
-        "both signals are turned off: set OTEL_TRACES_EXPORTER or OTEL_LOGS_EXPORTER to otlp, or print the records with --logs stdout"
+        "every signal is turned off: set OTEL_TRACES_EXPORTER, OTEL_LOGS_EXPORTER or OTEL_METRICS_EXPORTER to otlp, or print the records with --logs stdout"
     )]
     NoSink,
     /// Standard output is closed.
@@ -121,6 +127,17 @@ pub enum Ended {
     DatabaseAway(String),
 }
 
+impl Ended {
+    /// The same, unless the last metrics were refused.
+    #[must_use]
+    pub fn and_metrics(self, monitor: &Monitor) -> Self {
+        match (self, monitor.snapshot().metrics) {
+            (Self::Idle, Some(SenderState::Refused(said))) => Self::Refused(said),
+            (ended, _) => ended,
+        }
+    }
+}
+
 /// Where the requests of a channel go.
 enum Sink {
     Otlp(Box<Client>),
@@ -132,6 +149,8 @@ pub struct Relay {
     store: Arc<dyn Store>,
     resource: Resource,
     sinks: Vec<(Channel, Arc<Sink>)>,
+    metrics: Option<Arc<Client>>,
+    metrics_config: MetricsConfig,
     settings: Settings,
     monitor: Monitor,
     /// What the lease's row calls this relay.
@@ -166,12 +185,26 @@ impl Relay {
         if logs != Logs::Otlp {
             sinks.push((Channel::Stdout, Arc::new(Sink::Stdout)));
         }
-        if sinks.is_empty() {
+        let metrics = match SignalConfig::from_env(Signal::Metrics, env)? {
+            Some(config) => Some(Arc::new(Client::new(&config)?)),
+            None => None,
+        };
+        let metrics_config = MetricsConfig::from_env(env)?;
+        if sinks.is_empty() && metrics.is_none() {
             return Err(RelayError::NoSink);
         }
         let monitor = Monitor::new(sinks.iter().map(|(channel, _)| *channel));
         let holder = format!("{}-{}", std::process::id(), uuid::Uuid::now_v7().simple());
-        Ok(Self { store, resource, sinks, settings: Settings::default(), monitor, holder })
+        Ok(Self {
+            store,
+            resource,
+            sinks,
+            metrics,
+            metrics_config,
+            settings: Settings::default(),
+            monitor,
+            holder,
+        })
     }
 
     /// With these settings instead of the defaults.
@@ -248,15 +281,30 @@ impl Relay {
         let instance = self.store.instance().await?;
         let mut keeper = std::pin::pin!(lease::keep(&*self.store, lease, self.settings.lease_term));
         let mut workers: JoinSet<Result<(), RelayError>> = JoinSet::new();
+        let encoder = Encoder::new(&self.resource, &instance);
+        let projected = CancellationToken::new();
+        let exporter = exporter::Exporter {
+            store: Arc::clone(&self.store),
+            lease: lease.clone(),
+            client: self.metrics.clone(),
+            config: self.metrics_config.clone(),
+            encoder: encoder.clone(),
+            instance: instance.clone(),
+            settings: self.settings.clone(),
+            monitor: self.monitor.clone(),
+            projected: projected.clone(),
+        };
+        workers.spawn(exporter.run());
         let projector = projector::Projector {
             store: Arc::clone(&self.store),
             lease: lease.clone(),
-            encoder: Encoder::new(&self.resource, &instance),
+            encoder,
             instance,
             channels: self.sinks.iter().map(|(channel, _)| *channel).collect(),
             settings: self.settings.clone(),
             monitor: self.monitor.clone(),
             stop: stop.clone(),
+            projected,
         };
         workers.spawn(projector.run());
         for (channel, sink) in &self.sinks {
@@ -287,6 +335,10 @@ impl Relay {
 
     /// Says where it all goes.
     fn introduce(&self) {
+        if let Some(client) = &self.metrics {
+            let config = client.config();
+            tracing::info!("sending metrics to {} ({})", config.endpoint, config.protocol);
+        }
         for (channel, sink) in &self.sinks {
             match &**sink {
                 Sink::Otlp(client) => {
@@ -353,7 +405,7 @@ impl RelayHandle {
         };
         stop.cancel();
         task.await.map_err(|_| RelayError::Panicked)??;
-        Ok(ended?)
+        Ok(ended?.and_metrics(&monitor))
     }
 }
 

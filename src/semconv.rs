@@ -18,7 +18,7 @@ use crate::run::Outcome;
 macro_rules! events {
     ($($(#[doc = $doc:literal])* $variant:ident = $name:literal;)*) => {
         /// An event of the `workflow.run.*` family.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(rename_all = "snake_case")]
         pub enum Event {
             $($(#[doc = $doc])* $variant,)*
@@ -137,7 +137,8 @@ impl Level {
 }
 
 /// Why a run failed or a dispatch was refused: low in cardinality, the same on span, record and metric.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum ErrorType {
     /// A panic or an error that escaped the handler: the reason begins `uncaught:`.
     Uncaught,

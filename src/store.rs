@@ -7,6 +7,7 @@ mod attach;
 mod outbox;
 mod postgres;
 mod rows;
+mod series;
 mod sqlite;
 mod url;
 
@@ -20,10 +21,12 @@ use sqlx::sqlite::SqliteError;
 
 pub use self::attach::{Attach, Attached, Detached, Plan};
 pub use self::outbox::{Channel, Listed, NewRequest, Request, Selection, Settlement, Trimmed};
+pub use self::series::{Fresh, SeriesStore};
 pub use self::url::DatabaseUrl;
 use crate::journal::{Entry, Unreadable};
 use crate::projection::OpenRun;
 use crate::run::RunId;
+use crate::series::Totals;
 
 /// The version of runspan's own schema that this program knows.
 pub const SCHEMA_VERSION: i32 = 2;
@@ -207,6 +210,8 @@ pub struct Commit {
     pub closed: Vec<RunId>,
     /// Requests for the outbox.
     pub requests: Vec<NewRequest>,
+    /// What the batch adds to the series.
+    pub totals: Totals,
     /// Where the journal stands now.
     pub position: Position,
 }
@@ -240,7 +245,7 @@ pub struct StoreStatus {
 /// Every method is cancel safe: a dropped call either changed everything it should, or nothing. After a dropped
 /// or failed [`commit`](Self::commit) which of the two is unknown: take the lease anew and read again.
 #[async_trait]
-pub trait Store: Attach {
+pub trait Store: Attach + SeriesStore {
     /// That runspan is attached here, in a version that this program knows.
     async fn check(&self) -> Result<(), StoreError>;
 

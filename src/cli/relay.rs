@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Database, Exit, Failure, counted, environment, stop_on_signal};
 use crate::relay::{self, Ended, Monitor, Relay, Settings};
+use crate::series::Buckets;
 use crate::store::{Store, StoreError};
 
 const ABOUT: &str = "\
@@ -17,7 +18,7 @@ Send what the journal holds to an OTLP receiver, until told to stop
 Several relays may run on one database: one works, the others stand by. SIGTERM finishes the batch in hand.";
 
 const VARIABLES: &str = "\
-The receiver (each also for one signal: OTEL_EXPORTER_OTLP_TRACES_…, OTEL_EXPORTER_OTLP_LOGS_…):
+The receiver (each also for one signal: OTEL_EXPORTER_OTLP_TRACES_…, OTEL_EXPORTER_OTLP_LOGS_…, …_METRICS_…):
   OTEL_EXPORTER_OTLP_ENDPOINT            http://localhost:4318, or http://localhost:4317 with grpc
   OTEL_EXPORTER_OTLP_PROTOCOL            http/protobuf (default) or grpc
   OTEL_EXPORTER_OTLP_HEADERS             name=value,name=value
@@ -25,7 +26,10 @@ The receiver (each also for one signal: OTEL_EXPORTER_OTLP_TRACES_…, OTEL_EXPO
   OTEL_EXPORTER_OTLP_TIMEOUT             milliseconds for one request (10000)
   OTEL_EXPORTER_OTLP_CERTIFICATE         PEM file: whom to trust instead of the system's roots
   OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE  PEM file, with OTEL_EXPORTER_OTLP_CLIENT_KEY
-  OTEL_TRACES_EXPORTER                   none turns the spans off; OTEL_LOGS_EXPORTER the records
+  OTEL_TRACES_EXPORTER                   none turns the spans off; OTEL_LOGS_EXPORTER the records,
+                                         OTEL_METRICS_EXPORTER the metrics
+  OTEL_METRIC_EXPORT_INTERVAL            milliseconds between two exports of the metrics (60000)
+  OTEL_METRICS_EXEMPLAR_FILTER           always_off leaves the exemplars out
 The application, as spans and records name it:
   OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES
 This process's own log, on stderr:
@@ -58,6 +62,10 @@ pub(super) struct RelayArgs {
     /// How long the lease lasts unless renewed: how late a standby takes over at most
     #[arg(long, default_value = "10s", value_name = "DURATION", value_parser = lease_term)]
     lease: Duration,
+    /// The upper bounds of the duration histograms' buckets, in seconds, rising; by default from 0.1 to 604800 (7 days).
+    /// Changing them begins the histograms anew
+    #[arg(long, env = "RUNSPAN_DURATION_BUCKETS", value_name = "S,S,…")]
+    duration_buckets: Option<Buckets>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -110,6 +118,7 @@ impl RelayArgs {
             lease_term: self.lease,
             max_outbox: self.max_outbox.as_u64(),
             max_runs_per_second: self.max_runs_per_second,
+            buckets: self.duration_buckets.unwrap_or_default(),
             ..Settings::default()
         };
         let relay = Relay::new(Arc::clone(&store), self.logs.into(), &environment)?.with(settings);
@@ -134,7 +143,7 @@ impl RelayArgs {
                 let ended = ended.map_err(database_away)?;
                 stop.cancel();
                 working.await?;
-                ended
+                ended.and_metrics(&monitor)
             }
             stopped = &mut working => {
                 stopped?;

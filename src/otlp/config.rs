@@ -8,6 +8,7 @@
 
 mod endpoint;
 mod headers;
+mod metrics;
 mod pairs;
 mod resource;
 #[cfg(test)]
@@ -17,6 +18,7 @@ use std::{fmt, path::PathBuf, time::Duration};
 
 pub use endpoint::Endpoint;
 pub use headers::Headers;
+pub use metrics::MetricsConfig;
 pub use resource::{Resource, UNKNOWN_SERVICE};
 
 use super::Signal;
@@ -212,6 +214,31 @@ pub enum Problem {
     /// Not a positive number of milliseconds.
     #[error("is \"{value}\", not a number of milliseconds from 1 to 4294967295: set it to e.g. 10000")]
     Timeout {
+        /// The beginning of the value.
+        value: String,
+    },
+    /// Deltas.
+    #[error(
+        "asks for delta temporality: runspan's series are cumulative, because a delta whose acknowledgement is lost would count twice; unset it, and convert in the Collector (cumulativetodelta) for a backend that needs deltas"
+    )]
+    Delta,
+    /// An unknown temporality.
+    #[error("names the temporality \"{value}\": set it to cumulative")]
+    Temporality {
+        /// The beginning of the value.
+        value: String,
+    },
+    /// Histograms of another kind.
+    #[error(
+        "asks for \"{value}\": runspan's histograms have explicit buckets, set it to explicit_bucket_histogram"
+    )]
+    HistogramAggregation {
+        /// The beginning of the value.
+        value: String,
+    },
+    /// An unknown filter of exemplars.
+    #[error("names the filter \"{value}\": set it to trace_based, always_on or always_off")]
+    ExemplarFilter {
         /// The beginning of the value.
         value: String,
     },

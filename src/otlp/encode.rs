@@ -1,6 +1,9 @@
 //! Spans and records to OTLP requests: encoded, gzipped, at most [`MAX_REQUEST`] bytes each before that.
 //!
-//! A stored request is sent as it is until it is acknowledged, so encoding happens once.
+//! A stored request is sent as it is until it is acknowledged, so encoding happens once. Series are not stored as
+//! requests: [`metrics`] encodes them as they are sent.
+
+mod metrics;
 
 use std::collections::HashSet;
 use std::io::{Read as _, Write as _};
@@ -17,6 +20,7 @@ use opentelemetry_proto::tonic::resource::v1::Resource as ProtoResource;
 use opentelemetry_proto::tonic::trace::v1 as trace;
 use prost::Message;
 
+pub use self::metrics::Points;
 use super::Signal;
 use super::config::Resource;
 use crate::projection::{Attributes, Record, Span, SpanEvent, SpanKind, Value};
@@ -54,6 +58,8 @@ pub enum DecodeError {
 /// Encodes for one resource: the application whose runs these are.
 #[derive(Clone, Debug)]
 pub struct Encoder {
+    resource: ProtoResource,
+    scope: InstrumentationScope,
     traces: ExportTraceServiceRequest,
     logs: ExportLogsServiceRequest,
 }
@@ -70,29 +76,31 @@ impl Encoder {
             .chain([(instance_id, instance)])
             .map(|(key, value)| key_value(key, &Value::from(value)))
             .collect();
-        let resource = Some(ProtoResource { attributes, ..ProtoResource::default() });
-        let scope = Some(InstrumentationScope {
+        let resource = ProtoResource { attributes, ..ProtoResource::default() };
+        let scope = InstrumentationScope {
             name: env!("CARGO_PKG_NAME").to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             ..InstrumentationScope::default()
-        });
-        let scope_spans = trace::ScopeSpans { scope: scope.clone(), ..trace::ScopeSpans::default() };
-        let scope_logs = ScopeLogs { scope, ..ScopeLogs::default() };
+        };
+        let scope_spans = trace::ScopeSpans { scope: Some(scope.clone()), ..trace::ScopeSpans::default() };
+        let scope_logs = ScopeLogs { scope: Some(scope.clone()), ..ScopeLogs::default() };
         Self {
             traces: ExportTraceServiceRequest {
                 resource_spans: vec![trace::ResourceSpans {
-                    resource: resource.clone(),
+                    resource: Some(resource.clone()),
                     scope_spans: vec![scope_spans],
                     ..trace::ResourceSpans::default()
                 }],
             },
             logs: ExportLogsServiceRequest {
                 resource_logs: vec![ResourceLogs {
-                    resource,
+                    resource: Some(resource.clone()),
                     scope_logs: vec![scope_logs],
                     ..ResourceLogs::default()
                 }],
             },
+            resource,
+            scope,
         }
     }
 

@@ -112,8 +112,10 @@ impl Story {
         }
         let mut stored = HashMap::new();
         let (mut spans, mut records) = (Vec::new(), Vec::new());
+        let mut totals = Totals::default();
         for entry in &entries {
-            let projected = project(stored.clone(), [entry.clone()]);
+            let projected = project(stored.clone(), [entry.clone()], Buckets::default());
+            totals.add(projected.totals);
             for (run, open) in projected.opened {
                 let text = serde_json::to_string(&open).unwrap();
                 stored.insert(run, serde_json::from_str(&text).unwrap());
@@ -124,7 +126,10 @@ impl Story {
             spans.extend(projected.spans);
             records.extend(projected.records);
         }
-        let at_once = project(HashMap::new(), entries);
+        let at_once = project(HashMap::new(), entries, Buckets::default());
+        assert_eq!(at_once.totals, totals);
+        let counted: u64 = totals.counters().map(|(_, count)| count).sum();
+        assert_eq!(counted, records.len() as u64, "one count for each record");
         assert_eq!(
             render(&at_once.spans, &at_once.records),
             render(&spans, &records),
@@ -543,7 +548,7 @@ fn ids_follow_from_run_and_root() {
             root_workflow_name: Some("ship".to_owned())
         })
     );
-    let ids: Vec<String> = project(HashMap::new(), [entry, end])
+    let ids: Vec<String> = project(HashMap::new(), [entry, end], Buckets::default())
         .spans
         .iter()
         .map(|span| format!("{} {} under {}", span.context, span.name, span.parent.unwrap()))
@@ -551,5 +556,61 @@ fn ids_follow_from_run_and_root() {
     insta::assert_snapshot!(ids.join("\n"), @r"
     00-01900000000070008000000000000001-4000000000000002-03 plan queued under 8000000000000002
     00-01900000000070008000000000000001-8000000000000002-03 plan under 8000000000000001
+    ");
+}
+
+#[test]
+fn what_a_batch_adds_to_the_series() {
+    let story = story()
+        .then(0, 1, "ship", "- → queued")
+        .then(400, 1, "ship", "queued → running")
+        .then(450, 2, "plan", "- → queued")
+        .under(1, (1, "ship"))
+        .then(700, 2, "plan", "queued → failed")
+        .under(1, (1, "ship"))
+        .because("enqueue failed: no route")
+        .then(90_000, 1, "ship", "running → incomplete")
+        .then(90_001, 1, "ship", "incomplete → failed")
+        .refused(90_100, "ship", "workflow-dispatch-inflight", Some(1));
+    let entries = story.rows.into_iter().map(|row| Entry::try_from(row).unwrap());
+    let totals = project(HashMap::new(), entries, Buckets::default()).totals;
+    let line = |key: &Key, what: String| {
+        let attributes: Vec<String> =
+            key.attributes().iter().map(|(key, value)| format!("{key}={value}")).collect();
+        format!("{} {{{}}} {what}\n", key.kind.metric().name, attributes.join(" "))
+    };
+    let counters: String = totals.counters().map(|(key, count)| line(key, count.to_string())).collect();
+    insta::assert_snapshot!(counters, @r"
+    workflow.run.events {workflowName=plan event=workflow.run.queued} 1
+    workflow.run.events {workflowName=plan event=workflow.run.failed error.type=enqueue_failed} 1
+    workflow.run.events {workflowName=plan event=workflow.run.enqueue_failed error.type=enqueue_failed} 1
+    workflow.run.events {workflowName=plan event=workflow.run.completed} 1
+    workflow.run.events {workflowName=ship event=workflow.run.queued} 1
+    workflow.run.events {workflowName=ship event=workflow.run.running} 1
+    workflow.run.events {workflowName=ship event=workflow.run.handed_off} 1
+    workflow.run.events {workflowName=ship event=workflow.run.incomplete} 1
+    workflow.run.events {workflowName=ship event=workflow.run.dispatch_refused error.type=workflow-dispatch-inflight} 1
+    workflow.run.events {workflowName=ship event=workflow.run.completed} 1
+    workflow.run.events {workflowName=ship event=workflow.run.conflict} 1
+    ");
+    let histograms: String = totals
+        .histograms()
+        .map(|(key, distribution)| {
+            let exemplars: Vec<String> = distribution
+                .exemplars()
+                .map(|exemplar| {
+                    format!("{} at {} by {}", exemplar.micros, moment(exemplar.at), exemplar.span_id)
+                })
+                .collect();
+            let seconds = distribution.sum_seconds();
+            line(key, format!("{} in {seconds} s: {}", distribution.count(), exemplars.join(", ")))
+        })
+        .collect();
+    insta::assert_snapshot!(histograms, @r"
+    workflow.run.duration {workflowName=plan outcome=failed error.type=enqueue_failed} 1 in 0.25 s: 250000 at 700 by 8000000000000002
+    workflow.run.duration {workflowName=ship outcome=incomplete} 1 in 90 s: 90000000 at 90000 by 8000000000000001
+    workflow.run.queue.duration {workflowName=plan} 1 in 0.25 s: 250000 at 700 by 8000000000000002
+    workflow.run.queue.duration {workflowName=ship} 1 in 0.4 s: 400000 at 400 by 8000000000000001
+    workflow.run.execution.duration {workflowName=ship outcome=incomplete} 1 in 89.6 s: 89600000 at 90000 by 8000000000000001
     ");
 }

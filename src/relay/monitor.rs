@@ -28,11 +28,13 @@ pub struct Snapshot {
     pub journal_empty: bool,
     /// The senders.
     pub senders: HashMap<Channel, SenderState>,
+    /// What the exporter of the metrics is at, once it has tried.
+    pub metrics: Option<SenderState>,
     /// When a receiver last acknowledged a request.
     pub acknowledged_at: Option<SystemTime>,
-    /// Spans and records that were acknowledged.
+    /// Spans, records and points that were acknowledged.
     pub delivered_items: u64,
-    /// Spans and records that a receiver took and threw away (`partial_success`).
+    /// Spans, records and points that a receiver took and threw away (`partial_success`).
     pub rejected_items: u64,
 }
 

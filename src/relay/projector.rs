@@ -27,6 +27,8 @@ pub(super) struct Projector {
     pub(super) settings: Settings,
     pub(super) monitor: Monitor,
     pub(super) stop: CancellationToken,
+    /// To say that nothing more comes.
+    pub(super) projected: CancellationToken,
 }
 
 impl Projector {
@@ -60,6 +62,7 @@ impl Projector {
                 let _ = tokio::time::timeout(pause, self.stop.cancelled()).await;
             }
         }
+        self.projected.cancel();
         Ok(())
     }
 
@@ -80,9 +83,10 @@ impl Projector {
         }
         let open = self.store.open_runs(&runs_of(&entries)).await?;
         let (encoder, channels) = (self.encoder.clone(), self.channels.clone());
+        let buckets = self.settings.buckets.clone();
         // Encoding a batch takes tens of milliseconds: not on a thread that others wait for.
         let projected = tokio::task::spawn_blocking(move || {
-            let projected = project(open, entries);
+            let projected = project(open, entries, buckets);
             let requests = encode_all(&encoder, &channels, &projected);
             (projected, requests)
         });
@@ -95,6 +99,7 @@ impl Projector {
         commit.opened = projected.opened;
         commit.closed = projected.closed;
         commit.requests = requests;
+        commit.totals = projected.totals;
         self.store.commit(&self.lease, &self.instance, &commit).await?;
         self.monitor.requests_arrived(commit.requests.iter().map(|request| request.channel));
         Ok(position)

@@ -2,6 +2,7 @@
 
 mod attach;
 mod rows;
+mod series;
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -84,11 +85,12 @@ impl Store for PgStore {
     }
 
     async fn instance(&self) -> Result<String, StoreError> {
-        // A failover or a restore begins a new timeline; a database restored from a dump has another oid.
+        // A failover or a restore begins a new timeline; a database restored from a dump has another oid. The
+        // timeline is that of the log being written: the last checkpoint's may still be the one before.
         Ok(sqlx::query_scalar(
-            "SELECT format('%s-%s-%s', s.system_identifier, c.timeline_id, d.oid)
-             FROM pg_control_system() s, pg_control_checkpoint() c, pg_database d
-             WHERE d.datname = current_database()",
+            "SELECT format('%s-%s-%s', s.system_identifier,
+                        ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::int, d.oid)
+             FROM pg_control_system() s, pg_database d WHERE d.datname = current_database()",
         )
         .fetch_one(&self.pool)
         .await?)
@@ -227,6 +229,7 @@ impl Store for PgStore {
         }
         rows::write_open_runs(&mut tx, &commit.opened, &commit.closed).await?;
         insert_requests(&mut tx, &commit.requests).await?;
+        series::append(&mut tx, &commit.totals).await?;
         sqlx::query(
             "WITH next AS (
                  INSERT INTO runspan.commits (instance, low, pending_seq, pending_bound)

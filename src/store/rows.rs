@@ -1,8 +1,12 @@
 //! What both databases store in the same form.
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
 use super::{Channel, StoreError};
 use crate::projection::OpenRun;
 use crate::run::RunId;
+use crate::series::{InFlight, Recorded, Totals};
 
 /// The state of an open run, as stored.
 pub(super) fn encode_open_run(run: RunId, open: &OpenRun) -> Result<String, StoreError> {
@@ -12,6 +16,32 @@ pub(super) fn encode_open_run(run: RunId, open: &OpenRun) -> Result<String, Stor
 /// An open run from its stored state.
 pub(super) fn decode_open_run(run: RunId, state: &str) -> Result<OpenRun, StoreError> {
     serde_json::from_str(state).map_err(|error| corrupt(format!("open run {run}"), &error))
+}
+
+/// The acknowledged series, as stored.
+pub(super) fn decode_recorded(head: &str, totals: &str) -> Result<Recorded, StoreError> {
+    Ok(Recorded { head: decode_series(head)?, totals: decode_series(totals)? })
+}
+
+/// Pending totals from what is stored.
+pub(super) fn decode_totals(delta: &str) -> Result<Totals, StoreError> {
+    decode_series(delta)
+}
+
+/// A part of the series, as stored.
+pub(super) fn encode_series(part: &impl Serialize) -> Result<String, StoreError> {
+    serde_json::to_string(part).map_err(|error| corrupt("the series".to_owned(), &error))
+}
+
+fn decode_series<T: DeserializeOwned>(text: &str) -> Result<T, StoreError> {
+    serde_json::from_str(text).map_err(|error| corrupt("the series".to_owned(), &error))
+}
+
+/// A row of the table's runs in flight: workflow, status, how many, and the age of the oldest in seconds.
+pub(super) fn in_flight(
+    (workflow, status, runs, oldest_age): (String, String, i64, f64),
+) -> Option<InFlight> {
+    Some(InFlight { workflow, status: status.parse().ok()?, runs, oldest_age: oldest_age.max(0.0) })
 }
 
 pub(super) fn channel(text: &str) -> Result<Channel, StoreError> {

@@ -5,6 +5,7 @@
 
 mod attach;
 mod rows;
+mod series;
 mod sql;
 
 use std::collections::HashMap;
@@ -225,6 +226,7 @@ impl Store for SqliteStore {
         }
         rows::write_open_runs(&mut tx, &commit.opened, &commit.closed).await?;
         insert_requests(&mut tx, &commit.requests).await?;
+        series::append(&mut tx, &commit.totals).await?;
         tx.commit().await?;
         Ok(())
     }

@@ -15,6 +15,7 @@ use runspan::journal::{Entry, Row};
 use runspan::projection::{Attributes, Projected, project};
 use runspan::runs;
 use runspan::semconv::{Carried, Event, Level, Presence, field, json_schema};
+use runspan::series::Buckets;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -94,7 +95,7 @@ fn projected() -> impl Strategy<Value = Projected> {
             }
             Entry::try_from(row).ok()
         });
-        project(HashMap::new(), entries.collect::<Vec<_>>())
+        project(HashMap::new(), entries.collect::<Vec<_>>(), Buckets::default())
     })
 }
 

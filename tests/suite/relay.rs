@@ -7,6 +7,7 @@ use std::time::Duration;
 use runspan::journal::{Change, Entry};
 use runspan::projection::{Projected, Record, Span, Value, project};
 use runspan::run::RunId;
+use runspan::series::Buckets;
 use runspan::store::{Batch, Commit, Lease, Store};
 
 /// An inline snapshot that is the same on every database.
@@ -52,9 +53,10 @@ impl Relay {
             }
         }
         let open = self.store.open_runs(&concerned(&entries)).await.unwrap();
-        let projected = project(open, entries);
+        let projected = project(open, entries, Buckets::default());
         commit.opened.clone_from(&projected.opened);
         commit.closed.clone_from(&projected.closed);
+        commit.totals.clone_from(&projected.totals);
         (projected, commit)
     }
 

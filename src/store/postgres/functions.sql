@@ -266,4 +266,23 @@ BEGIN
 END
 $function$;
 
+-- The runs in flight, and the age of the oldest in seconds, by workflow and status.
+CREATE OR REPLACE FUNCTION runspan.in_flight()
+RETURNS TABLE (workflow_name text, status text, runs bigint, oldest_age double precision)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $function$
+DECLARE
+    attached regclass := runspan.attached_to();
+BEGIN
+    IF attached IS NOT NULL THEN
+        RETURN QUERY EXECUTE format($sql$
+        SELECT left(w.workflow_name::text, 1024), w.status::text, count(*),
+            coalesce(extract(epoch FROM clock_timestamp() - min(w.created_at) FILTER (WHERE isfinite(w.created_at)))::float8, 0)
+        FROM %s w WHERE w.status IN ('queued', 'running') AND w.workflow_name IS NOT NULL
+        GROUP BY 1, 2
+        $sql$, attached);
+    END IF;
+END
+$function$;
+
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA runspan FROM PUBLIC;

@@ -16,6 +16,16 @@ pub(super) fn root_of(table: &str) -> String {
     root_above(table, "?1")
 }
 
+/// The runs in flight of `table` (quoted), and the age of the oldest in seconds, by workflow and status.
+pub(super) fn in_flight(table: &str) -> String {
+    format!(
+        "SELECT CAST(workflow_name AS TEXT), CAST(status AS TEXT), count(*),
+                coalesce(({NOW} - min({})) / 1e6, 0.0)
+         FROM {table} WHERE status IN ('queued', 'running') AND workflow_name IS NOT NULL GROUP BY 1, 2",
+        micros("created_at")
+    )
+}
+
 /// A time that the application wrote, in microseconds; NULL if it is none. A number would be read as a day.
 pub(super) fn micros(column: &str) -> String {
     format!(

@@ -1,0 +1,187 @@
+//! Series to OTLP metrics.
+
+use bytes::Bytes;
+use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
+use opentelemetry_proto::tonic::common::v1::KeyValue;
+use opentelemetry_proto::tonic::metrics::v1::{
+    AggregationTemporality, Exemplar as ProtoExemplar, Gauge, Histogram, HistogramDataPoint,
+    Metric as ProtoMetric, NumberDataPoint, ResourceMetrics, ScopeMetrics, Sum, exemplar, metric::Data,
+    number_data_point,
+};
+use prost::Message as _;
+
+use super::{Encoder, key_value};
+use crate::projection::Value as AttributeValue;
+use crate::run::Timestamp;
+use crate::semconv::field;
+use crate::semconv::metric::{self, Instrument, Metric};
+use crate::series::{Exemplar, InFlight, Point, Series, Value, seconds};
+
+/// Cumulative, always: with deltas an acknowledgement that never came would count twice.
+const CUMULATIVE: i32 = AggregationTemporality::Cumulative as i32;
+
+/// A request, as it goes on the wire.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Points {
+    /// How many points it holds.
+    pub items: usize,
+    /// The request.
+    pub wire: Bytes,
+}
+
+enum DataPoint {
+    Number(NumberDataPoint),
+    Histogram(HistogramDataPoint),
+}
+
+impl DataPoint {
+    fn size(&self) -> usize {
+        // Tag and length before each.
+        8 + match self {
+            Self::Number(point) => point.encoded_len(),
+            Self::Histogram(point) => point.encoded_len(),
+        }
+    }
+}
+
+impl Encoder {
+    /// Series as `ExportMetricsServiceRequest`s of at most about `size` bytes, in order.
+    pub fn series(&self, series: &[Series], exemplars: bool, size: usize) -> Vec<Points> {
+        let points = series.iter().flat_map(|series| {
+            let metric = series.key.kind.metric();
+            let attributes: Vec<KeyValue> = series
+                .key
+                .attributes()
+                .into_iter()
+                .map(|(key, value)| key_value(key, &AttributeValue::from(value)))
+                .collect();
+            series.points.iter().map(move |point| (metric, data_point(point, attributes.clone(), exemplars)))
+        });
+        self.requests(points, size)
+    }
+
+    /// The runs in flight at the moment `at`, in the same form.
+    pub fn in_flight(&self, rows: &[InFlight], at: Timestamp, size: usize) -> Vec<Points> {
+        let time_unix_nano = at.unix_nanos();
+        let point = |row: &InFlight, value| {
+            let attributes =
+                [(field::WORKFLOW_NAME, row.workflow.as_str()), (metric::STATUS, row.status.as_str())];
+            DataPoint::Number(NumberDataPoint {
+                attributes: attributes
+                    .map(|(key, value)| key_value(key, &AttributeValue::from(value)))
+                    .into(),
+                time_unix_nano,
+                value: Some(value),
+                ..NumberDataPoint::default()
+            })
+        };
+        let active =
+            rows.iter().map(|row| (&metric::ACTIVE, point(row, number_data_point::Value::AsInt(row.runs))));
+        let oldest = rows
+            .iter()
+            .map(|row| (&metric::OLDEST_AGE, point(row, number_data_point::Value::AsDouble(row.oldest_age))));
+        self.requests(active.chain(oldest), size)
+    }
+
+    fn requests(
+        &self,
+        points: impl Iterator<Item = (&'static Metric, DataPoint)>,
+        size: usize,
+    ) -> Vec<Points> {
+        let mut requests = Vec::new();
+        let (mut batch, mut length) = (Vec::new(), 0);
+        for (metric, point) in points {
+            length += point.size();
+            if length > size && !batch.is_empty() {
+                requests.push(self.request(std::mem::take(&mut batch)));
+                length = point.size();
+            }
+            batch.push((metric, point));
+        }
+        if !batch.is_empty() {
+            requests.push(self.request(batch));
+        }
+        requests
+    }
+
+    fn request(&self, points: Vec<(&'static Metric, DataPoint)>) -> Points {
+        let items = points.len();
+        let mut metrics: Vec<ProtoMetric> = Vec::new();
+        for (metric, point) in points {
+            if metrics.last().is_none_or(|last| last.name != metric.name) {
+                metrics.push(envelope(metric));
+            }
+            match (metrics.last_mut().and_then(|metric| metric.data.as_mut()), point) {
+                (Some(Data::Histogram(data)), DataPoint::Histogram(point)) => data.data_points.push(point),
+                (Some(Data::Sum(data)), DataPoint::Number(point)) => data.data_points.push(point),
+                (Some(Data::Gauge(data)), DataPoint::Number(point)) => data.data_points.push(point),
+                // An instrument has points of one kind only: see `Kind::metric`.
+                _ => debug_assert!(false, "{} has a point of another instrument", metric.name),
+            }
+        }
+        let scope = ScopeMetrics { scope: Some(self.scope.clone()), metrics, ..ScopeMetrics::default() };
+        let resource = ResourceMetrics {
+            resource: Some(self.resource.clone()),
+            scope_metrics: vec![scope],
+            ..ResourceMetrics::default()
+        };
+        let request = ExportMetricsServiceRequest { resource_metrics: vec![resource] };
+        Points { items, wire: request.encode_to_vec().into() }
+    }
+}
+
+fn envelope(metric: &Metric) -> ProtoMetric {
+    let data = match metric.instrument {
+        Instrument::Histogram => {
+            Data::Histogram(Histogram { data_points: Vec::new(), aggregation_temporality: CUMULATIVE })
+        }
+        Instrument::Counter => sum(true),
+        Instrument::UpDownCounter => sum(false),
+        Instrument::Gauge => Data::Gauge(Gauge::default()),
+    };
+    ProtoMetric {
+        name: metric.name.to_owned(),
+        description: metric.meaning.to_owned(),
+        unit: metric.unit.to_owned(),
+        data: Some(data),
+        ..ProtoMetric::default()
+    }
+}
+
+fn sum(is_monotonic: bool) -> Data {
+    Data::Sum(Sum { data_points: Vec::new(), aggregation_temporality: CUMULATIVE, is_monotonic })
+}
+
+fn data_point(point: &Point, attributes: Vec<KeyValue>, exemplars: bool) -> DataPoint {
+    let (start_time_unix_nano, time_unix_nano) = (point.since.unix_nanos(), point.at.unix_nanos());
+    match &point.value {
+        Value::Count(count) => DataPoint::Number(NumberDataPoint {
+            attributes,
+            start_time_unix_nano,
+            time_unix_nano,
+            value: Some(number_data_point::Value::AsInt(i64::try_from(*count).unwrap_or(i64::MAX))),
+            ..NumberDataPoint::default()
+        }),
+        Value::Distribution(buckets, distribution) => DataPoint::Histogram(HistogramDataPoint {
+            attributes,
+            start_time_unix_nano,
+            time_unix_nano,
+            count: distribution.count(),
+            sum: Some(distribution.sum_seconds()),
+            bucket_counts: distribution.counts(buckets),
+            explicit_bounds: buckets.seconds(),
+            exemplars: distribution.exemplars().filter(|_| exemplars).map(exemplar).collect(),
+            ..HistogramDataPoint::default()
+        }),
+    }
+}
+
+fn exemplar(exemplar: &Exemplar) -> ProtoExemplar {
+    ProtoExemplar {
+        time_unix_nano: exemplar.at.unix_nanos(),
+        trace_id: exemplar.trace_id.bytes().to_vec(),
+        span_id: exemplar.span_id.bytes().to_vec(),
+        value: Some(exemplar::Value::AsDouble(seconds(exemplar.micros))),
+        ..ProtoExemplar::default()
+    }
+}

@@ -1,0 +1,231 @@
+//! Series → receiver: adds up what the projector appended, and tells of it every interval.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::monitor::{Monitor, SenderState};
+use super::{RelayError, Settings, patience};
+use crate::otlp::answer::{Answer, Kind};
+use crate::otlp::client::Client;
+use crate::otlp::config::MetricsConfig;
+use crate::otlp::encode::{Encoder, MAX_REQUEST, Points};
+use crate::run::Timestamp;
+use crate::series::{InFlight, Ledger, MAX_WORKFLOWS, Notice, OTHER};
+use crate::store::{Lease, Store, StoreError};
+
+/// How many pending totals are read at once.
+const READ_AT_ONCE: usize = 100;
+
+/// How long the export at a clean stop may take.
+const LAST_WORD: Duration = Duration::from_secs(5);
+
+/// The smallest request that a receiver is asked to take.
+const LEAST_REQUEST: usize = 64 * 1024;
+
+pub(super) struct Exporter {
+    pub(super) store: Arc<dyn Store>,
+    pub(super) lease: Lease,
+    /// None: what is pending is added up and kept.
+    pub(super) client: Option<Arc<Client>>,
+    pub(super) config: MetricsConfig,
+    pub(super) encoder: Encoder,
+    pub(super) instance: String,
+    pub(super) settings: Settings,
+    pub(super) monitor: Monitor,
+    /// Once the projector has ended, for good reasons.
+    pub(super) projected: CancellationToken,
+}
+
+/// What became of an export.
+enum Fate {
+    /// The receiver has it, or will not have it, ever.
+    Told,
+    /// It surely did not arrive.
+    Lost,
+    /// Nobody knows: it has to be sent again as it was.
+    Unknown,
+}
+
+impl Exporter {
+    pub(super) async fn run(self) -> Result<(), RelayError> {
+        let mut ledger = self.open().await?;
+        let mut request_size = MAX_REQUEST;
+        let mut waits = patience(self.config.interval);
+        while !self.projected.is_cancelled() {
+            let began = Instant::now();
+            let wait = if self.export(&mut ledger, &mut request_size).await? {
+                waits = patience(self.config.interval);
+                self.config.interval
+            } else {
+                waits.next().unwrap_or(self.config.interval).min(self.config.interval)
+            };
+            let _ = tokio::time::timeout_at(began + wait, self.projected.cancelled()).await;
+        }
+        // Not longer: whoever stops this process may not wait for it.
+        let last = tokio::time::timeout(LAST_WORD, self.export(&mut ledger, &mut request_size)).await;
+        if !last.unwrap_or(Ok(false))? {
+            tracing::warn!("the last metrics were not exported: the next relay will tell of them");
+        }
+        Ok(())
+    }
+
+    async fn open(&self) -> Result<Ledger, StoreError> {
+        let (ledger, before) = Ledger::open(self.store.recorded().await?, &self.instance);
+        if let Some(before) = before {
+            tracing::warn!(
+                before,
+                now = self.instance,
+                "the database has another history than the one its metrics were counted in (a failover, or a \
+                 restore): new series begin"
+            );
+        }
+        if let Some(told) = ledger.buckets().filter(|told| **told != self.settings.buckets) {
+            let now = &self.settings.buckets;
+            tracing::warn!("the histograms' buckets change from {told} to {now}: they begin anew");
+        }
+        Ok(ledger)
+    }
+
+    /// Adds up what is pending, and tells of it; whether all of it is told.
+    async fn export(&self, ledger: &mut Ledger, request_size: &mut usize) -> Result<bool, StoreError> {
+        loop {
+            let now = self.receive(ledger).await?;
+            let Some(client) = &self.client else {
+                self.store.record(&self.lease, &ledger.change()).await?;
+                return Ok(true);
+            };
+            // One whose fate is unknown comes first, as it was.
+            let is_repeated = ledger.attempt().is_some();
+            ledger.begin(now, self.config.interval, self.store.skipped_entries().await?);
+            self.store.record(&self.lease, &ledger.change()).await?;
+            let mut requests = self.encoder.series(&ledger.series(), self.config.exemplars, *request_size);
+            if let Some(attempt) = ledger.attempt().filter(|_| !is_repeated) {
+                let rows = ledger.in_flight(self.in_flight().await?);
+                requests.extend(self.encoder.in_flight(&rows, attempt.at(), *request_size));
+            }
+            let fate = self.send(client, requests, is_repeated, request_size).await;
+            match fate {
+                Fate::Told => ledger.acknowledged(),
+                Fate::Lost => ledger.forget(),
+                Fate::Unknown => return Ok(false),
+            }
+            self.store.record(&self.lease, &ledger.change()).await?;
+            if matches!(fate, Fate::Lost) {
+                return Ok(false);
+            }
+            if !is_repeated {
+                return Ok(true);
+            }
+        }
+    }
+
+    /// Takes in what is pending; the database's time after it.
+    async fn receive(&self, ledger: &mut Ledger) -> Result<Timestamp, StoreError> {
+        loop {
+            let fresh = self.store.fresh_totals(&self.lease, ledger.last(), READ_AT_ONCE).await?;
+            let is_all = fresh.totals.len() < READ_AT_ONCE;
+            for notice in ledger.receive(fresh.totals) {
+                match notice {
+                    Notice::Renamed(name) => tracing::warn!(
+                        "a workflow's name is too long for a metric, or has control characters: its metrics are \
+                         those of {name:?}"
+                    ),
+                    Notice::Full => tracing::warn!(
+                        "there are more than {MAX_WORKFLOWS} workflow names: the metrics of all others are those of \
+                         {OTHER:?}"
+                    ),
+                }
+            }
+            if is_all {
+                return Ok(fresh.now);
+            }
+        }
+    }
+
+    /// The runs in flight. A table that cannot be read costs these two metrics, and nothing else.
+    async fn in_flight(&self) -> Result<Vec<InFlight>, StoreError> {
+        match self.store.in_flight().await {
+            Err(StoreError::Database(sqlx::Error::Database(error))) => {
+                tracing::error!(
+                    "the table cannot be read, so nobody knows what is in flight: {}",
+                    error.message()
+                );
+                Ok(Vec::new())
+            }
+            read => read,
+        }
+    }
+
+    /// Sends requests in order, until one is not taken.
+    async fn send(
+        &self,
+        client: &Client,
+        requests: Vec<Points>,
+        is_repeated: bool,
+        request_size: &mut usize,
+    ) -> Fate {
+        let (mut items, mut thrown_away, mut refused) = (0, 0, None);
+        // Whether anything of it may be there already.
+        let mut is_untouched = !is_repeated;
+        for request in requests {
+            let answer = client.send(request.wire).await;
+            let said = answer.cause().map(ToString::to_string).unwrap_or_default();
+            let is_lost = match &answer {
+                Answer::Accepted { rejected, message } => {
+                    if *rejected > 0 {
+                        tracing::error!(rejected, "the receiver threw some metric points away: {message}");
+                    } else if !message.is_empty() {
+                        tracing::warn!("the receiver of the metrics warns: {message}");
+                    }
+                    items += request.items as u64;
+                    thrown_away += *rejected;
+                    is_untouched = false;
+                    continue;
+                }
+                // Receivers refuse some of a request's points and keep the others. To tell the same again would be
+                // in vain, and to tell of less than what was kept would count it twice.
+                Answer::Rejected(_) => {
+                    tracing::error!("{said}; the next export tells the sums again");
+                    refused = Some(said);
+                    is_untouched = false;
+                    continue;
+                }
+                Answer::TooLarge { after: None, .. } if *request_size > LEAST_REQUEST => {
+                    *request_size /= 2;
+                    tracing::warn!("{said}; trying smaller requests");
+                    false
+                }
+                Answer::TooLarge { after: None, .. } => {
+                    tracing::error!("{said}; these points are left out");
+                    refused = Some(said);
+                    is_untouched = false;
+                    continue;
+                }
+                Answer::Misconfigured(_) => {
+                    tracing::error!("{said}");
+                    true
+                }
+                Answer::Retry { cause, .. } | Answer::TooLarge { cause, .. } => {
+                    tracing::warn!("{said}");
+                    cause.kind() == Kind::Unreachable
+                }
+            };
+            let is_refused = matches!(answer, Answer::Misconfigured(_));
+            let state = if is_refused { SenderState::Refused } else { SenderState::Waiting };
+            self.monitor.update(|snapshot| snapshot.metrics = Some(state(said)));
+            return if is_lost && is_untouched { Fate::Lost } else { Fate::Unknown };
+        }
+        self.monitor.update(|state| {
+            if items > 0 {
+                state.acknowledged_at = Some(SystemTime::now());
+            }
+            state.delivered_items += items;
+            state.rejected_items += thrown_away;
+            state.metrics = Some(refused.map_or(SenderState::Idle, SenderState::Refused));
+        });
+        Fate::Told
+    }
+}

@@ -1,0 +1,470 @@
+//! What a receiver has heard, what it has yet to hear, and the points that tell it.
+//!
+//! Three rules make `rate()` and `increase()` right, whatever fails in between:
+//!
+//! - They see neither a series' first sample nor the first after a gap. So a point that nothing precedes, or whose
+//!   predecessor is too old, is preceded in the same request by what was acknowledged last (0 if nothing was).
+//! - What was acknowledged last must be known for certain, or the repeated value may lie below one that arrived. So
+//!   an export is written down before it is sent, and one whose fate is unknown is sent again, the same in values
+//!   and times, until an answer comes; only then the next one is made.
+//! - Counts in other buckets cannot be added. So when the buckets change, the old histogram is told to its end
+//!   and the new one from its zero, in one request.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::buckets::Buckets;
+use super::totals::{Distribution, Key, Kind, Totals};
+use super::{MAX_WORKFLOWS, OTHER, is_changed, label};
+use crate::run::{Outcome, Status, Timestamp};
+
+/// The least time between two points of a series, in microseconds: receivers count in milliseconds.
+const TICK: i64 = 1_000;
+
+/// Fewer runs than this are no history.
+const HISTORY: u64 = 20;
+
+/// What the database holds of what was acknowledged.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Recorded {
+    /// When, and for which instance.
+    pub head: Head,
+    /// The series, without those that only pending totals know.
+    pub totals: Totals,
+}
+
+/// Where the exports stand.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Head {
+    /// The `service.instance.id` of these series.
+    instance: String,
+    /// Since when they count.
+    since: Option<Timestamp>,
+    /// Since when the histograms do, if that is later: their buckets changed.
+    histograms_since: Option<Timestamp>,
+    /// The time of the last points that were acknowledged.
+    exported_at: Option<Timestamp>,
+    /// How many skipped entries these told of.
+    skipped: u64,
+    /// What was, or will be, sent after that.
+    attempt: Option<Attempt>,
+}
+
+/// An export that is not known to have arrived.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attempt {
+    /// The last of the pending totals that it tells of.
+    upto: i64,
+    /// The time of its points.
+    at: Timestamp,
+    /// The time of the points before them.
+    start: Timestamp,
+    /// Whether each point is preceded by what was acknowledged last.
+    restate: bool,
+    /// How many entries were skipped.
+    skipped: u64,
+}
+
+impl Attempt {
+    /// The time of its points.
+    pub const fn at(&self) -> Timestamp {
+        self.at
+    }
+
+    /// The `step`-th of `steps` moments between [`start`](Self::start) and [`at`](Self::at).
+    fn between(&self, step: usize, steps: usize) -> Timestamp {
+        let (step, steps) = (i128::try_from(step).unwrap_or(0), i128::try_from(steps).unwrap_or(1));
+        let span = i128::from(self.at.micros() - self.start.micros());
+        let offset = i64::try_from(span * step / steps).unwrap_or(0);
+        Timestamp::from_micros(self.start.micros() + offset)
+    }
+}
+
+/// What to write down.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Change {
+    /// Where the exports stand now.
+    pub head: Head,
+    /// What was acknowledged, if that is more than before, with what each workflow's runs usually take.
+    pub totals: Option<(Totals, BTreeMap<String, f64>)>,
+    /// Pending totals that are gone: told, or part of others now.
+    pub removed: Vec<i64>,
+    /// Pending totals that are new, or other than before.
+    pub merged: Vec<(i64, Totals)>,
+}
+
+/// Something to say to whoever operates this.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// A workflow has another name in its series.
+    Renamed(String),
+    /// There are too many workflows.
+    Full,
+}
+
+/// A series and its points, oldest first.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Series {
+    /// Which one.
+    pub key: Key,
+    /// One, or more where something has to precede it.
+    pub points: Vec<Point>,
+}
+
+/// A value at a moment.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Point {
+    /// Since when it counts.
+    pub since: Timestamp,
+    /// When it was so.
+    pub at: Timestamp,
+    /// The value.
+    pub value: Value,
+}
+
+/// What a point says.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value {
+    /// So many.
+    Count(u64),
+    /// These, in these buckets.
+    Distribution(Buckets, Distribution),
+}
+
+/// Runs in flight of one workflow in one state, as the table has them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct InFlight {
+    /// The workflow.
+    pub workflow: String,
+    /// Queued or running.
+    pub status: Status,
+    /// How many.
+    pub runs: i64,
+    /// How long ago the oldest was queued, in seconds.
+    pub oldest_age: f64,
+}
+
+/// The series as their exporter has them.
+#[derive(Debug)]
+pub struct Ledger {
+    head: Head,
+    acknowledged: Totals,
+    /// With the place of each in the database, rising.
+    pending: Vec<(i64, Totals)>,
+    /// The last of the database's pending totals that is known.
+    last: i64,
+    workflows: BTreeSet<String>,
+    removed: BTreeSet<i64>,
+    merged: BTreeSet<i64>,
+    totals_changed: bool,
+}
+
+impl Ledger {
+    /// Opens what the database holds for `instance`; with the instance before it, if that was another.
+    ///
+    /// Counters must not go back: a database that did begins new series, at zero, with what no one was told yet.
+    pub fn open(recorded: Option<Recorded>, instance: &str) -> (Self, Option<String>) {
+        let is_new = recorded.is_none();
+        let (recorded, before) = match recorded {
+            Some(recorded) if recorded.head.instance == instance => (recorded, None),
+            other => {
+                let head = Head { instance: instance.to_owned(), ..Head::default() };
+                (Recorded { head, totals: Totals::default() }, other.map(|other| other.head.instance))
+            }
+        };
+        let workflows = recorded.totals.workflows().filter(|name| *name != OTHER).map(str::to_owned);
+        let ledger = Self {
+            workflows: workflows.collect(),
+            head: recorded.head,
+            acknowledged: recorded.totals,
+            pending: Vec::new(),
+            last: 0,
+            removed: BTreeSet::new(),
+            merged: BTreeSet::new(),
+            totals_changed: is_new || before.is_some(),
+        };
+        (ledger, before)
+    }
+
+    /// The last of the pending totals that it knows.
+    pub const fn last(&self) -> i64 {
+        self.last
+    }
+
+    /// The buckets of the histograms that were told, if any was.
+    pub fn buckets(&self) -> Option<&Buckets> {
+        (!self.acknowledged.histograms.is_empty()).then_some(&self.acknowledged.buckets)
+    }
+
+    /// The export under way.
+    pub const fn attempt(&self) -> Option<&Attempt> {
+        self.head.attempt.as_ref()
+    }
+
+    /// Takes in pending totals, which follow the last one.
+    pub fn receive(&mut self, fresh: impl IntoIterator<Item = (i64, Totals)>) -> Vec<Notice> {
+        let mut notices = Vec::new();
+        for (id, totals) in fresh {
+            let totals = totals.renamed(|name| self.admit(name, &mut notices));
+            self.last = id;
+            let told = self.head.attempt.as_ref().map_or(0, |attempt| attempt.upto);
+            match self.pending.last_mut() {
+                // What is being told must stay as it is.
+                Some((before, sum)) if sum.buckets == totals.buckets && (*before > told || id <= told) => {
+                    sum.add(totals);
+                    self.merged.remove(before);
+                    self.removed.extend([*before, id]);
+                    *before = id;
+                    self.merged.insert(id);
+                }
+                _ => self.pending.push((id, totals)),
+            }
+        }
+        notices
+    }
+
+    /// The name under which a workflow is counted, if that is another: only so many have series of their own.
+    fn admit(&mut self, name: &str, notices: &mut Vec<Notice>) -> Option<String> {
+        if name == OTHER || self.workflows.contains(name) {
+            return None;
+        }
+        if self.workflows.len() < MAX_WORKFLOWS {
+            self.workflows.insert(name.to_owned());
+            if is_changed(name) {
+                notices.push(Notice::Renamed(name.to_owned()));
+            }
+            return None;
+        }
+        let has_others = |totals: &Totals| totals.workflows().any(|name| name == OTHER);
+        if !notices.contains(&Notice::Full)
+            && !has_others(&self.acknowledged)
+            && !self.pending.iter().any(|(_, totals)| has_others(totals))
+        {
+            notices.push(Notice::Full);
+        }
+        Some(OTHER.to_owned())
+    }
+
+    /// Prepares the export of all that is pending, at the database's time `now`. One that is under way stays.
+    pub fn begin(&mut self, now: Timestamp, interval: Duration, skipped: u64) {
+        if self.head.attempt.is_some() {
+            return;
+        }
+        // Each change of buckets takes two points in between: see `stages`.
+        let least = TICK * (2 + 2 * i64::try_from(self.pending.len()).unwrap_or(i64::MAX / 4));
+        let interval = i64::try_from(interval.as_micros()).unwrap_or(i64::MAX / 4).max(least);
+        let last = self.head.exported_at.map(Timestamp::micros);
+        let at = last.map_or(now.micros(), |last| now.micros().max(last + least));
+        let restate = last.is_some_and(|last| at - last > interval.saturating_mul(2));
+        let start = last.filter(|_| !restate).unwrap_or_else(|| at.saturating_sub(interval));
+        let start = Timestamp::from_micros(start);
+        self.head.since.get_or_insert(start);
+        self.head.attempt = Some(Attempt {
+            upto: self.last,
+            at: Timestamp::from_micros(at),
+            start,
+            restate,
+            skipped: skipped.max(self.head.skipped),
+        });
+    }
+
+    /// The export under way: every series, with its points.
+    pub fn series(&self) -> Vec<Series> {
+        let Some(attempt) = &self.head.attempt else { return Vec::new() };
+        let since = self.head.since.unwrap_or(attempt.start);
+        let stages = self.stages(attempt);
+        let Some(now) = stages.last() else { return Vec::new() };
+        let skipped = (Key::skipped(), attempt.skipped);
+        let skipped_before = self.head.exported_at.map(|_| self.head.skipped);
+        let counters = now.totals.counters.iter().map(|(key, value)| (key.clone(), *value)).chain([skipped]);
+        let counters = counters.map(|(key, value)| {
+            let before = match key.kind {
+                Kind::Skipped => skipped_before,
+                _ => self.acknowledged.counters.get(&key).copied(),
+            };
+            let first = (attempt.restate || before.is_none()).then(|| (attempt.start, before.unwrap_or(0)));
+            let points = first.into_iter().chain([(attempt.at, value)]);
+            let point = |(at, value)| Point { since, at, value: Value::Count(value) };
+            Series { key, points: points.map(point).collect() }
+        });
+        // The last stage knows every series of those before it.
+        let histograms = now
+            .totals
+            .histograms
+            .keys()
+            .map(|key| Series { key: key.clone(), points: self.histogram(key, attempt, &stages) });
+        counters.chain(histograms).collect()
+    }
+
+    fn histogram(&self, key: &Key, attempt: &Attempt, stages: &[Stage]) -> Vec<Point> {
+        let before = self.acknowledged.histograms.get(key);
+        let mut points = Vec::new();
+        if attempt.restate || before.is_none() {
+            let value = before.cloned().unwrap_or_default();
+            points.extend(stages.first().map(|stage| stage.point(attempt.start, value)));
+        }
+        for stage in stages {
+            points.extend(stage.begins.map(|at| stage.point(at, Distribution::default())));
+            let value = stage.totals.histograms.get(key).cloned().unwrap_or_default();
+            points.push(stage.point(stage.ends, value));
+        }
+        points
+    }
+
+    /// What was acknowledged and the pending totals of `attempt`, added up: one stage for each change of buckets.
+    fn stages(&self, attempt: &Attempt) -> Vec<Stage> {
+        let mut sums = vec![self.acknowledged.clone()];
+        for (_, totals) in self.pending.iter().take_while(|(id, _)| *id <= attempt.upto) {
+            let mut totals = totals.clone();
+            let sum = sums.last_mut().expect("there is one from the start");
+            if sum.histograms.is_empty() {
+                sum.buckets = totals.buckets.clone();
+            } else if totals.histograms.is_empty() {
+                totals.buckets = sum.buckets.clone();
+            } else if sum.buckets != totals.buckets {
+                let empty = |key: &Key| (key.clone(), Distribution::default());
+                let next = Totals {
+                    buckets: totals.buckets.clone(),
+                    counters: sum.counters.clone(),
+                    histograms: sum.histograms.keys().map(empty).collect(),
+                };
+                sums.push(next);
+            }
+            sums.last_mut().expect("there is one from the start").add(totals);
+        }
+        if let Some(sum) = sums.last_mut() {
+            let workflows: BTreeSet<String> = sum.workflows().map(str::to_owned).collect();
+            for name in workflows {
+                let (histograms, events) = Key::of_workflow(&name);
+                for key in histograms {
+                    sum.histograms.entry(key).or_default();
+                }
+                for key in events {
+                    sum.counters.entry(key).or_default();
+                }
+            }
+        }
+        let steps = 2 * sums.len() - 1;
+        let first = self.head.histograms_since.or(self.head.since).unwrap_or(attempt.start);
+        let stage = |(index, totals): (usize, Totals)| {
+            let begins = (index > 0).then(|| attempt.between(2 * index, steps));
+            Stage {
+                totals,
+                since: begins.unwrap_or(first),
+                begins,
+                ends: attempt.between(2 * index + 1, steps),
+            }
+        };
+        sums.into_iter().enumerate().map(stage).collect()
+    }
+
+    /// The export under way has arrived (or will not be taken, ever: what it told of is as good as told).
+    pub fn acknowledged(&mut self) {
+        let Some(attempt) = self.head.attempt.take() else { return };
+        let mut stages = self.stages(&attempt);
+        let Some(stage) = stages.pop() else { return };
+        self.head.exported_at = Some(attempt.at);
+        self.head.skipped = attempt.skipped;
+        if stage.begins.is_some() {
+            self.head.histograms_since = stage.begins;
+        }
+        let told = self.pending.partition_point(|(id, _)| *id <= attempt.upto);
+        if told > 0 {
+            let mut totals = stage.totals;
+            for distribution in totals.histograms.values_mut() {
+                *distribution = distribution.without_exemplars();
+            }
+            self.acknowledged = totals;
+            self.totals_changed = true;
+        }
+        for (id, _) in self.pending.drain(..told) {
+            self.merged.remove(&id);
+            self.removed.insert(id);
+        }
+    }
+
+    /// The export under way has surely not arrived: the next one tells of it, too.
+    pub fn forget(&mut self) {
+        self.head.attempt = None;
+    }
+
+    /// What has changed since the last call.
+    pub fn change(&mut self) -> Change {
+        let merged = std::mem::take(&mut self.merged);
+        let is_merged = |(id, _): &&(i64, Totals)| merged.contains(id);
+        Change {
+            head: self.head.clone(),
+            totals: std::mem::take(&mut self.totals_changed)
+                .then(|| (self.acknowledged.clone(), self.usual())),
+            removed: std::mem::take(&mut self.removed).into_iter().collect(),
+            merged: self.pending.iter().filter(is_merged).cloned().collect(),
+        }
+    }
+
+    /// The duration that 99 of 100 runs of a workflow stay within, in seconds, where there is a history.
+    pub(super) fn usual(&self) -> BTreeMap<String, f64> {
+        let mut durations: BTreeMap<&str, Distribution> = BTreeMap::new();
+        for (key, distribution) in &self.acknowledged.histograms {
+            if let (Kind::Duration, Some(workflow)) = (key.kind, key.workflow.as_deref())
+                && key.outcome != Some(Outcome::Deleted)
+            {
+                durations.entry(workflow).or_default().add(distribution.clone());
+            }
+        }
+        durations
+            .into_iter()
+            .filter(|(_, distribution)| distribution.count() >= HISTORY)
+            .filter_map(|(name, all)| {
+                Some((name.to_owned(), all.quantile(0.99, &self.acknowledged.buckets)?))
+            })
+            .collect()
+    }
+
+    /// What is in flight under the names of the series, with zeros where nothing is.
+    pub fn in_flight(&self, rows: Vec<InFlight>) -> Vec<InFlight> {
+        let mut known = self.workflows.clone();
+        let states = [Status::Queued, Status::Running];
+        let key = |name: &str| states.map(|status| ((name.to_owned(), status.as_str()), (status, 0, 0.0)));
+        let mut all: BTreeMap<_, (Status, i64, f64)> = known.iter().flat_map(|name| key(name)).collect();
+        for row in rows {
+            let mut name = label(&row.workflow);
+            if !known.contains(&name) && known.len() >= MAX_WORKFLOWS {
+                OTHER.clone_into(&mut name);
+            }
+            known.insert(name.clone());
+            for (key, zero) in key(&name) {
+                all.entry(key).or_insert(zero);
+            }
+            if let Some((_, runs, oldest)) = all.get_mut(&(name, row.status.as_str())) {
+                *runs += row.runs;
+                *oldest = f64::max(*oldest, row.oldest_age);
+            }
+        }
+        all.into_iter()
+            .map(|((workflow, _), (status, runs, oldest_age))| InFlight {
+                workflow,
+                status,
+                runs,
+                oldest_age,
+            })
+            .collect()
+    }
+}
+
+/// What is told in the same buckets.
+struct Stage {
+    /// All that there is at its end.
+    totals: Totals,
+    since: Timestamp,
+    /// When its histograms were at zero; `None` if they go on from what was acknowledged.
+    begins: Option<Timestamp>,
+    ends: Timestamp,
+}
+
+impl Stage {
+    fn point(&self, at: Timestamp, value: Distribution) -> Point {
+        Point { since: self.since, at, value: Value::Distribution(self.totals.buckets.clone(), value) }
+    }
+}

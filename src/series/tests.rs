@@ -1,0 +1,434 @@
+//! A receiver that sees as `rate()` does, and exports that fail in every way.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use proptest::prelude::*;
+use uuid::Uuid;
+
+use super::*;
+use crate::run::{Outcome, RunId, Timestamp};
+use crate::semconv::Event;
+use crate::trace_context::SpanContext;
+
+const INTERVAL: Duration = Duration::from_secs(60);
+const START: i64 = 1_800_000_000_000_000;
+
+fn buckets(text: &str) -> Buckets {
+    text.parse().unwrap()
+}
+
+fn span(number: u128) -> SpanContext {
+    let run = RunId::from(Uuid::from_u128(0x0190_0000_0000_7000_8000_0000_0000_0000 + number));
+    SpanContext::of_run(run, run)
+}
+
+fn at(seconds: i64) -> Timestamp {
+    Timestamp::from_micros(START + seconds * 1_000_000)
+}
+
+/// One run that took `seconds`, as a batch of the projector adds it.
+fn run(workflow: &str, seconds: i64, layout: &Buckets) -> Totals {
+    let mut totals = Totals::new(layout.clone());
+    totals.count(Key::events(Some(workflow), Event::Succeeded, None));
+    totals.observe(
+        Key::duration(workflow, Outcome::Succeeded, None),
+        seconds * 1_000_000,
+        at(seconds),
+        span(1),
+    );
+    totals
+}
+
+/// What the database holds, and a ledger on it that can be lost at any time.
+struct Database {
+    recorded: Option<Recorded>,
+    pending: BTreeMap<i64, Totals>,
+    next: i64,
+}
+
+impl Database {
+    fn new() -> Self {
+        Self { recorded: None, pending: BTreeMap::new(), next: 1 }
+    }
+
+    fn append(&mut self, totals: Totals) {
+        self.pending.insert(self.next, totals);
+        self.next += 1;
+    }
+
+    fn open(&self) -> Ledger {
+        Ledger::open(self.recorded.clone(), "db").0
+    }
+
+    fn receive(&self, ledger: &mut Ledger) -> Vec<Notice> {
+        let fresh = self.pending.range(ledger.last() + 1..).map(|(id, totals)| (*id, totals.clone()));
+        ledger.receive(fresh.collect::<Vec<_>>())
+    }
+
+    /// Through JSON, as the stores do.
+    fn record(&mut self, change: Change) {
+        fn stored<T: serde::Serialize + serde::de::DeserializeOwned>(value: &T) -> T {
+            serde_json::from_str(&serde_json::to_string(value).unwrap()).unwrap()
+        }
+        for id in change.removed {
+            self.pending.remove(&id).expect("it was there");
+        }
+        for (id, totals) in change.merged {
+            assert!(self.pending.insert(id, stored(&totals)).is_none());
+        }
+        let totals = match change.totals {
+            Some((totals, _)) => stored(&totals),
+            None => self.recorded.take().expect("the first change has them").totals,
+        };
+        self.recorded = Some(Recorded { head: stored(&change.head), totals });
+    }
+}
+
+/// Samples by series and bucket: a counter's value, or how many lie in each bucket.
+#[derive(Default)]
+struct Receiver {
+    samples: BTreeMap<Key, BTreeMap<i64, Vec<u64>>>,
+}
+
+impl Receiver {
+    fn take(&mut self, series: &[Series]) {
+        for Series { key, points } in series {
+            for Point { at, value, since } in points {
+                assert!(since <= at, "{key:?} begins before it counts");
+                let value = match value {
+                    Value::Count(count) => vec![*count],
+                    Value::Distribution(buckets, distribution) => distribution.counts(buckets),
+                };
+                let samples = self.samples.entry(key.clone()).or_default();
+                // As Prometheus does: in whole milliseconds, never backwards, the same again is fine.
+                let at = at.micros() / 1_000;
+                if let Some(known) = samples.get(&at) {
+                    assert_eq!(known, &value, "{key:?} says something else at the same time");
+                    continue;
+                }
+                let newest = samples.last_key_value().map_or(i64::MIN, |(at, _)| *at);
+                assert!(at > newest, "{key:?} goes back in time");
+                samples.insert(at, value);
+            }
+        }
+    }
+
+    /// What `increase()` comes to over all time, if no window is shorter than three intervals.
+    fn increase(&self, key: &Key) -> u64 {
+        let samples: Vec<(i64, u64)> =
+            self.samples[key].iter().map(|(at, value)| (*at, value.iter().sum())).collect();
+        let longest = 3 * i64::try_from(INTERVAL.as_millis()).unwrap();
+        samples
+            .windows(2)
+            .map(|pair| {
+                let [(earlier, before), (later, after)] = pair else { unreachable!("windows of two") };
+                match after.checked_sub(*before) {
+                    Some(more) => {
+                        assert!(more == 0 || later - earlier <= longest, "{key:?} rose where nobody looks");
+                        more
+                    }
+                    None => {
+                        assert_eq!(*after, 0, "{key:?} goes back, and not to its beginning");
+                        0
+                    }
+                }
+            })
+            .sum()
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// Runs of these workflows end.
+    Runs(Vec<(u8, u8)>),
+    /// Time passes, in seconds.
+    Wait(u16),
+    /// An export.
+    Export(Fate),
+    /// The relay dies, and the next begins with these buckets.
+    Restart(bool),
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Fate {
+    Arrives,
+    Lost,
+    UnknownAndArrived,
+    UnknownAndLost,
+    /// It arrived, and the relay died before it could write that down.
+    ArrivesAndDies,
+    DiesBefore,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let fate = prop::sample::select(vec![
+        Fate::Arrives,
+        Fate::Arrives,
+        Fate::Arrives,
+        Fate::Lost,
+        Fate::UnknownAndArrived,
+        Fate::UnknownAndLost,
+        Fate::ArrivesAndDies,
+        Fate::DiesBefore,
+    ]);
+    prop_oneof![
+        3 => prop::collection::vec((0..3_u8, 0..70_u8), 1..5).prop_map(Step::Runs),
+        3 => prop::sample::select(vec![0_u16, 1, 59, 60, 61, 130, 1_000, 7_000]).prop_map(Step::Wait),
+        4 => fate.prop_map(Step::Export),
+        1 => any::<bool>().prop_map(Step::Restart),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 600, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_fails_every_increment_is_seen_once(steps in prop::collection::vec(step(), 1..60)) {
+        let layouts = [buckets("1,10,60"), buckets("5,30")];
+        let (mut database, mut receiver) = (Database::new(), Receiver::default());
+        let mut ledger = database.open();
+        let (mut now, mut layout) = (0, &layouts[0]);
+        let mut expected: BTreeMap<Key, u64> = BTreeMap::new();
+        let last = [Step::Wait(10), Step::Export(Fate::Arrives), Step::Wait(60), Step::Export(Fate::Arrives)];
+        for step in steps.into_iter().chain(last) {
+            match step {
+                Step::Runs(runs) => for (workflow, seconds) in runs {
+                    let totals = run(&format!("w{workflow}"), seconds.into(), layout);
+                    for key in totals.counters.keys().chain(totals.histograms.keys()) {
+                        *expected.entry(key.clone()).or_default() += 1;
+                    }
+                    database.append(totals);
+                },
+                Step::Wait(seconds) => now += i64::from(seconds),
+                Step::Restart(other) => {
+                    layout = &layouts[usize::from(other)];
+                    ledger = database.open();
+                }
+                Step::Export(fate) => loop {
+                    database.receive(&mut ledger);
+                    let is_repeated = ledger.attempt().is_some();
+                    ledger.begin(at(now), INTERVAL, 0);
+                    database.record(ledger.change());
+                    let series = ledger.series();
+                    if !matches!(fate, Fate::Lost | Fate::UnknownAndLost | Fate::DiesBefore) {
+                        receiver.take(&series);
+                    }
+                    match fate {
+                        Fate::Arrives => ledger.acknowledged(),
+                        // What was tried before may have arrived then.
+                        Fate::Lost if !is_repeated => ledger.forget(),
+                        Fate::ArrivesAndDies | Fate::DiesBefore => {
+                            ledger = database.open();
+                            break;
+                        }
+                        _ => break,
+                    }
+                    database.record(ledger.change());
+                    if !is_repeated {
+                        break;
+                    }
+                },
+            }
+        }
+        for (key, count) in expected {
+            prop_assert_eq!(receiver.increase(&key), count, "{:?}", key);
+            if key.kind == Kind::Events {
+                let known = receiver.samples[&key].last_key_value().unwrap().1[0];
+                prop_assert_eq!(known, count);
+            }
+        }
+        prop_assert!(database.pending.is_empty());
+    }
+}
+
+/// Exports once, at `now`, and it arrives.
+fn export(database: &mut Database, ledger: &mut Ledger, now: i64) -> Vec<Series> {
+    database.receive(ledger);
+    ledger.begin(at(now), INTERVAL, 0);
+    database.record(ledger.change());
+    let series = ledger.series();
+    ledger.acknowledged();
+    database.record(ledger.change());
+    series
+}
+
+fn render(series: &[Series], kind: Kind) -> String {
+    let mut text = String::new();
+    for Series { key, points } in series.iter().filter(|series| series.key.kind == kind) {
+        let attributes: Vec<&str> = key.attributes().iter().map(|(_, value)| *value).collect();
+        let points: Vec<String> = points
+            .iter()
+            .map(|point| {
+                let value = match &point.value {
+                    Value::Count(count) => count.to_string(),
+                    Value::Distribution(buckets, distribution) => {
+                        format!("{:?}", distribution.counts(buckets))
+                    }
+                };
+                format!("{value} @ {}", (point.at.micros() - START) / 1_000_000)
+            })
+            .collect();
+        text += &format!("{}: {}\n", attributes.join(" "), points.join(", "));
+    }
+    text
+}
+
+#[test]
+fn the_first_run_is_preceded_by_zero_and_so_is_what_follows_a_gap() {
+    let layout = buckets("1,10");
+    let (mut database, mut ledger) = (Database::new(), Database::new().open());
+    database.append(run("ship", 3, &layout));
+    let first = export(&mut database, &mut ledger, 1_000);
+    insta::assert_snapshot!(render(&first, Kind::Duration), @r"
+    ship succeeded: [0, 0, 0] @ 940, [0, 1, 0] @ 1000
+    ship failed handler: [0, 0, 0] @ 940, [0, 0, 0] @ 1000
+    ship incomplete: [0, 0, 0] @ 940, [0, 0, 0] @ 1000
+    ship deleted: [0, 0, 0] @ 940, [0, 0, 0] @ 1000
+    ");
+    database.append(run("ship", 30, &layout));
+    let second = export(&mut database, &mut ledger, 1_060);
+    insta::assert_snapshot!(render(&second, Kind::Duration), @r"
+    ship succeeded: [0, 1, 1] @ 1060
+    ship failed handler: [0, 0, 0] @ 1060
+    ship incomplete: [0, 0, 0] @ 1060
+    ship deleted: [0, 0, 0] @ 1060
+    ");
+    database.append(run("ship", 30, &layout));
+    let after_a_gap = export(&mut database, &mut ledger, 5_000);
+    insta::assert_snapshot!(render(&after_a_gap, Kind::Duration), @r"
+    ship succeeded: [0, 1, 1] @ 4940, [0, 1, 2] @ 5000
+    ship failed handler: [0, 0, 0] @ 4940, [0, 0, 0] @ 5000
+    ship incomplete: [0, 0, 0] @ 4940, [0, 0, 0] @ 5000
+    ship deleted: [0, 0, 0] @ 4940, [0, 0, 0] @ 5000
+    ");
+    // The other buckets are those of whoever projects now.
+    database.append(run("ship", 30, &buckets("20,40,60")));
+    let changed = export(&mut database, &mut ledger, 5_060);
+    insta::assert_snapshot!(render(&changed, Kind::Duration), @r"
+    ship succeeded: [0, 1, 2] @ 5020, [0, 0, 0, 0] @ 5040, [0, 1, 0, 0] @ 5060
+    ship failed handler: [0, 0, 0] @ 5020, [0, 0, 0, 0] @ 5040, [0, 0, 0, 0] @ 5060
+    ship incomplete: [0, 0, 0] @ 5020, [0, 0, 0, 0] @ 5040, [0, 0, 0, 0] @ 5060
+    ship deleted: [0, 0, 0] @ 5020, [0, 0, 0, 0] @ 5040, [0, 0, 0, 0] @ 5060
+    ");
+    insta::assert_snapshot!(render(&changed, Kind::Events), @r"
+    ship workflow.run.queued: 0 @ 5060
+    ship workflow.run.running: 0 @ 5060
+    ship workflow.run.handed_off: 0 @ 5060
+    ship workflow.run.succeeded: 4 @ 5060
+    ship workflow.run.incomplete: 0 @ 5060
+    ship workflow.run.failed handler: 0 @ 5060
+    ship workflow.run.enqueue_failed enqueue_failed: 0 @ 5060
+    ship workflow.run.dispatch_refused workflow-dispatch-inflight: 0 @ 5060
+    ship workflow.run.dispatch_refused context-mismatch: 0 @ 5060
+    ship workflow.run.dispatch_refused missing-prior-output: 0 @ 5060
+    ship workflow.run.completed: 0 @ 5060
+    ship workflow.run.deleted: 0 @ 5060
+    ship workflow.run.conflict: 0 @ 5060
+    ");
+}
+
+#[test]
+fn a_database_that_went_back_in_time_begins_anew() {
+    let layout = buckets("1,10");
+    let (mut database, mut ledger) = (Database::new(), Database::new().open());
+    database.append(run("ship", 3, &layout));
+    export(&mut database, &mut ledger, 1_000);
+    // Not told yet: it is told by whoever comes.
+    database.append(run("ship", 3, &layout));
+    let (mut ledger, before) = Ledger::open(database.recorded.clone(), "restored");
+    assert_eq!(before.as_deref(), Some("db"));
+    let series = export(&mut database, &mut ledger, 2_000);
+    let shipped = render(&series, Kind::Duration);
+    assert!(shipped.starts_with("ship succeeded: [0, 0, 0] @ 1940, [0, 1, 0] @ 2000\n"), "{shipped}");
+    assert_eq!(Ledger::open(database.recorded.clone(), "restored").1, None);
+}
+
+#[test]
+fn only_so_many_workflows_have_series_of_their_own() {
+    let layout = Buckets::default();
+    let (mut database, mut ledger) = (Database::new(), Database::new().open());
+    for number in 0..5_000 {
+        database.append(run(&format!("w{number:04}"), 3, &layout));
+    }
+    let notices = database.receive(&mut ledger);
+    assert_eq!(notices, [Notice::Full]);
+    let series = export(&mut database, &mut ledger, 1_000);
+    let names: BTreeSet<&str> = series.iter().filter_map(|series| series.key.workflow.as_deref()).collect();
+    assert_eq!(names.len(), MAX_WORKFLOWS + 1);
+    let durations = render(&series, Kind::Duration);
+    assert!(durations.contains("#other# succeeded: "), "{durations}");
+    // The next relay knows the same ones, and has been told.
+    let mut next = database.open();
+    database.append(run("late", 3, &layout));
+    assert_eq!(database.receive(&mut next), []);
+    database.append(run("w0000", 3, &layout));
+    let series = export(&mut database, &mut next, 1_060);
+    let shown = render(&series, Kind::Events);
+    assert!(shown.contains("#other# workflow.run.succeeded: 4801 @ 1060\n"), "{shown}");
+    assert!(shown.contains("w0000 workflow.run.succeeded: 2 @ 1060\n"), "{shown}");
+    let in_flight = next.in_flight(vec![
+        InFlight { workflow: "late".into(), status: crate::run::Status::Queued, runs: 2, oldest_age: 5.0 },
+        InFlight { workflow: "later".into(), status: crate::run::Status::Queued, runs: 1, oldest_age: 9.0 },
+    ]);
+    assert_eq!(in_flight.len(), 2 * (MAX_WORKFLOWS + 1));
+    let others = in_flight.iter().find(|row| row.workflow == OTHER).unwrap();
+    assert_eq!((others.runs, others.oldest_age), (3, 9.0));
+    assert_eq!(in_flight.iter().map(|row| row.runs).sum::<i64>(), 3);
+}
+
+#[test]
+fn a_name_that_is_too_long_or_breaks_lines_is_shortened_and_said() {
+    let layout = Buckets::default();
+    let (mut database, mut ledger) = (Database::new(), Database::new().open());
+    database.append(run(&"x".repeat(10 * 1024), 3, &layout));
+    database.append(run("evil\nname", 3, &layout));
+    let long = "x".repeat(128) + "…";
+    let renamed = [Notice::Renamed(long.clone()), Notice::Renamed("evil\u{fffd}name".to_owned())];
+    assert_eq!(database.receive(&mut ledger), renamed);
+    let shown = render(&export(&mut database, &mut ledger, 1_000), Kind::Events);
+    assert!(shown.contains(&format!("{long} workflow.run.succeeded: 0 @ 940, 1 @ 1000\n")), "{shown}");
+}
+
+#[test]
+fn lists_of_buckets() {
+    let of =
+        |text: &str| text.parse::<Buckets>().map_or_else(|error| error.to_string(), |read| read.to_string());
+    let read: String = ["0.1, 2.5,60", "", " , ", "1,2,2", "2,1", "0,1", "-1", "1,x", "1e99", "inf", "NaN"]
+        .map(|text| format!("{text:?}: {}\n", of(text)))
+        .concat();
+    insta::assert_snapshot!(read, @r#"
+    "0.1, 2.5,60": 0.1,2.5,60
+    "": the list of buckets is empty: write seconds, rising, as in 0.5,1,5,60
+    " , ": bucket 1 is "", not a number of seconds above 0: write e.g. 0.5,1,5,60
+    "1,2,2": bucket 3 (2) is not above the one before it: write them rising, each once
+    "2,1": bucket 2 (1) is not above the one before it: write them rising, each once
+    "0,1": bucket 1 is "0", not a number of seconds above 0: write e.g. 0.5,1,5,60
+    "-1": bucket 1 is "-1", not a number of seconds above 0: write e.g. 0.5,1,5,60
+    "1,x": bucket 2 is "x", not a number of seconds above 0: write e.g. 0.5,1,5,60
+    "1e99": bucket 1 is "1e99", not a number of seconds above 0: write e.g. 0.5,1,5,60
+    "inf": bucket 1 is "inf", not a number of seconds above 0: write e.g. 0.5,1,5,60
+    "NaN": bucket 1 is "NaN", not a number of seconds above 0: write e.g. 0.5,1,5,60
+    "#);
+    assert!(
+        of(&(1..=101).map(|bound| bound.to_string()).collect::<Vec<_>>().join(",")).contains("101 buckets")
+    );
+    let buckets = buckets("1,10");
+    // A value on a bound is below it (`le`).
+    assert_eq!([0, 1_000_000, 1_000_001, 10_000_001].map(|micros| buckets.index(micros)), [0, 0, 1, 2]);
+}
+
+#[test]
+fn what_runs_usually_take() {
+    let layout = buckets("1,10,100");
+    let (mut database, mut ledger) = (Database::new(), Database::new().open());
+    for _ in 0..19 {
+        database.append(run("ship", 3, &layout));
+    }
+    export(&mut database, &mut ledger, 1_000);
+    assert_eq!(ledger.usual(), BTreeMap::new());
+    database.append(run("ship", 99, &layout));
+    export(&mut database, &mut ledger, 1_060);
+    // The 99th percentile of 20 lies in the last bucket that has any, as histogram_quantile() would have it.
+    assert_eq!(ledger.usual()["ship"], 10.0 + 90.0 * (19.8 - 19.0));
+}

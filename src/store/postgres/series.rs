@@ -1,0 +1,96 @@
+//! The durable metrics in PostgreSQL.
+
+use async_trait::async_trait;
+use sqlx::{PgConnection, Row as _};
+
+use super::super::rows::{decode_recorded, decode_totals, encode_series, in_flight, stored};
+use super::super::{Fresh, Lease, SeriesStore, StoreError};
+use super::PgStore;
+use crate::run::Timestamp;
+use crate::series::{Change, InFlight, Recorded, Totals};
+
+#[async_trait]
+impl SeriesStore for PgStore {
+    async fn recorded(&self) -> Result<Option<Recorded>, StoreError> {
+        let row: Option<(String, String)> =
+            sqlx::query_as("SELECT head, totals FROM runspan.series").fetch_optional(&self.pool).await?;
+        row.map(|(head, totals)| decode_recorded(&head, &totals)).transpose()
+    }
+
+    async fn fresh_totals(&self, lease: &Lease, after: i64, limit: usize) -> Result<Fresh, StoreError> {
+        let rows = sqlx::query(
+            "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, d.id, d.delta
+             FROM runspan.lease LEFT JOIN LATERAL (
+                 SELECT id, delta FROM runspan.deltas WHERE id > $3 ORDER BY id LIMIT $4) d ON true
+             WHERE holder = $1 AND epoch = $2 ORDER BY d.id",
+        )
+        .bind(&lease.holder)
+        .bind(lease.epoch)
+        .bind(after)
+        .bind(stored(limit))
+        .fetch_all(&self.pool)
+        .await?;
+        let now = rows.first().ok_or(StoreError::LeaseLost)?.try_get(0)?;
+        let mut fresh = Fresh { now: Timestamp::from_micros(now), totals: Vec::new() };
+        for row in &rows {
+            if let (Some(id), Some(delta)) = (row.try_get(1)?, row.try_get(2)?) {
+                fresh.totals.push((id, decode_totals(delta)?));
+            }
+        }
+        Ok(fresh)
+    }
+
+    async fn record(&self, lease: &Lease, change: &Change) -> Result<(), StoreError> {
+        let mut tx = self.fenced(lease).await?;
+        sqlx::query("DELETE FROM runspan.deltas WHERE id = ANY($1)")
+            .bind(&change.removed)
+            .execute(&mut *tx)
+            .await?;
+        for (id, totals) in &change.merged {
+            sqlx::query("INSERT INTO runspan.deltas (id, delta) OVERRIDING SYSTEM VALUE VALUES ($1, $2)")
+                .bind(id)
+                .bind(encode_series(totals)?)
+                .execute(&mut *tx)
+                .await?;
+        }
+        let head = encode_series(&change.head)?;
+        let known = match &change.totals {
+            None => sqlx::query("UPDATE runspan.series SET head = $1").bind(head),
+            Some((totals, usual)) => sqlx::query(
+                "INSERT INTO runspan.series (head, totals, usual) VALUES ($1, $2, $3::jsonb)
+                 ON CONFLICT (singleton) DO UPDATE
+                 SET head = excluded.head, totals = excluded.totals, usual = excluded.usual",
+            )
+            .bind(head)
+            .bind(encode_series(totals)?)
+            .bind(encode_series(usual)?),
+        };
+        known.execute(&mut *tx).await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
+    async fn in_flight(&self) -> Result<Vec<InFlight>, StoreError> {
+        let rows: Vec<_> =
+            sqlx::query_as("SELECT workflow_name, status, runs, oldest_age FROM runspan.in_flight()")
+                .fetch_all(&self.pool)
+                .await?;
+        Ok(rows.into_iter().filter_map(in_flight).collect())
+    }
+
+    async fn skipped_entries(&self) -> Result<u64, StoreError> {
+        let sql = "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM runspan.journal_skipped";
+        Ok(sqlx::query_scalar::<_, i64>(sql).fetch_one(&self.pool).await?.unsigned_abs())
+    }
+}
+
+/// Appends what a batch added.
+pub(super) async fn append(tx: &mut PgConnection, totals: &Totals) -> Result<(), StoreError> {
+    if !totals.is_empty() {
+        sqlx::query("INSERT INTO runspan.deltas (delta) VALUES ($1)")
+            .bind(encode_series(totals)?)
+            .execute(tx)
+            .await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,35 @@
+//! Where the durable metrics live.
+
+use async_trait::async_trait;
+
+use super::{Lease, StoreError};
+use crate::run::Timestamp;
+use crate::series::{Change, InFlight, Recorded, Totals};
+
+/// What came since the exporter last looked.
+#[derive(Debug)]
+pub struct Fresh {
+    /// The database's time: no relay's clock decides when a point was so.
+    pub now: Timestamp,
+    /// Pending totals, with their places, rising.
+    pub totals: Vec<(i64, Totals)>,
+}
+
+/// The durable metrics of a database.
+#[async_trait]
+pub trait SeriesStore: Send + Sync + 'static {
+    /// What was acknowledged; `None` before the first export.
+    async fn recorded(&self) -> Result<Option<Recorded>, StoreError>;
+
+    /// The time, and up to `limit` pending totals after the place `after`: one statement, for the lease's holder.
+    async fn fresh_totals(&self, lease: &Lease, after: i64, limit: usize) -> Result<Fresh, StoreError>;
+
+    /// Writes down what has changed.
+    async fn record(&self, lease: &Lease, change: &Change) -> Result<(), StoreError>;
+
+    /// The runs in flight, as the table has them.
+    async fn in_flight(&self) -> Result<Vec<InFlight>, StoreError>;
+
+    /// How many entries the triggers could not write, since attach.
+    async fn skipped_entries(&self) -> Result<u64, StoreError>;
+}

@@ -1,0 +1,101 @@
+//! The durable metrics in SQLite.
+
+use async_trait::async_trait;
+use sqlx::{AssertSqlSafe, Row as _, SqliteConnection};
+
+use super::super::rows::{decode_recorded, decode_totals, encode_series, in_flight, stored};
+use super::super::{Fresh, Lease, SeriesStore, StoreError};
+use super::sql::NOW;
+use super::{SqliteStore, attach, rows, sql};
+use crate::run::Timestamp;
+use crate::series::{Change, InFlight, Recorded, Totals};
+
+#[async_trait]
+impl SeriesStore for SqliteStore {
+    async fn recorded(&self) -> Result<Option<Recorded>, StoreError> {
+        let row: Option<(String, String)> =
+            sqlx::query_as("SELECT head, totals FROM runspan_series").fetch_optional(&self.pool).await?;
+        row.map(|(head, totals)| decode_recorded(&head, &totals)).transpose()
+    }
+
+    async fn fresh_totals(&self, lease: &Lease, after: i64, limit: usize) -> Result<Fresh, StoreError> {
+        let sql = format!(
+            "SELECT {NOW}, d.id, d.delta
+             FROM runspan_lease LEFT JOIN (
+                 SELECT id, delta FROM runspan_deltas WHERE id > ?3 ORDER BY id LIMIT ?4) d ON true
+             WHERE holder = ?1 AND epoch = ?2 ORDER BY d.id"
+        );
+        let rows = sqlx::query(AssertSqlSafe(sql))
+            .bind(&lease.holder)
+            .bind(lease.epoch)
+            .bind(after)
+            .bind(stored(limit))
+            .fetch_all(&self.pool)
+            .await?;
+        let now = rows.first().ok_or(StoreError::LeaseLost)?.try_get(0)?;
+        let mut fresh = Fresh { now: Timestamp::from_micros(now), totals: Vec::new() };
+        for row in &rows {
+            if let (Some(id), Some(delta)) = (row.try_get(1)?, row.try_get(2)?) {
+                fresh.totals.push((id, decode_totals(delta)?));
+            }
+        }
+        Ok(fresh)
+    }
+
+    async fn record(&self, lease: &Lease, change: &Change) -> Result<(), StoreError> {
+        let mut tx = self.fenced(lease).await?;
+        sqlx::query("DELETE FROM runspan_deltas WHERE id IN (SELECT value FROM json_each(?1))")
+            .bind(rows::json(&change.removed))
+            .execute(&mut *tx)
+            .await?;
+        for (id, totals) in &change.merged {
+            sqlx::query("INSERT INTO runspan_deltas (id, delta) VALUES (?1, ?2)")
+                .bind(id)
+                .bind(encode_series(totals)?)
+                .execute(&mut *tx)
+                .await?;
+        }
+        let head = encode_series(&change.head)?;
+        match &change.totals {
+            None => {
+                sqlx::query("UPDATE runspan_series SET head = ?1").bind(head).execute(&mut *tx).await?;
+            }
+            Some((totals, usual)) => {
+                sqlx::query("DELETE FROM runspan_series").execute(&mut *tx).await?;
+                sqlx::query("INSERT INTO runspan_series (head, totals, usual) VALUES (?1, ?2, ?3)")
+                    .bind(head)
+                    .bind(encode_series(totals)?)
+                    .bind(encode_series(usual)?)
+                    .execute(&mut *tx)
+                    .await?;
+            }
+        }
+        tx.commit().await?;
+        Ok(())
+    }
+
+    async fn in_flight(&self) -> Result<Vec<InFlight>, StoreError> {
+        let mut connection = self.pool.acquire().await?;
+        let Some(table) = attach::attached_table(&mut connection).await? else { return Ok(Vec::new()) };
+        // Safe: built from this crate's own text and a quoted name.
+        let sql = AssertSqlSafe(sql::in_flight(&attach::quoted(&table)));
+        let rows: Vec<_> = sqlx::query_as(sql).fetch_all(&mut *connection).await?;
+        Ok(rows.into_iter().filter_map(in_flight).collect())
+    }
+
+    /// A trigger of SQLite's fails or writes; it has no third way.
+    async fn skipped_entries(&self) -> Result<u64, StoreError> {
+        Ok(0)
+    }
+}
+
+/// Appends what a batch added.
+pub(super) async fn append(tx: &mut SqliteConnection, totals: &Totals) -> Result<(), StoreError> {
+    if !totals.is_empty() {
+        sqlx::query("INSERT INTO runspan_deltas (delta) VALUES (?1)")
+            .bind(encode_series(totals)?)
+            .execute(tx)
+            .await?;
+    }
+    Ok(())
+}
