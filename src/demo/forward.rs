@@ -12,12 +12,14 @@ use crate::otlp::config::{Env, SignalConfig};
 /// What became of a signal's requests at the receiver of the environment.
 #[derive(Clone, Debug, Serialize)]
 pub struct Sent {
-    /// `traces` or `logs`.
+    /// `traces`, `logs` or `metrics`.
     pub signal: Signal,
     /// Where they went.
     pub endpoint: String,
-    /// How many spans or records they held.
+    /// How many spans, records or points were taken.
     pub items: usize,
+    /// Of how many.
+    pub of: usize,
     /// Why not all of them are there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
@@ -41,7 +43,7 @@ pub(super) struct Forward(Vec<Client>);
 impl Forward {
     pub(super) fn from_env(env: Env<'_>) -> Result<Self, DemoError> {
         let mut clients = Vec::new();
-        for signal in [Signal::Traces, Signal::Logs] {
+        for signal in Signal::ALL {
             if let Some(config) = SignalConfig::if_endpoint_named(signal, env)? {
                 clients.push(Client::new(&config)?);
             }
@@ -58,13 +60,15 @@ impl Forward {
         let mut all = Vec::new();
         for client in &self.0 {
             let config = client.config();
+            let requests = receiver.requests(config.signal);
             let mut sent = Sent {
                 signal: config.signal,
                 endpoint: config.endpoint.to_string(),
                 items: 0,
+                of: requests.iter().map(|(items, _)| items).sum(),
                 problem: None,
             };
-            for (items, request) in receiver.requests(config.signal) {
+            for (items, request) in requests {
                 sent.problem = match client.send(request).await {
                     Answer::Accepted { rejected: 0, .. } => None,
                     Answer::Accepted { rejected, message } => Some(format!(

@@ -9,6 +9,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use opentelemetry_proto::tonic::collector::logs::v1::logs_service_server::{LogsService, LogsServiceServer};
 use opentelemetry_proto::tonic::collector::logs::v1::{ExportLogsServiceRequest, ExportLogsServiceResponse};
+use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_server::{
+    MetricsService, MetricsServiceServer,
+};
+use opentelemetry_proto::tonic::collector::metrics::v1::{
+    ExportMetricsServiceRequest, ExportMetricsServiceResponse,
+};
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
     TraceService, TraceServiceServer,
 };
@@ -17,6 +23,8 @@ use opentelemetry_proto::tonic::collector::trace::v1::{
 };
 use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value};
 use opentelemetry_proto::tonic::logs::v1::LogRecord;
+use opentelemetry_proto::tonic::metrics::v1::metric::Data;
+use opentelemetry_proto::tonic::metrics::v1::{HistogramDataPoint, Metric as ReceivedMetric};
 use opentelemetry_proto::tonic::trace::v1 as trace;
 use prost::Message as _;
 use serde::{Serialize, Serializer};
@@ -28,6 +36,7 @@ use tonic::transport::server::TcpIncoming;
 
 use crate::otlp::Signal;
 use crate::run::Timestamp;
+use crate::semconv::metric::Metric;
 use crate::semconv::{Level, field};
 use crate::trace_context::SpanContext;
 
@@ -136,6 +145,7 @@ pub(super) struct Receiver {
 struct Inbox {
     traces: Mutex<Vec<ExportTraceServiceRequest>>,
     logs: Mutex<Vec<ExportLogsServiceRequest>>,
+    metrics: Mutex<Vec<ExportMetricsServiceRequest>>,
 }
 
 impl Receiver {
@@ -147,6 +157,7 @@ impl Receiver {
         let serving = Server::builder()
             .add_service(TraceServiceServer::from_arc(Arc::clone(&inbox)))
             .add_service(LogsServiceServer::from_arc(Arc::clone(&inbox)))
+            .add_service(MetricsServiceServer::from_arc(Arc::clone(&inbox)))
             .serve_with_incoming(TcpIncoming::from(listener));
         let serving = async {
             if let Err(error) = serving.await {
@@ -172,6 +183,18 @@ impl Receiver {
         kept(&self.inbox.logs).iter().flat_map(records_of).map(record).collect()
     }
 
+    /// How much the counts of a histogram rose, all its series together: from their first points to their last.
+    pub(super) fn increase(&self, metric: &Metric) -> u64 {
+        let requests = kept(&self.inbox.metrics);
+        let mut series: BTreeMap<String, (u64, u64)> = BTreeMap::new();
+        let points = requests.iter().flat_map(metrics_of).filter(|received| received.name == metric.name);
+        for point in points.flat_map(distributions) {
+            let key = format!("{:?}", attributes(&point.attributes));
+            series.entry(key).or_insert((point.count, point.count)).1 = point.count;
+        }
+        series.values().map(|(first, last)| last - first).sum()
+    }
+
     /// The requests of a signal as they came, each with the number of its items. (prost encodes a message in one
     /// way only, so these are the bytes that were received.)
     pub(super) fn requests(&self, signal: Signal) -> Vec<(usize, Bytes)> {
@@ -184,7 +207,10 @@ impl Receiver {
                 .iter()
                 .map(|request| (records_of(request).count(), request.encode_to_vec().into()))
                 .collect(),
-            Signal::Metrics => Vec::new(),
+            Signal::Metrics => kept(&self.inbox.metrics)
+                .iter()
+                .map(|request| (metrics_of(request).map(points).sum(), request.encode_to_vec().into()))
+                .collect(),
         }
     }
 }
@@ -204,6 +230,40 @@ fn records_of(request: &ExportLogsServiceRequest) -> impl Iterator<Item = &LogRe
         .iter()
         .flat_map(|resource| &resource.scope_logs)
         .flat_map(|scope| &scope.log_records)
+}
+
+fn metrics_of(request: &ExportMetricsServiceRequest) -> impl Iterator<Item = &ReceivedMetric> {
+    request
+        .resource_metrics
+        .iter()
+        .flat_map(|resource| &resource.scope_metrics)
+        .flat_map(|scope| &scope.metrics)
+}
+
+fn distributions(metric: &ReceivedMetric) -> &[HistogramDataPoint] {
+    match &metric.data {
+        Some(Data::Histogram(histogram)) => &histogram.data_points,
+        _ => &[],
+    }
+}
+
+fn points(metric: &ReceivedMetric) -> usize {
+    match &metric.data {
+        Some(Data::Sum(sum)) => sum.data_points.len(),
+        Some(Data::Gauge(gauge)) => gauge.data_points.len(),
+        _ => distributions(metric).len(),
+    }
+}
+
+#[tonic::async_trait]
+impl MetricsService for Inbox {
+    async fn export(
+        &self,
+        request: tonic::Request<ExportMetricsServiceRequest>,
+    ) -> Result<tonic::Response<ExportMetricsServiceResponse>, tonic::Status> {
+        kept(&self.metrics).push(request.into_inner());
+        Ok(tonic::Response::new(ExportMetricsServiceResponse::default()))
+    }
 }
 
 #[tonic::async_trait]

@@ -216,10 +216,11 @@ fn footer(report: &Report) -> String {
     let (mark, style, sign) = if counts.agree() { ('✓', GOOD, '=') } else { ('✗', BAD, '≠') };
     let deleted = if counts.deleted > 0 { format!(" (+ {} deleted)", counts.deleted) } else { String::new() };
     let mut text = format!(
-        "\n{} {} runs in SQL{deleted} {sign} {} run spans received\n",
+        "\n{} {} runs in SQL{deleted} {sign} {} run spans received {sign} {} in the duration histogram\n",
         styled(style.bold(), mark),
         counts.rows,
         counts.run_spans,
+        counts.measured_runs,
     );
     let rest = format!(
         "  with {} spans of waits, {} inside handlers and {} records, from {} deliveries ({} refused), in {}",
@@ -244,11 +245,7 @@ fn footer(report: &Report) -> String {
         }
     }
     for sent in report.forwarded.iter().flat_map(|forwarded| &forwarded.0) {
-        let (what, all) = match sent.signal {
-            Signal::Traces => ("spans", report.spans.len()),
-            _ => ("records", report.records.len()),
-        };
-        say("sent on", &sent.endpoint, &accepted(sent, what, all));
+        say("sent on", &sent.endpoint, &accepted(sent));
     }
     if let Some(database) = &report.kept_in {
         say("kept in", database, "let go of it: runspan detach --purge --database-url URL");
@@ -260,13 +257,18 @@ fn footer(report: &Report) -> String {
     text
 }
 
-/// How much of `all` a receiver took, and what it says of the rest; the whole of that is the demo's last line.
-fn accepted(sent: &Sent, what: &str, all: usize) -> String {
+/// How much a receiver took, and what it says of the rest; the whole of that is the demo's last line.
+fn accepted(sent: &Sent) -> String {
+    let what = match sent.signal {
+        Signal::Traces => "spans",
+        Signal::Logs => "records",
+        Signal::Metrics => "points",
+    };
     let Some(problem) = &sent.problem else { return format!("{} {what} accepted", sent.items) };
     // Who says so stands in front of it.
     let whose = format!("{} to {}", sent.signal, sent.endpoint);
     let said = problem.strip_prefix(&whose).and_then(|rest| rest.split_once(": ")).map(|(_, said)| said);
-    let start = format!("{} of {all} {what} accepted: ", sent.items);
+    let start = format!("{} of {} {what} accepted: ", sent.items, sent.of);
     let taken = "  sent on      ".len() + sent.endpoint.chars().count() + 2 + start.chars().count();
     start + &shortened(said.unwrap_or(problem), WIDTH.saturating_sub(taken).max(20))
 }

@@ -9,7 +9,7 @@ use super::forward::Forwarded;
 use super::receiver::{Kind, Receiver, Record, Span};
 use super::story::Told;
 use crate::run::{Outcome, RunId};
-use crate::semconv::{Event, field};
+use crate::semconv::{Event, field, metric};
 use crate::trace_context::SpanContext;
 
 /// Everything that the demo shows. As JSON it is `runspan demo --json`.
@@ -60,6 +60,8 @@ pub struct Counts {
     pub completed_records: usize,
     /// Records that tell of a refusal.
     pub refusal_records: usize,
+    /// Runs that the duration histogram counted.
+    pub measured_runs: usize,
 }
 
 impl Counts {
@@ -72,6 +74,7 @@ impl Counts {
     pub const fn agree(&self) -> bool {
         self.runs() == self.run_spans
             && self.runs() == self.completed_records
+            && self.runs() == self.measured_runs
             && self.refused == self.refusal_records
     }
 }
@@ -150,6 +153,7 @@ impl Report {
             records: records.len(),
             completed_records: of_event(Event::Completed, field::RUN_ID),
             refusal_records: of_event(Event::DispatchRefused, field::DELIVERY_ID),
+            measured_runs: receiver.increase(&metric::DURATION).try_into().unwrap_or(usize::MAX),
         };
         Self {
             took_ms: took.as_millis().try_into().unwrap_or(i64::MAX),

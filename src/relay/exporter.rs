@@ -47,6 +47,8 @@ enum Fate {
     Lost,
     /// Nobody knows: it has to be sent again as it was.
     Unknown,
+    /// The same, but at once, in smaller requests.
+    TooLarge,
 }
 
 impl Exporter {
@@ -110,6 +112,7 @@ impl Exporter {
             match fate {
                 Fate::Told => ledger.acknowledged(),
                 Fate::Lost => ledger.forget(),
+                Fate::TooLarge => continue,
                 Fate::Unknown => return Ok(false),
             }
             self.store.record(&self.lease, &ledger.change()).await?;
@@ -196,7 +199,7 @@ impl Exporter {
                 Answer::TooLarge { after: None, .. } if *request_size > LEAST_REQUEST => {
                     *request_size /= 2;
                     tracing::warn!("{said}; trying smaller requests");
-                    false
+                    return Fate::TooLarge;
                 }
                 Answer::TooLarge { after: None, .. } => {
                     tracing::error!("{said}; these points are left out");

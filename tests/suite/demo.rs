@@ -155,6 +155,7 @@ async fn what_was_received_is_sent_on_and_a_refusal_is_an_error() {
     let spans: usize = receiver
         .requests()
         .into_iter()
+        .filter(|request| request.signal == Signal::Traces)
         .map(|request| ExportTraceServiceRequest::decode(request.body).unwrap())
         .map(|request| request.resource_spans[0].scope_spans[0].spans.len())
         .sum();

@@ -7,6 +7,7 @@
 
 #[macro_use]
 mod database;
+mod points;
 mod receiver;
 #[macro_use]
 mod relay;
@@ -34,6 +35,7 @@ mod reconcile;
 mod runs;
 mod runtime;
 mod scoped;
+mod series;
 mod sqlite_file;
 mod telemetry;
 #[cfg(feature = "services")]

@@ -29,6 +29,7 @@ use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use opentelemetry_proto::tonic::collector::{
     logs::v1::ExportLogsServiceRequest,
+    metrics::v1::ExportMetricsServiceRequest,
     trace::v1::{ExportTracePartialSuccess, ExportTraceServiceRequest, ExportTraceServiceResponse},
 };
 use prost::Message;
@@ -113,6 +114,10 @@ impl Received {
 
     pub(crate) fn logs(&self) -> ExportLogsServiceRequest {
         ExportLogsServiceRequest::decode(self.body.clone()).unwrap()
+    }
+
+    pub(crate) fn metrics(&self) -> ExportMetricsServiceRequest {
+        ExportMetricsServiceRequest::decode(self.body.clone()).unwrap()
     }
 }
 

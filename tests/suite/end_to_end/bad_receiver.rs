@@ -1,7 +1,9 @@
 //! What an operator reads when the receiver is not as it should be. Nothing is lost meanwhile, and nothing is doubled.
 
+use std::collections::BTreeSet;
 use std::process::Command;
 
+use runspan::otlp::Signal;
 use runspan::otlp::config::Protocol;
 
 use super::collector::{Collector, TOKEN};
@@ -27,11 +29,11 @@ fn grpc_relay(database: &Database, endpoint: &str) -> Command {
 fn complaints(database: &Database, command: &mut Command) -> String {
     let mut relay = Process::start(command);
     // One a signal.
-    wait_for("complaints about traces and logs", || {
+    wait_for("complaints about traces, logs and metrics", || {
         assert!(relay.is_running(), "{}", relay.stderr());
         let said = relay.stderr();
-        let about = |signal: &str| said.lines().any(|line| line.contains("ERROR") && line.contains(signal));
-        (about("traces to ") && about("logs to ")).then_some(())
+        let about = |words: &str| said.lines().any(|line| line.contains("ERROR") && line.contains(words));
+        Signal::ALL.iter().all(|signal| about(&format!("{signal} to "))).then_some(())
     });
     let ended = relay.terminate();
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
@@ -117,7 +119,9 @@ async fn a_certificate_that_is_not_trusted_is_said() {
             trusting.env("OTEL_EXPORTER_OTLP_CERTIFICATE", authority.ca_file()).arg("--until-idle");
             let ended = Process::start(&mut trusting).wait();
             assert_eq!(ended.code, Some(0), "{}", ended.stderr);
-            assert_eq!(receiver.requests().len(), 2);
+            let signals: BTreeSet<Signal> =
+                receiver.requests().iter().map(|request| request.signal).collect();
+            assert_eq!(signals, Signal::ALL.into());
         }
     }
 }
@@ -139,7 +143,7 @@ fn without_a_logs_pipeline_traces_pass_and_logs_are_kept() {
         let ended = relay.terminate();
         assert_eq!(ended.code, Some(0), "{}", ended.stderr);
         let said = plain(&ended.stderr, &database);
-        let said = said.lines().find(|line| line.contains("ERROR")).unwrap_or_default();
+        let said = said.lines().find(|line| line.contains("ERROR logs")).unwrap_or_default();
         if grpc {
             insta::assert_snapshot!(said, @r#"ERROR logs to http://RECEIVER (grpc): UNIMPLEMENTED, nothing takes logs over gRPC there, add a logs pipeline to the receiver or check OTEL_EXPORTER_OTLP_ENDPOINT: "unknown service opentelemetry.proto.collector.logs.v1.LogsService" retry_in_ms=…"#);
         } else {

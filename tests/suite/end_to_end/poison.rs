@@ -21,6 +21,7 @@ fn is_poison(body: &[u8]) -> bool {
 fn relay_until_idle(database: &Database, receiver: &Receiver) -> Ended {
     let mut command = relay(database, &receiver.endpoint());
     command.args(["--until-idle", "--logs", "stdout"]).env("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc");
+    command.env("OTEL_METRICS_EXPORTER", "none");
     Process::start(&mut command).wait()
 }
 

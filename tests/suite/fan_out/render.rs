@@ -89,7 +89,7 @@ pub(super) fn render(receiver: &Receiver, names: &Names) -> String {
                     None => refusals.push(record),
                 }
             }
-        } else {
+        } else if request.signal == Signal::Traces {
             let traces = request.traces().resource_spans.into_iter();
             spans.extend(traces.flat_map(|resource| resource.scope_spans).flat_map(|scope| scope.spans));
         }

@@ -12,6 +12,7 @@ use runspan::store::Store;
 use runspan::trace_context::SpanContext;
 
 use crate::database::Database;
+use crate::points::Samples;
 use crate::receiver::Receiver;
 
 /// Everything that is wrong with it, one line each.
@@ -38,7 +39,8 @@ pub(super) async fn compare(database: &Database, rows: &[Row]) -> Vec<String> {
                     )
                 }));
             }
-            Signal::Logs | Signal::Metrics => {
+            Signal::Metrics => {}
+            Signal::Logs => {
                 let resources = request.logs().resource_logs.into_iter();
                 let all = resources.flat_map(|it| it.scope_logs).flat_map(|it| it.log_records);
                 for record in all {
@@ -51,6 +53,10 @@ pub(super) async fn compare(database: &Database, rows: &[Row]) -> Vec<String> {
                 }
             }
         }
+    }
+    let measured = Samples::of(&receiver).increase("workflow.run.duration");
+    if measured != rows.len() as u64 {
+        wrong.push(format!("{measured} runs were measured, and there are {}", rows.len()));
     }
     differ("span", spans, rows.iter().map(Row::span), &mut wrong);
     differ("completed", completed, rows.iter().map(|row| row.id.to_string()), &mut wrong);

@@ -1,0 +1,290 @@
+//! The durable metrics through the whole relay, against a receiver that answers as each test wants.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use opentelemetry_proto::tonic::metrics::v1::metric::Data;
+use rand::prelude::IndexedRandom as _;
+use runspan::otlp::Signal;
+use runspan::relay::{Ended, Logs, Relay, RelayHandle, SenderState, Settings};
+use runspan::runs;
+use runspan::series::MAX_WORKFLOWS;
+use runspan::store::Store;
+use runspan::trace_context::SpanContext;
+use tokio_util::sync::CancellationToken;
+use tonic::Code;
+
+use crate::database::{Database, Session, eventually};
+use crate::points::{Samples, metrics};
+use crate::receiver::{Receiver, Reply};
+
+on_every_database!(
+    what_is_told_is_what_is_in_the_table,
+    whatever_a_receiver_does_nothing_is_lost_or_doubled,
+    relays_that_die_lose_and_double_nothing,
+    what_is_refused_is_not_told_for_ever,
+    too_large_is_told_in_smaller_requests,
+    without_a_receiver_sums_are_kept_for_later,
+    other_buckets_begin_anew,
+    a_database_that_went_back_in_time_has_new_series,
+    a_name_without_end_is_told_and_said,
+    a_table_that_is_gone_costs_only_what_is_read_from_it,
+    the_last_word_is_said_at_a_clean_stop,
+);
+
+const INTERVAL_MS: u64 = 20;
+
+fn relay(store: &Arc<dyn Store>, receiver: &Receiver, variables: &[(&str, &str)]) -> Relay {
+    let mut environment = BTreeMap::from([
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.endpoint()),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc".to_owned()),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "100".to_owned()),
+        ("OTEL_METRIC_EXPORT_INTERVAL", INTERVAL_MS.to_string()),
+        ("OTEL_TRACES_EXPORTER", "none".to_owned()),
+        ("OTEL_LOGS_EXPORTER", "none".to_owned()),
+        ("OTEL_SERVICE_NAME", "shop".to_owned()),
+    ]);
+    environment.extend(variables.iter().map(|(name, value)| (*name, (*value).to_owned())));
+    let relay = Relay::new(Arc::clone(store), Logs::Otlp, &|name| environment.get(name).cloned());
+    relay.unwrap().with(settings())
+}
+
+fn settings() -> Settings {
+    Settings {
+        idle_poll: Duration::from_millis(20),
+        longest_backoff: Duration::from_millis(50),
+        ..Settings::default()
+    }
+}
+
+fn start(store: &Arc<dyn Store>, receiver: &Receiver) -> RelayHandle {
+    relay(store, receiver, &[]).spawn()
+}
+
+async fn succeed(session: &mut Session, workflow: &str, numbers: std::ops::RangeInclusive<i64>) {
+    for number in numbers {
+        let run = session.queue(workflow, number).await;
+        runs::mark_running(session.runs(), run).await.unwrap();
+        runs::mark_succeeded(session.runs(), run).await.unwrap();
+    }
+}
+
+const ENDED: &str = "workflow.run.duration";
+const SUCCEEDED: &str = "workflow.run.events{workflowName=triage event=workflow.run.succeeded}";
+
+async fn what_is_told_is_what_is_in_the_table(database: &Database) {
+    let (store, _) = database.attach().await;
+    let receiver = Receiver::grpc().await;
+    let mut session = database.connect().await;
+    succeed(&mut session, "triage", 1..=3).await;
+    let failed = session.queue("triage", 4).await;
+    runs::mark_running(session.runs(), failed).await.unwrap();
+    runs::mark_failed(session.runs(), failed, "timeout: 5 s").await.unwrap();
+    session.queue("plan", 5).await;
+    assert_eq!(start(&store, &receiver).drain().await.unwrap(), Ended::Idle);
+
+    let samples = Samples::of(&receiver);
+    assert_eq!(samples.increase(ENDED), 4);
+    let last = |series: &str| samples.last(series);
+    assert_eq!(last(SUCCEEDED), Some(3.0));
+    assert_eq!(last("workflow.run.duration{workflowName=triage outcome=succeeded}"), Some(3.0));
+    assert_eq!(
+        last("workflow.run.duration{workflowName=triage outcome=failed error.type=timeout}"),
+        Some(1.0)
+    );
+    assert_eq!(last("workflow.run.queue.duration{workflowName=triage}"), Some(4.0));
+    assert_eq!(last("workflow.run.execution.duration{workflowName=triage outcome=failed}"), Some(1.0));
+    // Never yet, and so zero: a ratio over it is 0, and not absent.
+    assert_eq!(last("workflow.run.duration{workflowName=plan outcome=incomplete}"), Some(0.0));
+    assert_eq!(last("workflow.run.active{workflowName=plan status=queued}"), Some(1.0));
+    assert_eq!(last("workflow.run.active{workflowName=triage status=running}"), Some(0.0));
+    assert_eq!(last("workflow.run.oldest.age{workflowName=triage status=queued}"), Some(0.0));
+    assert_eq!(last("runspan.journal.skipped{}"), Some(0.0));
+
+    let instance = store.instance().await.unwrap();
+    let context = SpanContext::of_run(failed, failed);
+    let mut exemplars = BTreeSet::new();
+    for request in metrics(&receiver) {
+        for resource in request.metrics().resource_metrics {
+            let told = format!("{:?}", resource.resource.unwrap().attributes);
+            assert!(told.contains(&instance) && told.contains("shop"), "{told}");
+            for metric in resource.scope_metrics.into_iter().flat_map(|scope| scope.metrics) {
+                if let Some(Data::Histogram(histogram)) = metric.data {
+                    let points = histogram.data_points.into_iter();
+                    exemplars
+                        .extend(points.flat_map(|point| point.exemplars).map(|it| (it.trace_id, it.span_id)));
+                }
+            }
+        }
+    }
+    let ids = (context.trace_id.bytes().to_vec(), context.span_id.bytes().to_vec());
+    assert!(exemplars.contains(&ids), "{exemplars:?}");
+}
+
+async fn whatever_a_receiver_does_nothing_is_lost_or_doubled(database: &Database) {
+    let (store, _) = database.attach().await;
+    let receiver = Receiver::grpc().await;
+    receiver.rule(|_| match [0, 1, 2, 3, 4, 5, 6].choose(&mut rand::rng()) {
+        Some(0) => Reply::grpc(Code::Unavailable, "later"),
+        Some(1) => Reply::AcceptThenReset,
+        Some(2) => Reply::Hang,
+        Some(3) => Reply::ResetUnread,
+        Some(4) => Reply::grpc(Code::Unimplemented, "not now"),
+        _ => Reply::Accept,
+    });
+    let relay = start(&store, &receiver);
+    let mut session = database.connect().await;
+    for number in 1..=60 {
+        succeed(&mut session, "triage", number..=number).await;
+        eventually("a request more", async || receiver.attempts() as i64 >= number).await;
+    }
+    receiver.rule(|_| Reply::Accept);
+    assert_eq!(relay.drain().await.unwrap(), Ended::Idle);
+    let samples = Samples::of(&receiver);
+    assert_eq!((samples.increase(ENDED), samples.last(SUCCEEDED)), (60, Some(60.0)));
+}
+
+async fn relays_that_die_lose_and_double_nothing(database: &Database) {
+    let (store, _) = database.attach().await;
+    let receiver = Receiver::grpc().await;
+    let mut session = database.connect().await;
+    for round in 0..20 {
+        let relay = relay(&store, &receiver, &[]).run(CancellationToken::new());
+        let relay = tokio::spawn(relay);
+        succeed(&mut session, "triage", round * 3 + 1..=round * 3 + 3).await;
+        let before = receiver.attempts();
+        // Dead in the midst of anything: before, during or after an export.
+        eventually("a request more", async || receiver.attempts() > before).await;
+        relay.abort();
+        let _ = relay.await;
+        let long_ago = if database.is_postgres() { "'epoch'" } else { "0" };
+        session.execute(&format!("UPDATE {} SET expires_at = {long_ago}", database.own("lease"))).await;
+    }
+    assert_eq!(start(&store, &receiver).drain().await.unwrap(), Ended::Idle);
+    let samples = Samples::of(&receiver);
+    assert_eq!((samples.increase(ENDED), samples.last(SUCCEEDED)), (60, Some(60.0)));
+}
+
+async fn what_is_refused_is_not_told_for_ever(database: &Database) {
+    let (store, _) = database.attach().await;
+    let receiver = Receiver::grpc().await;
+    receiver.rule(|_| Reply::grpc(Code::InvalidArgument, "out of order"));
+    succeed(&mut database.connect().await, "triage", 1..=2).await;
+    let ended = start(&store, &receiver).drain().await.unwrap();
+    assert!(matches!(&ended, Ended::Refused(said) if said.contains("out of order")), "{ended:?}");
+    receiver.rule(|_| Reply::Accept);
+    succeed(&mut database.connect().await, "triage", 3..=3).await;
+    assert_eq!(start(&store, &receiver).drain().await.unwrap(), Ended::Idle);
+    // The sum says it all.
+    assert_eq!(Samples::of(&receiver).last(SUCCEEDED), Some(3.0));
+}
+
+async fn too_large_is_told_in_smaller_requests(database: &Database) {
+    let (store, _) = database.attach().await;
+    let receiver = Receiver::grpc().await;
+    receiver.rule(|request| match request.body.len() {
+        200_000.. => Reply::grpc(Code::ResourceExhausted, "larger than max"),
+        _ => Reply::Accept,
+    });
+    let mut session = database.connect().await;
+    for number in 1..=120 {
+        session.queue(&format!("workflow-{number}"), number).await;
+    }
+    assert_eq!(start(&store, &receiver).drain().await.unwrap(), Ended::Idle);
+    let samples = Samples::of(&receiver);
+    let queued = samples.series().filter(|series| series.ends_with("event=workflow.run.queued}"));
+    assert_eq!(queued.filter(|series| samples.last(series) == Some(1.0)).count(), 120);
+}
+
+async fn without_a_receiver_sums_are_kept_for_later(database: &Database) {
+    let (store, _) = database.attach().await;
+    let receiver = Receiver::grpc().await;
+    let mut session = database.connect().await;
+    for number in 1..=3 {
+        succeed(&mut session, "triage", number..=number).await;
+        let off = [("OTEL_METRICS_EXPORTER", "none"), ("OTEL_LOGS_EXPORTER", "otlp")];
+        assert_eq!(relay(&store, &receiver, &off).spawn().drain().await.unwrap(), Ended::Idle);
+    }
+    assert_eq!(session.count(&database.own("deltas")).await, 1);
+    assert_eq!(start(&store, &receiver).drain().await.unwrap(), Ended::Idle);
+    let samples = Samples::of(&receiver);
+    assert_eq!((samples.increase(ENDED), samples.last(SUCCEEDED)), (3, Some(3.0)));
+    assert_eq!(session.count(&database.own("deltas")).await, 0);
+}
+
+async fn other_buckets_begin_anew(database: &Database) {
+    let (store, _) = database.attach().await;
+    let receiver = Receiver::grpc().await;
+    let mut session = database.connect().await;
+    succeed(&mut session, "triage", 1..=2).await;
+    assert_eq!(start(&store, &receiver).drain().await.unwrap(), Ended::Idle);
+    succeed(&mut session, "triage", 3..=3).await;
+    let settings = Settings { buckets: "1,5".parse().unwrap(), ..settings() };
+    let other = relay(&store, &receiver, &[]).with(settings).spawn();
+    assert_eq!(other.drain().await.unwrap(), Ended::Idle);
+    let samples = Samples::of(&receiver);
+    assert_eq!(samples.increase(ENDED), 3);
+    // Anew, that is: from zero.
+    assert_eq!(samples.last("workflow.run.duration{workflowName=triage outcome=succeeded}"), Some(1.0));
+    assert_eq!(samples.last(SUCCEEDED), Some(3.0));
+}
+
+async fn a_database_that_went_back_in_time_has_new_series(database: &Database) {
+    let (store, _) = database.attach().await;
+    let receiver = Receiver::grpc().await;
+    let mut session = database.connect().await;
+    succeed(&mut session, "triage", 1..=2).await;
+    assert_eq!(start(&store, &receiver).drain().await.unwrap(), Ended::Idle);
+    let instance = store.instance().await.unwrap();
+    let series = database.own("series");
+    session.execute(&format!("UPDATE {series} SET head = replace(head, '{instance}', 'of-old')")).await;
+    succeed(&mut session, "triage", 3..=3).await;
+    assert_eq!(start(&store, &receiver).drain().await.unwrap(), Ended::Idle);
+    // The same name here, since the database is the same: so this reset is visible, and counts from zero.
+    let samples = Samples::of(&receiver);
+    assert_eq!((samples.increase(ENDED), samples.last(SUCCEEDED)), (3, Some(1.0)));
+}
+
+async fn a_name_without_end_is_told_and_said(database: &Database) {
+    let (store, _) = database.attach().await;
+    let receiver = Receiver::grpc().await;
+    let mut session = database.connect().await;
+    session.queue(&"x".repeat(10 * 1024), 1).await;
+    session.queue("two\nlines", 2).await;
+    assert_eq!(start(&store, &receiver).drain().await.unwrap(), Ended::Idle);
+    let samples = Samples::of(&receiver);
+    for name in ["x".repeat(128) + "…", "two\u{fffd}lines".to_owned()] {
+        let series = format!("workflow.run.events{{workflowName={name} event=workflow.run.queued}}");
+        assert_eq!(samples.last(&series), Some(1.0), "{name}");
+        let active = format!("workflow.run.active{{workflowName={name} status=queued}}");
+        assert_eq!(samples.last(&active), Some(1.0), "{name}");
+    }
+    const { assert!(MAX_WORKFLOWS == 200, "docs/metrics.md says so") };
+}
+
+async fn a_table_that_is_gone_costs_only_what_is_read_from_it(database: &Database) {
+    let (store, _) = database.attach().await;
+    let receiver = Receiver::grpc().await;
+    let mut session = database.connect().await;
+    succeed(&mut session, "triage", 1..=2).await;
+    session.execute("DROP TABLE workflow_runs").await;
+    assert_eq!(start(&store, &receiver).drain().await.unwrap(), Ended::Idle);
+    let samples = Samples::of(&receiver);
+    assert_eq!(samples.last(SUCCEEDED), Some(2.0));
+}
+
+async fn the_last_word_is_said_at_a_clean_stop(database: &Database) {
+    let (store, _) = database.attach().await;
+    let receiver = Receiver::grpc().await;
+    let relay = relay(&store, &receiver, &[("OTEL_METRIC_EXPORT_INTERVAL", "3600000")]).spawn();
+    eventually("the first export", async || !metrics(&receiver).is_empty()).await;
+    let monitor = relay.monitor().clone();
+    succeed(&mut database.connect().await, "triage", 1..=2).await;
+    eventually("an empty journal", async || store.status().await.unwrap().journal_entries == 0).await;
+    relay.stop().await.unwrap();
+    let samples = Samples::of(&receiver);
+    assert_eq!((samples.increase(ENDED), samples.last(SUCCEEDED)), (2, Some(2.0)));
+    assert_eq!(monitor.snapshot().metrics, Some(SenderState::Idle));
+    assert!(receiver.requests().iter().all(|request| request.signal == Signal::Metrics));
+}
