@@ -15,6 +15,7 @@ mod relay;
 mod attach;
 mod command;
 mod contract;
+mod dashboards;
 mod delivery;
 mod demo;
 mod docs;
