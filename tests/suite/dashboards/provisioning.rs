@@ -63,10 +63,11 @@ fn problems(sources: &[Value]) -> Vec<String> {
     problems
 }
 
-/// Grafana reads `$NAME` from the environment: what it is to keep is doubled.
+/// Grafana reads `$NAME` from the environment (and `${NAME}`, but then a `$` within its value too): what it is to keep
+/// is doubled.
 fn of_dollars(text: &str, say: &mut dyn FnMut(String)) {
     static VARIABLE: LazyLock<Regex> =
-        LazyLock::new(|| Regex::new(r"\$\$|\$\{[A-Z]+_[A-Z]+\}").expect("a constant"));
+        LazyLock::new(|| Regex::new(r"\$\$|\$[A-Z]+_[A-Z]+$").expect("a constant"));
     if VARIABLE.replace_all(text, "").contains('$') {
         say(format!("neither $$ nor a variable of the environment: {text}"));
     }
@@ -98,7 +99,7 @@ fn what_is_wrong_is_named_with_its_source() {
     let mut said = String::new();
     for (right, wrong) in [
         ("datasourceUid: tempo", "datasourceUid: traces"),
-        ("${LOKI_URL}", "$LOKI"),
+        ("$LOKI_URL", "${LOKI_URL}"),
         ("trace_id=\"$$", "trace_id=\"$"),
         ("| trace_id=", "| traceId="),
         ("/d/runspan-one-run", "/d/one-run"),
@@ -116,8 +117,8 @@ fn what_is_wrong_is_named_with_its_source() {
     insta::assert_snapshot!(said, @r####"
     datasourceUid: tempo → datasourceUid: traces
         prometheus: it leads to the data source "traces", which is none
-    ${LOKI_URL} → $LOKI
-        loki: neither $$ nor a variable of the environment: $LOKI
+    $LOKI_URL → ${LOKI_URL}
+        loki: neither $$ nor a variable of the environment: ${LOKI_URL}
     trace_id="$$ → trace_id="$
         tempo: neither $$ nor a variable of the environment: {$${__tags}} | trace_id="${__span.traceId}"
     | trace_id= → | traceId=
