@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help lint lint-rust lint-deny lint-shell test docs-check collector
+.PHONY: help lint lint-rust lint-deny lint-shell test docs-check collector prometheus
 
 # Tools that are built once lie outside the tree, so that a clean clone finds them.
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/runspan
@@ -42,9 +42,9 @@ $(DENY):
 # SC2317 takes what a trap calls for unreachable.
 lint-shell:
 	@command -v shellcheck >/dev/null || tests/apt-install shellcheck
-	shellcheck --exclude=SC2317 .ci/run collector/build tests/apt-install tests/node tests/with-services
+	shellcheck --exclude=SC2317 .ci/run collector/build dashboards/prometheus/build tests/apt-install tests/node tests/with-services
 
-test: ## All tests, with PostgreSQL, Redis and the Collector: make test ARGS='a_name -- --nocapture'
+test: ## All tests, with PostgreSQL, Redis, the Collector and Prometheus: make test ARGS='a_name -- --nocapture'
 	tests/with-services cargo test --locked --features services $(ARGS)
 
 docs-check: ## The page on events and queries against the code and the catalogue; needs no services
@@ -52,3 +52,6 @@ docs-check: ## The page on events and queries against the code and the catalogue
 
 collector: ## Build the Collector of collector/builder.yaml and print its path
 	@collector/build
+
+prometheus: ## Build the Prometheus and promtool of dashboards/prometheus/go.mod and print their directory
+	@dashboards/prometheus/build
