@@ -33,6 +33,7 @@ mod postgres;
 mod processes;
 mod queue;
 mod reconcile;
+mod rules;
 mod runs;
 mod runtime;
 mod scoped;
