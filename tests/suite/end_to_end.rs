@@ -3,7 +3,7 @@
 
 mod bad_database;
 mod bad_receiver;
-mod collector;
+pub(crate) mod collector;
 mod cost;
 mod database;
 mod ledger;
@@ -11,7 +11,7 @@ mod load;
 mod order;
 mod output;
 mod poison;
-mod process;
+pub(crate) mod process;
 mod reconcile;
 mod standby;
 
@@ -28,7 +28,7 @@ const DEADLINE: Duration = Duration::from_mins(1);
 const LOOK: Duration = Duration::from_millis(25);
 
 /// A variable of tests/with-services.
-fn service(variable: &str) -> String {
+pub(crate) fn service(variable: &str) -> String {
     std::env::var(variable).unwrap_or_else(|_| panic!("{variable} is not set: run `make test`"))
 }
 
@@ -38,7 +38,7 @@ fn test_file(name: &str) -> PathBuf {
 }
 
 /// Looks until there is something to see.
-fn wait_for<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn wait_for<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
     wait_within(DEADLINE, what, look)
 }
 

@@ -13,6 +13,8 @@ mod receiver;
 mod relay;
 
 mod attach;
+#[cfg(feature = "services")]
+mod collector;
 mod command;
 mod contract;
 mod dashboards;

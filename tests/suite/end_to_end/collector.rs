@@ -91,7 +91,7 @@ impl Collector {
 }
 
 /// Ports that nobody listens on, below those that the kernel hands out: a Collector that is away gets its own back.
-pub(super) fn free_ports<const N: usize>() -> [u16; N] {
+pub(crate) fn free_ports<const N: usize>() -> [u16; N] {
     // All are held until all are known, so that they differ.
     let held = [(); N].map(|()| {
         let candidates = std::iter::repeat_with(|| 10_000 + uuid::Uuid::new_v4().as_fields().1 % 10_000);

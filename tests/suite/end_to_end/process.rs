@@ -8,14 +8,14 @@ use tempfile::TempDir;
 use super::wait_for;
 
 /// The program under test, with nothing of this process's environment.
-pub(super) fn runspan(arguments: &[&str]) -> Command {
+pub(crate) fn runspan(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_runspan"));
     command.env_clear().args(arguments);
     command
 }
 
 /// A process that ends with its test.
-pub(super) struct Process {
+pub(crate) struct Process {
     child: Child,
     name: String,
     output: TempDir,
@@ -23,15 +23,15 @@ pub(super) struct Process {
 
 /// How a process has ended.
 #[derive(Debug)]
-pub(super) struct Ended {
+pub(crate) struct Ended {
     /// `None`: by a signal.
-    pub(super) code: Option<i32>,
-    pub(super) stdout: String,
-    pub(super) stderr: String,
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
 }
 
 impl Process {
-    pub(super) fn start(command: &mut Command) -> Self {
+    pub(crate) fn start(command: &mut Command) -> Self {
         let output = tempfile::tempdir().unwrap();
         let file = |name| File::create(output.path().join(name)).unwrap();
         let child = command.stdin(Stdio::null()).stdout(file("stdout")).stderr(file("stderr")).spawn();
@@ -40,37 +40,37 @@ impl Process {
         Self { child, name, output }
     }
 
-    pub(super) fn id(&self) -> u32 {
+    pub(crate) fn id(&self) -> u32 {
         self.child.id()
     }
 
     /// Sends a signal: `TERM`, `STOP`, `CONT`.
-    pub(super) fn signal(&self, name: &str) {
+    pub(crate) fn signal(&self, name: &str) {
         // The shell's own, so that it is there wherever a shell is.
         let status = Command::new("sh").args(["-c", &format!("kill -s {name} {}", self.child.id())]).status();
         assert!(status.unwrap().success());
     }
 
     /// SIGKILL.
-    pub(super) fn kill(mut self) {
+    pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
-    pub(super) fn is_running(&mut self) -> bool {
+    pub(crate) fn is_running(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
     }
 
-    pub(super) fn stderr(&self) -> String {
+    pub(crate) fn stderr(&self) -> String {
         fs::read_to_string(self.output.path().join("stderr")).unwrap()
     }
 
-    pub(super) fn stdout(&self) -> String {
+    pub(crate) fn stdout(&self) -> String {
         fs::read_to_string(self.output.path().join("stdout")).unwrap()
     }
 
     /// Waits until it has said this on stderr.
-    pub(super) fn wait_to_say(&mut self, words: &str) {
+    pub(crate) fn wait_to_say(&mut self, words: &str) {
         let what = format!("{words:?} from {}", self.name);
         wait_for(&what, || {
             let running = self.is_running();
@@ -81,14 +81,14 @@ impl Process {
     }
 
     /// Waits for its end.
-    pub(super) fn wait(mut self) -> Ended {
+    pub(crate) fn wait(mut self) -> Ended {
         let what = format!("end of {}", self.name);
         let status = wait_for(&what, || self.child.try_wait().unwrap());
         Ended { code: status.code(), stdout: self.stdout(), stderr: self.stderr() }
     }
 
     /// SIGTERM, and its end.
-    pub(super) fn terminate(self) -> Ended {
+    pub(crate) fn terminate(self) -> Ended {
         self.signal("TERM");
         self.wait()
     }
