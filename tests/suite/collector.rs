@@ -34,12 +34,16 @@ fn file(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("collector").join(name)
 }
 
-/// The Collector with gateway.yaml and `overlays`, and with nothing of this process's environment.
+/// The Collector with gateway.yaml and `overlays`, files of collector/ or `yaml:…`, and with nothing of this process's
+/// environment.
 fn otelcol(overlays: &[&str]) -> Command {
     let mut command = Command::new(service("RUNSPAN_TEST_OTELCOL"));
     command.env_clear();
     for config in ["gateway.yaml"].iter().chain(overlays) {
-        command.arg(format!("--config={}", file(config).display()));
+        command.arg(match config.strip_prefix("yaml:") {
+            Some(_) => format!("--config={config}"),
+            None => format!("--config={}", file(config).display()),
+        });
     }
     command
 }
@@ -124,6 +128,12 @@ impl Gateway {
         self.process.take().expect("it runs").kill();
     }
 
+    /// SIGTERM, and its end.
+    fn stop(&mut self) {
+        let ended = self.process.take().expect("it runs").terminate();
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    }
+
     /// Starts again, on the same ports and with the same queue.
     fn come_back(&mut self) {
         let local = |port: u16| format!("127.0.0.1:{port}");
@@ -177,14 +187,20 @@ fn get(port: u16, path: &str) -> Option<String> {
     head.lines().next()?.contains(" 200 ").then(|| body.to_owned())
 }
 
-/// A request of one resource, an application called `shop`.
+/// A request of one resource.
 fn traces(spans: Vec<Span>) -> ExportTraceServiceRequest {
-    let resource = Resource { attributes: vec![text("service.name", "shop")], ..Resource::default() };
-    let scope = InstrumentationScope { name: "runspan".to_owned(), ..InstrumentationScope::default() };
-    let scope = ScopeSpans { scope: Some(scope), spans, ..ScopeSpans::default() };
-    let resource_spans =
-        ResourceSpans { resource: Some(resource), scope_spans: vec![scope], ..ResourceSpans::default() };
-    ExportTraceServiceRequest { resource_spans: vec![resource_spans] }
+    let scope = ScopeSpans { scope: Some(scope()), spans, ..ScopeSpans::default() };
+    let spans =
+        ResourceSpans { resource: Some(resource()), scope_spans: vec![scope], ..ResourceSpans::default() };
+    ExportTraceServiceRequest { resource_spans: vec![spans] }
+}
+
+fn resource() -> Resource {
+    Resource { attributes: vec![text("service.name", "shop")], ..Resource::default() }
+}
+
+fn scope() -> InstrumentationScope {
+    InstrumentationScope { name: "runspan".to_owned(), ..InstrumentationScope::default() }
 }
 
 fn text(key: &str, value: &str) -> KeyValue {

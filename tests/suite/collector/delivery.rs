@@ -7,14 +7,13 @@ use bytes::Bytes;
 use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::common::v1::AnyValue;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
-use opentelemetry_proto::tonic::common::v1::{AnyValue, InstrumentationScope};
 use opentelemetry_proto::tonic::logs::v1::{LogRecord, ResourceLogs, ScopeLogs};
 use opentelemetry_proto::tonic::metrics::v1::{
     AggregationTemporality, Exemplar, Histogram, HistogramDataPoint, Metric, ResourceMetrics, ScopeMetrics,
     exemplar, metric,
 };
-use opentelemetry_proto::tonic::resource::v1::Resource;
 use opentelemetry_proto::tonic::trace::v1::{Span, Status, span};
 use prost::Message;
 use runspan::otlp::Signal;
@@ -22,7 +21,7 @@ use runspan::otlp::answer::{Answer, Kind};
 use runspan::otlp::config::Protocol;
 use tonic::Code;
 
-use super::{Backends, Gateway, text, traces};
+use super::{Backends, Gateway, resource, scope, text, traces};
 use crate::receiver::{Authority, Received, Receiver, Reply};
 
 /// As much as one batch must be able to hold, and a half: the least that gateway.yaml allows.
@@ -107,6 +106,15 @@ async fn a_full_queue_refuses_and_all_that_it_took_arrives_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gateway_killed_with_full_queues_loses_nothing_that_it_took() {
+    loses_nothing(Gateway::kill).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_stopped_with_full_queues_loses_nothing_that_it_took() {
+    loses_nothing(Gateway::stop).await;
+}
+
+async fn loses_nothing(end: fn(&mut Gateway)) {
     let mut backends = Backends::start().await;
     for receiver in backends.each() {
         receiver.go_away().await;
@@ -116,14 +124,14 @@ async fn a_gateway_killed_with_full_queues_loses_nothing_that_it_took() {
     for signal in Signal::ALL {
         taken.push((signal, fill(&gateway, signal).await));
     }
-    gateway.kill();
-    // Killed once more, half-way: what is under way is not lost either.
-    backends.tempo.come_back().await;
+    end(&mut gateway);
+    // Once more, half-way: what is under way is not lost either.
     backends.tempo.rule(|_| Reply::Hang);
+    backends.tempo.come_back().await;
     let attempts = backends.tempo.attempts();
     gateway.come_back();
     backends.tempo.wait_until("attempt", |tempo| tempo.attempts() > attempts).await;
-    gateway.kill();
+    end(&mut gateway);
     backends.tempo.rule(|_| Reply::Accept);
     backends.prometheus.come_back().await;
     backends.loki.come_back().await;
@@ -131,6 +139,29 @@ async fn a_gateway_killed_with_full_queues_loses_nothing_that_it_took() {
     for (signal, taken) in taken {
         assert!(taken > 5, "{taken} {signal:?}");
         arrived(&backends, signal, taken).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_short_of_memory_refuses() {
+    let backends = Backends::start().await;
+    // It has more than this from its beginning, and sees that when it first looks.
+    let gateway = Gateway::start(&backends, &["yaml:processors::memory_limiter::limit_mib: 5"], &[]);
+    for protocol in [Protocol::Grpc, Protocol::HttpProtobuf] {
+        for signal in Signal::ALL {
+            let client = gateway.client(signal, protocol);
+            let refused = async {
+                loop {
+                    match client.send(padded(signal, 0)).await {
+                        Answer::Accepted { .. } => tokio::time::sleep(Duration::from_millis(25)).await,
+                        refused => break refused,
+                    }
+                }
+            };
+            let answer = tokio::time::timeout(Duration::from_secs(20), refused).await.unwrap();
+            let Answer::Retry { cause, .. } = answer else { panic!("{signal:?} {protocol}: {answer:?}") };
+            assert_eq!(cause.kind(), Kind::Unavailable, "{signal:?} {protocol}: {cause}");
+        }
     }
 }
 
@@ -175,9 +206,8 @@ async fn arrived(backends: &Backends, signal: Signal, taken: usize) {
             tokio::time::sleep(Duration::from_millis(25)).await;
         }
     };
-    if tokio::time::timeout(Duration::from_mins(1), waiting).await.is_err() {
-        panic!("{signal:?}: {taken} were taken, {:?} arrived", is_there(receiver));
-    }
+    let in_time = tokio::time::timeout(Duration::from_mins(1), waiting).await;
+    assert!(in_time.is_ok(), "{signal:?}: {taken} were taken, {:?} arrived", is_there(receiver));
 }
 
 /// The names in a request.
@@ -266,8 +296,9 @@ fn one_record(n: usize) -> ExportLogsServiceRequest {
         flags: 3,
         ..LogRecord::default()
     };
-    let scope = ScopeLogs { log_records: vec![record], scope: scope(), ..ScopeLogs::default() };
-    let logs = ResourceLogs { resource: resource(), scope_logs: vec![scope], ..ResourceLogs::default() };
+    let scope = ScopeLogs { log_records: vec![record], scope: Some(scope()), ..ScopeLogs::default() };
+    let logs =
+        ResourceLogs { resource: Some(resource()), scope_logs: vec![scope], ..ResourceLogs::default() };
     ExportLogsServiceRequest { resource_logs: vec![logs] }
 }
 
@@ -301,16 +332,11 @@ fn one_metric(n: usize) -> ExportMetricsServiceRequest {
         data: Some(metric::Data::Histogram(histogram)),
         ..Metric::default()
     };
-    let scope = ScopeMetrics { metrics: vec![metric], scope: scope(), ..ScopeMetrics::default() };
-    let metrics =
-        ResourceMetrics { resource: resource(), scope_metrics: vec![scope], ..ResourceMetrics::default() };
+    let scope = ScopeMetrics { metrics: vec![metric], scope: Some(scope()), ..ScopeMetrics::default() };
+    let metrics = ResourceMetrics {
+        resource: Some(resource()),
+        scope_metrics: vec![scope],
+        ..ResourceMetrics::default()
+    };
     ExportMetricsServiceRequest { resource_metrics: vec![metrics] }
-}
-
-fn resource() -> Option<Resource> {
-    Some(Resource { attributes: vec![text("service.name", "shop")], ..Resource::default() })
-}
-
-fn scope() -> Option<InstrumentationScope> {
-    Some(InstrumentationScope { name: "runspan".to_owned(), ..InstrumentationScope::default() })
 }

@@ -18,8 +18,9 @@ const ONE_IN: usize = 10;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn failed_runs_are_kept_and_the_rest_is_sampled_by_whole_traces() {
-    // How ids are made: of 4 and 7 the low bits are random, of 1 they are the machine's.
-    let versions: [(&str, fn(usize) -> Uuid); 3] = [
+    // The low bits are random in version 4, begin with a counter in a burst of 7, and are the machine's in 1.
+    type Id = fn(usize) -> Uuid;
+    let versions: [(&str, Id); 3] = [
         ("4", |_| Uuid::new_v4()),
         ("7", |_| Uuid::now_v7()),
         ("1", |n| Builder::from_u128((n as u128) << 96 | 0x11ee_a951_0242_ac12_0002).into_uuid()),
@@ -28,7 +29,7 @@ async fn failed_runs_are_kept_and_the_rest_is_sampled_by_whole_traces() {
     let percent = PERCENT.to_string();
     let gateway = Gateway::start(&backends, &["sampling.yaml"], &[("SAMPLING_PERCENTAGE", &percent)]);
     for (version, id) in versions {
-        let traces_sent: Vec<Vec<Span>> = (0..TRACES).map(|n| composite(n, &id)).collect();
+        let traces_sent: Vec<Vec<Span>> = (0..TRACES).map(|n| composite(n, id)).collect();
         // The children end before their root, which is hours later: in requests of their own.
         for run in 0..4 {
             let request = traces(traces_sent.iter().map(|spans| spans[run].clone()).collect());
@@ -57,7 +58,7 @@ fn check(version: &str, sent: &[Vec<Span>], kept: &[Span]) {
         assert!(count == 0 || count == others.len(), "version {version}: {count} of {}", others.len());
         sampled += usize::from(count > 0);
     }
-    let (least, most) = (TRACES * (PERCENT - 4) / 100, TRACES * (PERCENT + 4) / 100);
+    let (least, most) = (TRACES * (PERCENT - 5) / 100, TRACES * (PERCENT + 5) / 100);
     assert!((least..=most).contains(&sampled), "version {version}: {sampled} of {TRACES} traces");
 }
 
