@@ -49,14 +49,14 @@ fn otelcol(overlays: &[&str]) -> Command {
 }
 
 /// What stands behind a gateway.
-struct Backends {
+pub(crate) struct Backends {
     tempo: Receiver,
     prometheus: Receiver,
     loki: Receiver,
 }
 
 impl Backends {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self {
             tempo: Receiver::grpc().await,
             prometheus: Receiver::http().await,
@@ -85,7 +85,7 @@ impl Backends {
 }
 
 /// A gateway that runs.
-struct Gateway {
+pub(crate) struct Gateway {
     process: Option<Process>,
     overlays: &'static [&'static str],
     variables: Vec<(String, String)>,
@@ -97,7 +97,11 @@ struct Gateway {
 }
 
 impl Gateway {
-    fn start(backends: &Backends, overlays: &'static [&'static str], variables: &[(&str, &str)]) -> Self {
+    pub(crate) fn start(
+        backends: &Backends,
+        overlays: &'static [&'static str],
+        variables: &[(&str, &str)],
+    ) -> Self {
         let [grpc, http, health, telemetry] = free_ports();
         let endpoints = [
             ("TEMPO_ENDPOINT", backends.tempo.endpoint()),
@@ -129,13 +133,13 @@ impl Gateway {
     }
 
     /// SIGTERM, and its end.
-    fn stop(&mut self) {
+    pub(crate) fn stop(&mut self) {
         let ended = self.process.take().expect("it runs").terminate();
         assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     }
 
     /// Starts again, on the same ports and with the same queue.
-    fn come_back(&mut self) {
+    pub(crate) fn come_back(&mut self) {
         let local = |port: u16| format!("127.0.0.1:{port}");
         let mut command = otelcol(self.overlays);
         command
@@ -152,6 +156,11 @@ impl Gateway {
             get(self.health, "/").map(drop)
         });
         self.process = Some(process);
+    }
+
+    /// Its OTLP/HTTP endpoint.
+    pub(crate) fn endpoint(&self) -> String {
+        format!("http://127.0.0.1:{}", self.http)
     }
 
     fn client(&self, signal: Signal, protocol: Protocol) -> Client {

@@ -8,10 +8,12 @@ mod cost;
 mod database;
 mod ledger;
 mod load;
+mod metrics;
 mod order;
 mod output;
 mod poison;
 pub(crate) mod process;
+mod prometheus;
 mod reconcile;
 mod standby;
 

@@ -75,6 +75,17 @@ fn rules_tests_and_runbooks_agree() {
     assert!(problems.is_empty(), "{}", problems.join("\n"));
 }
 
+/// Name and expression of every rule.
+#[cfg(feature = "services")]
+pub(crate) fn expressions() -> Vec<(String, String)> {
+    let Sources { recording, alerts, .. } = Sources::of_tree();
+    let named = |rule: &Value| {
+        let name = rule.get("record").or(rule.get("alert")).expect("a rule has a name");
+        (text(name).to_owned(), text(&rule["expr"]).to_owned())
+    };
+    rules(&recording).iter().chain(&rules(&alerts)).map(named).collect()
+}
+
 /// What is wrong with `sources`.
 fn problems(sources: &Sources) -> Vec<String> {
     let (recording, alerts) = (rules(&sources.recording), rules(&sources.alerts));

@@ -1,0 +1,376 @@
+//! Numbers in Prometheus, through the relay and the gateway, beside what SQL says.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use runspan::series::Buckets;
+use serde::Deserialize;
+
+use super::database::Database;
+use super::process::Process;
+use super::prometheus::Prometheus;
+use super::{LOOK, relay, wait_for, wait_within};
+use crate::collector::{Backends, Gateway};
+use crate::dashboards;
+use crate::rules;
+
+/// Between two exports.
+const INTERVAL: &str = "1000";
+
+/// The whole way, but for the application.
+struct Way {
+    database: Database,
+    gateway: Gateway,
+    prometheus: Prometheus,
+    _backends: Backends,
+}
+
+impl Way {
+    async fn open() -> Self {
+        let backends = Backends::start().await;
+        let database = Database::attached();
+        let [telemetry] = super::collector::free_ports();
+        let prometheus = Prometheus::start(telemetry);
+        let (endpoint, telemetry) = (prometheus.otlp(), telemetry.to_string());
+        let variables = [("PROMETHEUS_ENDPOINT", endpoint.as_str()), ("TELEMETRY_PORT", telemetry.as_str())];
+        let gateway = Gateway::start(&backends, &[], &variables);
+        Self { database, gateway, prometheus, _backends: backends }
+    }
+
+    fn relay(&self) -> Process {
+        let mut command = relay(&self.database, &self.gateway.endpoint());
+        Process::start(command.env("OTEL_METRIC_EXPORT_INTERVAL", INTERVAL))
+    }
+
+    /// Runs of all kinds: each statement is a transaction. Their durations lie between nothing and three hours.
+    fn write(&self, runs: u32) {
+        self.database.sql(&format!(
+            "INSERT INTO workflow_runs (workflow_name, target_type, target_owner, target_repo, target_number, created_at)
+                 SELECT (ARRAY['triage', 'plan', 'review', 'never well', 'stays'])[1 + n % 5], 'issue', 'acme', 'widgets',
+                     nextval('numbers'), clock_timestamp() - (random() ^ 6) * interval '3 hours'
+                 FROM generate_series(1, {runs}) n"
+        ));
+        self.database.sql(
+            "UPDATE workflow_runs SET status = 'running', updated_at = clock_timestamp()
+             WHERE status = 'queued' AND workflow_name <> 'stays' AND target_number % 11 <> 0",
+        );
+        self.database.sql(
+            "UPDATE workflow_runs SET updated_at = clock_timestamp(), status = 'failed',
+                 state = '{\"failedReason\": \"enqueue failed: no route\"}'
+             WHERE status = 'queued' AND workflow_name <> 'stays'",
+        );
+        self.database.sql(
+            "UPDATE workflow_runs SET updated_at = clock_timestamp(),
+                 status = CASE WHEN workflow_name = 'never well' OR target_number % 7 = 0 THEN 'failed'
+                               WHEN target_number % 13 = 0 THEN 'incomplete' ELSE 'succeeded' END,
+                 state = CASE WHEN target_number % 2 = 0 THEN '{\"failedReason\": \"owner lost: it died\"}'::jsonb
+                              ELSE '{\"failedReason\": \"no such branch\"}'::jsonb END
+             WHERE status = 'running'",
+        );
+        self.database.sql(
+            "SELECT runspan.dispatch_refused('plan', 'issue', 'acme', 'widgets', n, 'context-mismatch', NULL, NULL)
+             FROM generate_series(1, 3) n;
+             INSERT INTO refusals SELECT 'plan' FROM generate_series(1, 3)",
+        );
+    }
+
+    /// Waits until Prometheus has counted all runs that have ended; the time of the sample that says so.
+    fn counted(&self) -> f64 {
+        let ended = self
+            .database
+            .number("SELECT count(*) FROM workflow_runs WHERE status NOT IN ('queued', 'running')");
+        let refused = self.database.number("SELECT count(*) FROM refusals");
+        let rose = |expr: &str, to: i64| self.prometheus.number(expr, None) == Some(to as f64);
+        wait_for("all runs in Prometheus", || {
+            (rose("sum(workflow_run_duration_seconds_count)", ended)
+                && rose("sum(workflow_run_events_total{event=\"workflow.run.dispatch_refused\"})", refused))
+            .then_some(())
+        });
+        self.prometheus.number("max(timestamp(workflow_run_events_total))", None).unwrap()
+    }
+}
+
+/// What SQL says of a workflow.
+#[derive(Debug, Deserialize)]
+struct Truth {
+    workflow_name: String,
+    runs: f64,
+    succeeded: f64,
+    incomplete: f64,
+    failed: f64,
+    refused: f64,
+    queued: f64,
+    active: f64,
+    p95: Option<f64>,
+    p99: Option<f64>,
+}
+
+fn truth(database: &Database, by: &str) -> Vec<Truth> {
+    database.rows(&format!(
+        "SELECT {by} AS workflow_name, count(*) FILTER (WHERE ended) AS runs,
+             count(*) FILTER (WHERE status = 'succeeded') AS succeeded,
+             count(*) FILTER (WHERE status = 'incomplete') AS incomplete,
+             count(*) FILTER (WHERE status = 'failed') AS failed,
+             (SELECT count(*) FROM refusals r WHERE {by} IN (r.workflow_name, 'all')) AS refused,
+             count(*) AS queued, count(*) FILTER (WHERE NOT ended) AS active,
+             percentile_disc(0.95) WITHIN GROUP (ORDER BY took) FILTER (WHERE ended) AS p95,
+             percentile_disc(0.99) WITHIN GROUP (ORDER BY took) FILTER (WHERE ended) AS p99
+         FROM (SELECT *, status NOT IN ('queued', 'running') AS ended,
+                      extract(epoch FROM updated_at - created_at)::float8 AS took FROM workflow_runs) w
+         GROUP BY 1"
+    ))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dashboards_say_what_sql_says() {
+    let way = Way::open().await;
+    way.database.sql("CREATE SEQUENCE numbers; CREATE TABLE refusals (workflow_name text)");
+    let relay = way.relay();
+    for _ in 0..8 {
+        way.write(150);
+        std::thread::sleep(Duration::from_millis(400));
+    }
+    let at = way.counted();
+
+    let all = truth(&way.database, "'all'").remove(0);
+    let each: BTreeMap<String, Truth> = truth(&way.database, "w.workflow_name")
+        .into_iter()
+        .map(|it| (it.workflow_name.clone(), it))
+        .collect();
+    assert_eq!(each.len(), 5);
+    let mut compared = 0;
+    for (panel, expr) in panels("1h") {
+        let Some((value, within_a_bucket)) = meaning(&panel) else { continue };
+        let of_one = panel.starts_with("Each workflow");
+        for (labels, found) in way.prometheus.query(&expr, Some(at)) {
+            let truth = if of_one { &each[&labels["workflowName"]] } else { &all };
+            let expected = value(truth);
+            let right = if within_a_bucket { same_bucket(found, expected) } else { close(found, expected) };
+            assert!(right, "{panel}: {labels:?} is {found}, SQL says {expected}\n{truth:?}\n{expr}");
+            compared += 1;
+        }
+    }
+    // Six numbers over all, and of five workflows (one of which has no end yet) nine each.
+    assert!(compared >= 6 + 5 * 3 + 4 * 4, "only {compared} numbers were compared");
+    // What always fails is at 0 %, not absent.
+    let never = "Each workflow B";
+    let (_, success) = panels("1h").into_iter().find(|(panel, _)| panel == never).unwrap();
+    let rates = way.prometheus.query(&success, Some(at));
+    assert!(
+        rates.iter().any(|(labels, rate)| labels["workflowName"] == "never well" && *rate == 0.0),
+        "{rates:?}"
+    );
+
+    everything_has_an_answer(&way, at);
+    exemplars_lead_to_runs(&way);
+    the_first_run_and_a_gap_are_seen(&way, relay);
+}
+
+/// The PromQL of the dashboards, by panel.
+fn panels(range: &str) -> Vec<(String, String)> {
+    let values = [
+        ("job", ".*"),
+        ("database", ".*"),
+        ("workflow", ".*"),
+        ("__range", range),
+        ("__interval", "5m"),
+        ("__rate_interval", "5m"),
+    ];
+    dashboards::promql(&values).into_iter().map(|query| (query.panel, query.expr)).collect()
+}
+
+/// What a panel ought to say, and whether that is a quantile, which a histogram knows to within a bucket only.
+fn meaning(panel: &str) -> Option<(fn(&Truth) -> f64, bool)> {
+    let value: fn(&Truth) -> f64 = match panel {
+        "Runs A" | "Each workflow A" => |it| it.runs,
+        "Success rate A" | "Each workflow B" => |it| it.succeeded / it.runs,
+        "Incomplete rate A" | "Each workflow C" => |it| it.incomplete / it.runs,
+        "Refusal rate A" | "Each workflow H" => |it| it.refused / (it.refused + it.queued),
+        "Each workflow G" => |it| it.refused,
+        "In flight A" | "Each workflow I" => |it| it.active,
+        "p95 duration A" | "Each workflow D" => |it| it.p95.unwrap_or(f64::NAN),
+        "Each workflow E" => |it| it.p99.unwrap_or(f64::NAN),
+        _ => return None,
+    };
+    Some((value, matches!(panel, "p95 duration A" | "Each workflow D" | "Each workflow E")))
+}
+
+fn close(found: f64, expected: f64) -> bool {
+    (found - expected).abs() <= 1e-6 * expected.abs().max(1.0)
+}
+
+fn same_bucket(found: f64, expected: f64) -> bool {
+    let bucket = |seconds: f64| Buckets::default().index((seconds * 1e6) as i64);
+    bucket(found).abs_diff(bucket(expected)) <= 1
+}
+
+/// These count what has never happened here, and Prometheus knows no series of it.
+const SILENT: [&str; 4] = [
+    "otelcol_exporter_send_failed",
+    "otelcol_exporter_enqueue_failed",
+    "otelcol_receiver_refused",
+    "error_type!=\"\"",
+];
+
+/// Every query of dashboards and rules parses, and finds data where there is any.
+fn everything_has_an_answer(way: &Way, at: f64) {
+    let rules = rules::expressions();
+    assert!(rules.len() > 20, "{}", rules.len());
+    let of_dashboards = panels("1h");
+    let mut empty = Vec::new();
+    for (name, expr) in of_dashboards.iter().chain(&rules) {
+        let is_alert = rules.iter().any(|(rule, _)| rule == name);
+        let found = way.prometheus.query(expr, Some(at));
+        if !is_alert && found.is_empty() && !SILENT.iter().any(|silent| expr.contains(silent)) {
+            empty.push(format!("{name}: {expr}"));
+        }
+    }
+    assert!(empty.is_empty(), "no data:\n{}", empty.join("\n"));
+    // A quiet alert has no answer; what it asks for must be there all the same.
+    let names = regex::Regex::new(r"\b(?:workflow_run|runspan|tempo|otelcol|job)_[\w:]+").unwrap();
+    for (name, expr) in &rules {
+        for metric in names.find_iter(expr).map(|found| found.as_str()) {
+            if SILENT.iter().any(|silent| metric.contains(silent)) || metric.ends_with("increase1w") {
+                continue;
+            }
+            assert!(
+                !way.prometheus.query(metric, Some(at)).is_empty(),
+                "{name} asks for {metric}, which is not there"
+            );
+        }
+    }
+}
+
+/// The exemplars are runs, and tell how long they took.
+fn exemplars_lead_to_runs(way: &Way) {
+    let exemplars = way.prometheus.exemplars("workflow_run_duration_seconds_bucket");
+    assert!(exemplars.len() > 10, "{} exemplars", exemplars.len());
+    for exemplar in exemplars {
+        let [trace, span] =
+            ["trace_id", "span_id"].map(|id| exemplar["labels"][id].as_str().unwrap().to_owned());
+        let value: f64 = exemplar["value"].as_str().unwrap().parse().unwrap();
+        assert_eq!(span, trace[16..], "a run that is its own root");
+        let took = way.database.sql(&format!(
+            "SELECT extract(epoch FROM updated_at - created_at)::float8 FROM workflow_runs WHERE id = '{trace}'"
+        ));
+        let took: f64 = took.parse().unwrap_or_else(|_| panic!("{trace} is no run"));
+        assert!((took - value).abs() < 1.0, "{trace} took {took} s, not {value} s");
+    }
+}
+
+fn the_first_run_and_a_gap_are_seen(way: &Way, relay: Process) {
+    let debut = "workflow_run_duration_seconds_count{workflowName=\"debut\"}";
+    let succeed = |runs: u32| {
+        way.database.sql(&format!(
+            "INSERT INTO workflow_runs (workflow_name, target_type, target_owner, target_repo, target_number)
+                 SELECT 'debut', 'issue', 'acme', 'widgets', nextval('numbers') FROM generate_series(1, {runs})"
+        ));
+        way.database.sql(
+            "UPDATE workflow_runs SET status = 'running' WHERE workflow_name = 'debut' AND status = 'queued'",
+        );
+        way.database.sql("UPDATE workflow_runs SET status = 'succeeded' WHERE workflow_name = 'debut' AND status = 'running'");
+    };
+    let seen = |count: f64| {
+        let sum = format!("sum({debut})");
+        wait_for("the run in Prometheus", || {
+            (way.prometheus.number(&sum, None) == Some(count)).then_some(())
+        });
+        way.prometheus.number(&format!("max(timestamp({debut}))"), None).unwrap()
+    };
+    succeed(1);
+    let at = seen(1.0);
+    let increase =
+        |range: &str, at: f64| way.prometheus.number(&format!("sum(increase({debut}[{range}]))"), Some(at));
+    assert_eq!(increase("1m", at), Some(1.0));
+
+    // No export for longer than the window, and runs meanwhile.
+    let stopped = relay.terminate();
+    assert_eq!(stopped.code, Some(0), "{}", stopped.stderr);
+    succeed(7);
+    let window = Duration::from_secs(4);
+    let gone = Instant::now();
+    wait_within(window * 3, "a gap", || (gone.elapsed() > window).then_some(()));
+    let relay = way.relay();
+    seen(8.0);
+    // The very first sample that has them, and a window that ends there and holds nothing of before the gap.
+    let first = way.prometheus.query(&format!("min_over_time(timestamp({debut} == 8)[1m:100ms])"), None);
+    let first = first.into_iter().map(|(_, at)| at).fold(f64::MAX, f64::min);
+    let rose = increase("1050ms", first).unwrap();
+    assert_eq!(rose.round(), 7.0, "{rose}");
+    assert_eq!(relay.terminate().code, Some(0));
+}
+
+/// How long the gateway is away.
+const OUTAGE: Duration = Duration::from_mins(1);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn relays_that_die_and_a_gateway_that_is_away_change_no_total() {
+    let mut way = Way::open().await;
+    way.database.sql("CREATE SEQUENCE numbers; CREATE TABLE refusals (workflow_name text)");
+    // Two, of which one works: what kills it moves the work to the other.
+    let mut relays = [way.relay(), way.relay()];
+    for kill in 0..20 {
+        way.write(40);
+        if kill == 10 {
+            way.gateway.stop();
+            let gone = Instant::now();
+            while gone.elapsed() < OUTAGE {
+                way.write(5);
+                std::thread::sleep(Duration::from_secs(2));
+            }
+            way.gateway.come_back();
+        }
+        let before = way.database.holder();
+        let [first, second] = relays;
+        let (holder, standby) =
+            if before.starts_with(&format!("{}-", first.id())) { (first, second) } else { (second, first) };
+        holder.kill();
+        way.database.free_the_lease();
+        relays = [standby, way.relay()];
+        wait_for("another holder", || {
+            let now = way.database.holder();
+            (!now.is_empty() && now != before).then_some(())
+        });
+        std::thread::sleep(LOOK * (kill % 5) * 10);
+    }
+    let at = way.counted();
+    let each = truth(&way.database, "w.workflow_name");
+    for (outcome, count) in [
+        ("succeeded", |it: &Truth| it.succeeded),
+        ("failed", |it| it.failed),
+        ("incomplete", |it| it.incomplete),
+    ] as [(&str, fn(&Truth) -> f64); 3]
+    {
+        let selector = format!("workflow_run_duration_seconds_count{{outcome=\"{outcome}\"}}");
+        for expr in [
+            format!("sum by (workflowName) ({selector})"),
+            format!("sum by (workflowName) (increase({selector}[1h]))"),
+        ] {
+            let found: BTreeMap<String, f64> = way
+                .prometheus
+                .query(&expr, Some(at))
+                .into_iter()
+                .map(|(mut labels, value)| (labels.remove("workflowName").unwrap(), value))
+                .collect();
+            for truth in &each {
+                let found = found.get(&truth.workflow_name).copied().unwrap_or_default();
+                assert!(close(found, count(truth)), "{expr}: {} is {found}\n{truth:?}", truth.workflow_name);
+            }
+        }
+    }
+    // Nothing ever went back.
+    for metric in [
+        "workflow_run_duration_seconds_count",
+        "workflow_run_duration_seconds_bucket",
+        "workflow_run_events_total",
+    ] {
+        assert_eq!(
+            way.prometheus.number(&format!("sum(resets({metric}[1h]))"), Some(at)),
+            Some(0.0),
+            "{metric}"
+        );
+    }
+    for relay in relays {
+        assert_eq!(relay.terminate().code, Some(0));
+    }
+}
