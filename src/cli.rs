@@ -1,10 +1,11 @@
-//! The command line: `attach`, `detach`, `relay`, `outbox`, `schema`, `demo`.
+//! The command line: `attach`, `detach`, `relay`, `outbox`, `stuck`, `schema`, `demo`.
 
 mod attach;
 mod demo;
 mod outbox;
 mod relay;
 mod schema;
+mod stuck;
 
 use std::fmt::Display;
 use std::io::{self, Write as _};
@@ -13,6 +14,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Parser, Subcommand};
+use comfy_table::presets::NOTHING;
+use comfy_table::{ContentArrangement, Table};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
@@ -114,6 +117,7 @@ enum Command {
     Detach(attach::DetachArgs),
     Relay(relay::RelayArgs),
     Outbox(outbox::OutboxArgs),
+    Stuck(stuck::StuckArgs),
     Schema(schema::SchemaArgs),
 }
 
@@ -150,6 +154,7 @@ impl Command {
             Self::Detach(args) => args.database.url().ok(),
             Self::Relay(args) => args.database.url().ok(),
             Self::Outbox(args) => args.database.url().ok(),
+            Self::Stuck(args) => args.database.url().ok(),
             Self::Schema(_) => None,
         }
     }
@@ -172,6 +177,7 @@ pub fn main() -> ExitCode {
             Command::Detach(args) => args.run().await,
             Command::Relay(args) => args.run().await,
             Command::Outbox(args) => args.run().await,
+            Command::Stuck(args) => args.run().await,
             Command::Schema(_) => schema::SchemaArgs::run(),
         }
     });
@@ -259,6 +265,19 @@ fn stop_on_signal() -> Result<CancellationToken, Failure> {
         }
     });
     Ok(stop)
+}
+
+/// A table below its summary.
+fn listing<const N: usize>(
+    summary: String,
+    header: [&str; N],
+    rows: impl Iterator<Item = [String; N]>,
+) -> String {
+    let mut table = Table::new();
+    table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+    table.set_header(header).add_rows(rows);
+    // The last column is padded to the longest of its kind.
+    table.lines().fold(summary, |text, line| text + "\n" + line.trim_end())
 }
 
 /// A number and its thing: `1 request`, `2 requests`.

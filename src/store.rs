@@ -9,6 +9,7 @@ mod postgres;
 mod rows;
 mod series;
 mod sqlite;
+mod stuck;
 mod url;
 
 use std::cmp::Ordering;
@@ -22,6 +23,7 @@ use sqlx::sqlite::SqliteError;
 pub use self::attach::{Attach, Attached, Detached, Plan};
 pub use self::outbox::{Channel, Listed, NewRequest, Request, Selection, Settlement, Trimmed};
 pub use self::series::{Fresh, SeriesStore};
+pub use self::stuck::{Stuck, StuckRun};
 pub use self::url::DatabaseUrl;
 use crate::journal::{Entry, Unreadable};
 use crate::projection::OpenRun;
@@ -299,6 +301,9 @@ pub trait Store: Attach + SeriesStore {
 
     /// How journal and outbox stand.
     async fn status(&self) -> Result<StoreStatus, StoreError>;
+
+    /// The runs that are stuck now, at most `limit` of them, the oldest first.
+    async fn stuck(&self, limit: usize) -> Result<Stuck, StoreError>;
 
     /// The requests in the outbox, oldest first, at most `limit`.
     async fn list(&self, limit: usize) -> Result<Vec<Listed>, StoreError>;

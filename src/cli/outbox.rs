@@ -1,10 +1,8 @@
 //! `runspan outbox`.
 
 use clap::{Args, Subcommand};
-use comfy_table::presets::NOTHING;
-use comfy_table::{ContentArrangement, Table};
 
-use super::{Database, Failure, counted, print_line};
+use super::{Database, Failure, counted, listing, print_line};
 use crate::store::{Listed, Selection, StoreStatus};
 
 /// List what waits to be sent, and what no receiver takes and why; send that again, or drop it
@@ -118,21 +116,17 @@ fn table(status: &StoreStatus, requests: &[Listed]) -> String {
     if requests.is_empty() {
         return summary;
     }
-    let mut table = Table::new();
-    table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
-    table.set_header(["id", "channel", "stored at", "items", "bytes", "state"]);
-    for request in requests {
+    let row = |request: &Listed| {
         let state =
             request.dead.as_ref().map_or_else(|| "waiting".to_owned(), |said| format!("dead: {said}"));
-        table.add_row([
+        [
             request.id.to_string(),
             request.channel.to_string(),
             request.created_at.clone(),
             request.items.to_string(),
             request.bytes.to_string(),
             state,
-        ]);
-    }
-    // The last column is padded to the longest of its kind.
-    table.lines().fold(summary, |text, line| text + "\n" + line.trim_end())
+        ]
+    };
+    listing(summary, ["id", "channel", "stored at", "items", "bytes", "state"], requests.iter().map(row))
 }

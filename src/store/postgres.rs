@@ -3,6 +3,7 @@
 mod attach;
 mod rows;
 mod series;
+mod stuck;
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -16,7 +17,7 @@ use self::rows::{open_run, read_row};
 use super::rows::{channel, count, stored};
 use super::{
     Batch, Channel, Commit, Lease, LeaseView, Listed, NewRequest, Pending, Position, Request, Selection,
-    Settlement, Store, StoreError, StoreStatus, Trimmed, fits,
+    Settlement, Store, StoreError, StoreStatus, Stuck, Trimmed, fits,
 };
 use crate::journal::Entry;
 use crate::projection::OpenRun;
@@ -341,6 +342,10 @@ impl Store for PgStore {
             skipped_entries: row.try_get(7)?,
             open_runs: row.try_get(8)?,
         })
+    }
+
+    async fn stuck(&self, limit: usize) -> Result<Stuck, StoreError> {
+        stuck::stuck(&self.pool, limit).await
     }
 
     async fn list(&self, limit: usize) -> Result<Vec<Listed>, StoreError> {

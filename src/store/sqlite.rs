@@ -7,6 +7,7 @@ mod attach;
 mod rows;
 mod series;
 mod sql;
+mod stuck;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -21,7 +22,7 @@ use self::sql::NOW;
 use super::rows::{channel, count, stored};
 use super::{
     Batch, Channel, Commit, Lease, LeaseView, Listed, NewRequest, Position, Request, Selection, Settlement,
-    Store, StoreError, StoreStatus, Trimmed, fits,
+    Store, StoreError, StoreStatus, Stuck, Trimmed, fits,
 };
 use crate::journal::Entry;
 use crate::projection::OpenRun;
@@ -320,6 +321,10 @@ impl Store for SqliteStore {
             skipped_entries: 0,
             open_runs: row.try_get(7)?,
         })
+    }
+
+    async fn stuck(&self, limit: usize) -> Result<Stuck, StoreError> {
+        stuck::stuck(&self.pool, limit).await
     }
 
     async fn list(&self, limit: usize) -> Result<Vec<Listed>, StoreError> {

@@ -100,11 +100,12 @@ async fn health_says_how_the_relay_stands() {
 }
 
 /// Everything that prints, each with what it needs to get there.
-const PRINTING: [&[&str]; 7] = [
+const PRINTING: [&[&str]; 8] = [
     &["attach", "--dry-run"],
     &["attach"],
     &["outbox"],
     &["outbox", "--json"],
+    &["stuck"],
     &["detach"],
     &["demo", "--json"],
     &["schema"],

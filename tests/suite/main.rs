@@ -41,6 +41,7 @@ mod runtime;
 mod scoped;
 mod series;
 mod sqlite_file;
+mod stuck;
 mod telemetry;
 #[cfg(feature = "services")]
 mod traceparent;

@@ -3,6 +3,7 @@
 mod fail_open;
 mod order;
 mod roles;
+mod stuck;
 mod volume;
 
 use sqlx::AssertSqlSafe;

@@ -7,6 +7,7 @@ use backon::{ExponentialBuilder, Retryable};
 use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 
 use super::super::attach::{Attach, Attached, COLUMNS, Detached, Plan, lacks};
+use super::super::stuck::PATIENCE;
 use super::super::{SCHEMA_VERSION, Store, StoreError};
 use super::PgStore;
 
@@ -191,6 +192,7 @@ async fn schema_sql(connection: &mut PgConnection, table: &Table) -> Result<Stri
         FUNCTIONS
             .replace("{table}", &table.name)
             .replace("{literal}", &format!("'{}'", table.name.replace('\'', "''")))
+            .replace("{patience}", PATIENCE)
     ))
 }
 

@@ -285,4 +285,46 @@ BEGIN
 END
 $function$;
 
+-- The runs that are stuck now (`Stuck` in store/stuck.rs), the oldest first; none once the table is gone.
+--
+-- `since`: when it took its status, as its span tells it; while that is not projected yet, as reconciliation would.
+CREATE OR REPLACE FUNCTION runspan.stuck_runs() RETURNS TABLE (
+    run_id uuid, workflow_name text, target text, target_owner text, target_repo text, status text,
+    since timestamptz, age_seconds float8, usual_seconds float8, parent_run_id uuid, delivery_id text
+)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $function$
+DECLARE
+    attached regclass := runspan.attached_to();
+BEGIN
+    IF attached IS NULL THEN
+        RETURN;
+    END IF;
+    RETURN QUERY EXECUTE format($sql$
+    SELECT w.id, left(w.workflow_name::text, 1024), w.target_owner::text || '/' || w.target_repo || '#' || w.target_number,
+        w.target_owner::text, w.target_repo::text, w.status::text,
+        coalesce((
+            SELECT max('epoch'::timestamptz + (e ->> 'at')::bigint * interval '1 microsecond')
+            FROM jsonb_array_elements(o.state::jsonb -> 'events') e
+            WHERE o.status = w.status::text AND e ->> 'event' = o.status
+        ), CASE w.status::text WHEN 'queued' THEN w.created_at ELSE w.updated_at END),
+        age.seconds, usual.seconds, w.parent_run_id, w.delivery_id::text
+    FROM %s w
+    CROSS JOIN LATERAL (
+        SELECT CASE WHEN isfinite(w.created_at)
+            THEN extract(epoch FROM statement_timestamp() - w.created_at)::float8 END
+    ) age (seconds)
+    LEFT JOIN (
+        SELECT u.key, u.value::float8 FROM jsonb_each_text((SELECT s.usual FROM runspan.series s)) u
+    ) usual (workflow_name, seconds) ON usual.workflow_name = left(w.workflow_name::text, 1024)
+    LEFT JOIN runspan.open_runs o ON o.run_id = w.id
+    WHERE w.status IN ('queued', 'running') AND w.workflow_name IS NOT NULL AND age.seconds > {patience}
+    ORDER BY age.seconds DESC, w.id
+    $sql$, attached);
+END
+$function$;
+
+-- Of a function, as a view of the table would hold on to its columns: no ALTER TABLE could drop or retype one.
+CREATE OR REPLACE VIEW runspan.stuck AS SELECT * FROM runspan.stuck_runs();
+
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA runspan FROM PUBLIC;

@@ -13,9 +13,7 @@ SELECT coalesce(CASE w.status WHEN 'queued' THEN {created_at} ELSE {updated_at} 
 FROM {table} w
 WHERE w.status IN ('queued', 'running')
   AND w.workflow_name IS NOT NULL
-  AND typeof(w.id) = 'text' AND w.id IN (lower(w.id), upper(w.id))
-  AND w.id LIKE '________-____-____-____-____________'
-  AND length(replace(w.id, '-', '')) = 32 AND replace(w.id, '-', '') NOT GLOB '*[^0-9A-Fa-f]*'
+  AND {is_run}
   AND lower(w.id) NOT IN (SELECT run_id FROM runspan_open_runs)
   AND w.id NOT IN (SELECT run_id FROM runspan_journal WHERE run_id IS NOT NULL)
 ORDER BY w.created_at, w.parent_run_id IS NOT NULL, w.id;

@@ -1,12 +1,20 @@
 //! The SQL that has to be built: SQLite has neither functions nor a catch, so every trigger spells all of it
 //! out. Nothing here needs a SQLite newer than 3.38, for writers of other programs run the triggers too.
 
+use super::super::stuck::PATIENCE;
+
 /// runspan's tables, version by version. Append-only.
 pub(super) const MIGRATIONS: [&str; super::super::SCHEMA_VERSION as usize] =
     [include_str!("schema.sql"), include_str!("schema_2.sql")];
 const ENTRY: &str = include_str!("entry.sql");
 const TRIGGERS: &str = include_str!("triggers.sql");
 const RECONCILE: &str = include_str!("reconcile.sql");
+const STUCK: &str = include_str!("stuck.sql");
+
+/// That a row's id is one that the journal's reader takes: hyphenated, in one case.
+const IS_RUN: &str = "typeof(w.id) = 'text' AND w.id IN (lower(w.id), upper(w.id)) \
+    AND w.id LIKE '________-____-____-____-____________' \
+    AND length(replace(w.id, '-', '')) = 32 AND replace(w.id, '-', '') NOT GLOB '*[^0-9A-Fa-f]*'";
 
 /// The present, in microseconds (of a clock of milliseconds).
 pub(super) const NOW: &str = "CAST(round((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER) * 1000";
@@ -69,6 +77,18 @@ pub(super) fn reconcile(table: &str) -> String {
         .replace("{incomplete_reason}", &reason("w.state", "incompleteReason"))
         .replace("{traceparent}", &traceparent("w.state"))
         .replace("{root_above}", &root_above(table, "w.parent_run_id"))
+        .replace("{is_run}", IS_RUN)
+        .replace("{table}", table)
+}
+
+/// The first `?1` of the runs of `table` (quoted) that are stuck.
+pub(super) fn stuck(table: &str) -> String {
+    STUCK
+        .replace("{now}", NOW)
+        .replace("{created_at}", &micros("w.created_at"))
+        .replace("{updated_at}", &micros("w.updated_at"))
+        .replace("{is_run}", IS_RUN)
+        .replace("{patience}", PATIENCE)
         .replace("{table}", table)
 }
 

@@ -1,0 +1,42 @@
+//! The view `runspan.stuck`, read.
+
+use sqlx::postgres::{PgPool, PgRow};
+use sqlx::{Error, Row as _};
+use uuid::Uuid;
+
+use super::super::StoreError;
+use super::super::rows::stored;
+use super::super::stuck::{Stuck, StuckRun};
+use crate::run::{RunId, Timestamp};
+
+pub(super) async fn stuck(pool: &PgPool, limit: usize) -> Result<Stuck, StoreError> {
+    let rows = sqlx::query(
+        "SELECT run_id, workflow_name, target, target_owner, target_repo, status,
+                CASE WHEN isfinite(since) AND since < '200000-01-01' THEN (extract(epoch FROM since) * 1000000)::bigint END,
+                age_seconds, usual_seconds, parent_run_id, delivery_id, count(*) OVER ()
+         FROM runspan.stuck ORDER BY age_seconds DESC, run_id LIMIT $1",
+    )
+    .bind(stored(limit))
+    .fetch_all(pool)
+    .await?;
+    Ok(Stuck {
+        count: rows.first().map_or(Ok(0), |row| row.try_get::<i64, _>(11))?.unsigned_abs(),
+        runs: rows.iter().map(run).collect::<Result<_, _>>()?,
+    })
+}
+
+fn run(row: &PgRow) -> Result<StuckRun, Error> {
+    Ok(StuckRun {
+        run_id: RunId::from(row.try_get::<Uuid, _>(0)?),
+        workflow_name: row.try_get(1)?,
+        target: row.try_get(2)?,
+        target_owner: row.try_get(3)?,
+        target_repo: row.try_get(4)?,
+        status: row.try_get(5)?,
+        since: row.try_get::<Option<i64>, _>(6)?.map(|micros| Timestamp::from_micros(micros).to_string()),
+        age_seconds: row.try_get(7)?,
+        usual_seconds: row.try_get(8)?,
+        parent_run_id: row.try_get::<Option<Uuid>, _>(9)?.map(RunId::from),
+        delivery_id: row.try_get(10)?,
+    })
+}
