@@ -9,6 +9,7 @@ mod exporter;
 mod health;
 mod judge;
 mod lease;
+mod meter;
 mod monitor;
 mod projector;
 mod sender;
@@ -153,6 +154,7 @@ pub struct Relay {
     metrics_config: MetricsConfig,
     settings: Settings,
     monitor: Monitor,
+    instruments: Arc<meter::Instruments>,
     /// What the lease's row calls this relay.
     holder: String,
 }
@@ -194,6 +196,8 @@ impl Relay {
             return Err(RelayError::NoSink);
         }
         let monitor = Monitor::new(sinks.iter().map(|(channel, _)| *channel));
+        let signals = sinks.iter().map(|(channel, _)| channel.as_str());
+        let signals = signals.chain(metrics.as_ref().map(|_| Signal::Metrics.as_str())).collect();
         let holder = format!("{}-{}", std::process::id(), uuid::Uuid::now_v7().simple());
         Ok(Self {
             store,
@@ -203,6 +207,7 @@ impl Relay {
             metrics_config,
             settings: Settings::default(),
             monitor,
+            instruments: Arc::new(meter::Instruments::new(signals)),
             holder,
         })
     }
@@ -232,9 +237,20 @@ impl Relay {
     /// A database that is away is waited for; one that will never do (not attached, too new, wrong
     /// credentials) is an error.
     pub async fn run(self, stop: CancellationToken) -> Result<(), RelayError> {
+        meter::show(&self.monitor, self.settings.max_outbox);
+        let ended = tokio::select! {
+            ended = self.relay(&stop) => ended,
+            never = meter::watch(&*self.store, &self.monitor, &self.instruments) => match never {},
+        };
+        meter::look_at_the_end(&*self.store, &self.monitor, &self.instruments).await;
+        ended
+    }
+
+    /// Holds the lease whenever it can be had, until `stop`.
+    async fn relay(&self, stop: &CancellationToken) -> Result<(), RelayError> {
         let mut patience = patience(self.settings.longest_backoff);
         while !stop.is_cancelled() {
-            let error = match self.hold_lease(&stop).await {
+            let error = match self.hold_lease(stop).await {
                 Ok(()) => return Ok(()),
                 Err(RelayError::Store(error)) if error.is_transient() => error,
                 Err(error) => return Err(error),
@@ -280,6 +296,7 @@ impl Relay {
         self.warn_of_what_is_missing().await?;
         let instance = self.store.instance().await?;
         let mut keeper = std::pin::pin!(lease::keep(&*self.store, lease, self.settings.lease_term));
+        let counts = self.instruments.of(&instance);
         let mut workers: JoinSet<Result<(), RelayError>> = JoinSet::new();
         let encoder = Encoder::new(&self.resource, &instance);
         let projected = CancellationToken::new();
@@ -292,6 +309,7 @@ impl Relay {
             instance: instance.clone(),
             settings: self.settings.clone(),
             monitor: self.monitor.clone(),
+            counts: counts.clone(),
             projected: projected.clone(),
         };
         workers.spawn(exporter.run());
@@ -303,6 +321,7 @@ impl Relay {
             channels: self.sinks.iter().map(|(channel, _)| *channel).collect(),
             settings: self.settings.clone(),
             monitor: self.monitor.clone(),
+            counts: counts.clone(),
             stop: stop.clone(),
             projected,
         };
@@ -315,6 +334,7 @@ impl Relay {
                 sink: Arc::clone(sink),
                 settings: self.settings.clone(),
                 monitor: self.monitor.clone(),
+                counts: counts.clone(),
                 stop: stop.clone(),
             };
             workers.spawn(sender.run());

@@ -6,8 +6,10 @@ use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::meter::Counts;
 use super::monitor::{Monitor, SenderState};
 use super::{RelayError, Settings, patience};
+use crate::otlp::Signal;
 use crate::otlp::answer::{Answer, Kind};
 use crate::otlp::client::Client;
 use crate::otlp::config::MetricsConfig;
@@ -15,6 +17,9 @@ use crate::otlp::encode::{Encoder, MAX_REQUEST, Points};
 use crate::run::Timestamp;
 use crate::series::{InFlight, Ledger, MAX_WORKFLOWS, Notice, OTHER};
 use crate::store::{Lease, Store, StoreError};
+
+/// What its requests are, in the relay's own metrics.
+const SIGNAL: &str = Signal::Metrics.as_str();
 
 /// How many pending totals are read at once.
 const READ_AT_ONCE: usize = 100;
@@ -35,6 +40,7 @@ pub(super) struct Exporter {
     pub(super) instance: String,
     pub(super) settings: Settings,
     pub(super) monitor: Monitor,
+    pub(super) counts: Counts,
     /// Once the projector has ended, for good reasons.
     pub(super) projected: CancellationToken,
 }
@@ -174,7 +180,12 @@ impl Exporter {
         // Whether anything of it may be there already.
         let mut is_untouched = !is_repeated;
         for request in requests {
+            if is_repeated {
+                self.counts.resent(SIGNAL);
+            }
+            let begun = Instant::now();
             let answer = client.send(request.wire).await;
+            self.counts.answered(SIGNAL, request.items, &answer, begun.elapsed());
             let said = answer.cause().map(ToString::to_string).unwrap_or_default();
             let is_lost = match &answer {
                 Answer::Accepted { rejected, message } => {

@@ -1,12 +1,12 @@
 //! What a relay tells of itself while it runs.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::SystemTime;
 
 use tokio::sync::{Notify, watch};
 
-use crate::store::Channel;
+use crate::store::{Channel, StoreStatus};
 
 /// A relay's view of itself, shared by its tasks and whoever looks on.
 #[derive(Clone)]
@@ -22,6 +22,10 @@ pub struct Snapshot {
     pub lease_epoch: Option<i64>,
     /// Whether another relay holds the lease.
     pub stands_by: bool,
+    /// Which database it is, once that has said so: its `service.instance.id`.
+    pub database: Option<String>,
+    /// How journal and outbox stood a few seconds ago, unless the database did not answer then.
+    pub status: Option<StoreStatus>,
     /// Why the database cannot be used at the moment.
     pub database_problem: Option<String>,
     /// Whether the journal was empty when it was last looked at.
@@ -66,6 +70,11 @@ impl Monitor {
     /// How the relay stands now.
     pub fn snapshot(&self) -> Snapshot {
         self.state.borrow().clone()
+    }
+
+    /// For who looks on for no longer than somebody else does.
+    pub(super) fn downgrade(&self) -> Weak<watch::Sender<Snapshot>> {
+        Arc::downgrade(&self.state)
     }
 
     pub(super) fn subscribe(&self) -> watch::Receiver<Snapshot> {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::meter::Counts;
 use super::monitor::Monitor;
 use super::{RelayError, Settings};
 use crate::journal::{Change, Entry};
@@ -26,6 +27,7 @@ pub(super) struct Projector {
     pub(super) channels: Vec<Channel>,
     pub(super) settings: Settings,
     pub(super) monitor: Monitor,
+    pub(super) counts: Counts,
     pub(super) stop: CancellationToken,
     /// To say that nothing more comes.
     pub(super) projected: CancellationToken,
@@ -40,6 +42,7 @@ impl Projector {
         let mut trimmed = Instant::now();
         let mut pause = BUSY_POLL;
         while !self.stop.is_cancelled() {
+            let begun = Instant::now();
             let batch = self.store.read(position, self.settings.batch).await?;
             let read = batch.entries.len();
             if read == 0 {
@@ -52,6 +55,7 @@ impl Projector {
             } else {
                 self.monitor.update(|state| state.journal_empty = false);
                 position = self.commit(batch).await?;
+                self.counts.cycle(begun.elapsed());
                 pause = BUSY_POLL;
                 if trimmed.elapsed() > self.settings.trim_every {
                     self.trim().await?;
@@ -109,6 +113,7 @@ impl Projector {
         match self.store.reconcile().await {
             Ok(0) => {}
             Ok(made) => {
+                self.counts.reconciled(made);
                 tracing::warn!(entries = made, "the journal had missed transitions; the table told of them");
             }
             // The table may be renamed or gone, or hold what cannot be read. That stops nothing of what is
@@ -127,6 +132,7 @@ impl Projector {
     async fn trim(&self) -> Result<(), StoreError> {
         let trimmed = self.store.trim(&self.lease, self.settings.max_outbox).await?;
         if trimmed.requests > 0 {
+            self.counts.dropped(trimmed.items);
             tracing::error!(
                 requests = trimmed.requests,
                 items = trimmed.items,

@@ -1,5 +1,6 @@
 //! Outbox → receiver, for one channel: the oldest request, again and again, until it is acknowledged.
 
+use std::collections::HashSet;
 use std::io::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -8,6 +9,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::judge::{Facts, Judge, Verdict};
+use super::meter::Counts;
 use super::monitor::{Monitor, SenderState};
 use super::projector::new_request;
 use super::{RelayError, Settings, Sink, patience};
@@ -29,6 +31,7 @@ pub(super) struct Sender {
     pub(super) sink: Arc<Sink>,
     pub(super) settings: Settings,
     pub(super) monitor: Monitor,
+    pub(super) counts: Counts,
     pub(super) stop: CancellationToken,
 }
 
@@ -38,6 +41,8 @@ impl Sender {
         let mut patience = patience(self.settings.longest_backoff);
         // Requests in doubt are passed over for a while.
         let mut after = None;
+        // Those that were sent in vain, and will be again.
+        let mut unanswered = HashSet::new();
         // The request behind the one being sent, read meanwhile.
         let mut following: Option<Request> = None;
         while !self.stop.is_cancelled() {
@@ -63,10 +68,17 @@ impl Sender {
                 }
             };
             let ahead = self.store.next_request(self.channel, Some((request.place, request.id)));
-            let (answer, next) = tokio::join!(self.sink.send(wire), ahead);
+            if !unanswered.insert(request.id) {
+                self.counts.resent(self.channel.as_str());
+            }
+            let (answer, next) = tokio::join!(self.send(&request, wire), ahead);
             let answer = answer?;
             let said = answer.cause().map(ToString::to_string).unwrap_or_default();
-            match judge.judge(facts, &answer) {
+            let verdict = judge.judge(facts, &answer);
+            if matches!(verdict, Verdict::Delivered | Verdict::Halve | Verdict::Dead) {
+                unanswered.remove(&request.id);
+            }
+            match verdict {
                 Verdict::Delivered => {
                     self.delivered(&request, &answer).await?;
                     // What was passed over is tried again, from the front.
@@ -100,6 +112,13 @@ impl Sender {
             }
         }
         Ok(())
+    }
+
+    async fn send(&self, request: &Request, wire: bytes::Bytes) -> Result<Answer, RelayError> {
+        let begun = Instant::now();
+        let answer = self.sink.send(wire).await?;
+        self.counts.answered(self.channel.as_str(), request.items, &answer, begun.elapsed());
+        Ok(answer)
     }
 
     async fn delivered(&self, request: &Request, answer: &Answer) -> Result<(), StoreError> {
