@@ -1,12 +1,14 @@
-//! What this process tells of itself: JSON lines, and spans that nest under the runs it works on.
+//! What this process tells of itself: JSON lines, spans that nest under the runs it works on, a relay's metrics.
 //!
 //! [`run_span`] and [`traceparent`] are for any handler, whoever runs it and whichever subscriber it has. [`init`]
 //! is for a process of runspan's own; [`Telemetry`] is the same exporter for a subscriber of one's own.
 
 mod export;
 mod lines;
+mod points;
 mod sampler;
 mod span;
+mod transport;
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io;
@@ -23,6 +25,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 
 use self::export::Exporter;
 use self::lines::Lines;
+pub use self::points::RelayMetrics;
 pub use self::sampler::SamplerError;
 pub use self::span::{outgoing_traceparent, run_span, traceparent};
 use crate::otlp::Signal;
@@ -185,7 +188,7 @@ pub enum TelemetryError {
     #[error("this process has a tracing subscriber already: add Telemetry::layer to it instead")]
     SubscriberSet,
     /// No thread, no file handles.
-    #[error("the exporter of spans cannot start: {0}")]
+    #[error("the exporter of this process's own telemetry cannot start: {0}")]
     Start(#[from] io::Error),
     /// Spans did not reach their receiver.
     #[error("spans of handlers were not sent: {0}")]

@@ -11,6 +11,7 @@ use super::{Database, Exit, Failure, counted, environment, stop_on_signal};
 use crate::relay::{self, Ended, Monitor, Relay, Settings};
 use crate::series::Buckets;
 use crate::store::{Store, StoreError};
+use crate::telemetry::RelayMetrics;
 
 const ABOUT: &str = "\
 Send what the journal holds to an OTLP receiver, until told to stop
@@ -118,14 +119,22 @@ impl RelayArgs {
             lease_term: self.lease,
             max_outbox: self.max_outbox.as_u64(),
             max_runs_per_second: self.max_runs_per_second,
-            buckets: self.duration_buckets.unwrap_or_default(),
+            buckets: self.duration_buckets.clone().unwrap_or_default(),
             ..Settings::default()
         };
+        let metrics = RelayMetrics::install(&environment).map_err(Failure::usage)?;
         let relay = Relay::new(Arc::clone(&store), self.logs.into(), &environment)?.with(settings);
+        // Held until the last export, which tells of it.
         let monitor = relay.monitor();
+        let ended = self.relay(relay, &store, &monitor).await;
+        metrics.shutdown().await;
+        ended
+    }
+
+    async fn relay(self, relay: Relay, store: &Arc<dyn Store>, monitor: &Monitor) -> Result<(), Failure> {
         let stop = stop_on_signal()?;
         if let Some(address) = self.health_addr {
-            serve_health(address, &store, &monitor, &stop).await?;
+            serve_health(address, store, monitor, &stop).await?;
         }
         if self.until_idle {
             stop.run_until_cancelled(store.check())
@@ -139,15 +148,15 @@ impl RelayArgs {
             return Ok(working.await?);
         }
         let ended = tokio::select! {
-            ended = relay::until_idle(&*store, &monitor) => {
+            ended = relay::until_idle(&**store, monitor) => {
                 let ended = ended.map_err(database_away)?;
                 stop.cancel();
                 working.await?;
-                ended.and_metrics(&monitor)
+                ended.and_metrics(monitor)
             }
             stopped = &mut working => {
                 stopped?;
-                what_is_left(&*store).await
+                what_is_left(&**store).await
             }
         };
         let undeliverable = |line| Err(Failure::new(Exit::Undeliverable, line));

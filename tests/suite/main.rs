@@ -36,6 +36,7 @@ mod processes;
 mod queue;
 mod reconcile;
 mod rules;
+mod relay_metrics;
 mod runs;
 mod runtime;
 mod scoped;
