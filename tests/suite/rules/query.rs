@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::LazyLock;
 
 use regex::Regex;
-use runspan::semconv::{field, metric};
+use runspan::semconv::field;
+use runspan::semconv::metric::{self, Metric};
 
 /// What the rules ask of the Collector (0.159, as Prometheus scrapes it) and of Tempo: metrics and labels.
 const OTHERS: [(&str, &[&str]); 12] = [
@@ -45,13 +46,11 @@ fn labels(metric: &str, recorded: &BTreeSet<&str>) -> Option<BTreeSet<String>> {
     let of_resource = ["job", "instance"].map(str::to_owned);
     let bound = metric.ends_with("_bucket").then(|| "le".to_owned());
     let ours = metric::ALL.iter().find(|ours| ours.prometheus().iter().any(|name| name == metric));
-    let own: Vec<String> = match ours {
-        Some(ours) => ours.labels(),
-        None => {
-            let (_, labels) = OTHERS.iter().find(|(name, _)| *name == metric)?;
-            labels.iter().map(|label| (*label).to_owned()).collect()
-        }
+    let others = || {
+        let (_, labels) = OTHERS.iter().find(|(name, _)| *name == metric)?;
+        Some(labels.iter().map(|label| (*label).to_owned()).collect())
     };
+    let own = ours.map(Metric::labels).or_else(others)?;
     Some(own.into_iter().chain(of_resource).chain(bound).collect())
 }
 
