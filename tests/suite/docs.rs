@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::LazyLock;
 
 use regex::Regex;
+use runspan::semconv::metric::{Instrument, Metric, Source};
 use runspan::semconv::{Carried, Event, Field, Level, Presence, Set, field, metric};
 
 const PAGE: &str = "docs/operate/observability.md";
@@ -63,6 +64,7 @@ fn problems(page: &str, source: &dyn Fn(&str) -> Option<String>) -> Vec<String> 
     of_fields(&lines, &mut problems);
     of_events(&lines, &mut problems);
     of_citations(&lines, source, &mut problems);
+    of_the_relay(&lines, &mut problems);
     of_names(&lines, &mut problems);
     problems
 }
@@ -91,6 +93,30 @@ fn of_fields(lines: &[Line<'_>], problems: &mut Vec<String>) {
             problems.push(format!("line {}: `{name}` is no field of the catalogue", line.number));
         }
     }
+}
+
+fn of_the_relay(lines: &[Line<'_>], problems: &mut Vec<String>) {
+    let found = sections(lines, "## The relay's own metrics");
+    let below = found.first().map_or(&[][..], |(_, below)| *below);
+    for metric in own_metrics() {
+        let (label, row) = metric_row(metric);
+        verbatim(below, &label, &row, "## The relay's own metrics", problems);
+    }
+}
+
+fn own_metrics() -> impl Iterator<Item = &'static Metric> {
+    metric::ALL.iter().filter(|metric| metric.source == Source::Relay)
+}
+
+/// How the row of a metric begins, and the row.
+fn metric_row(metric: &Metric) -> (String, String) {
+    let mut name = metric.prometheus().swap_remove(0);
+    if metric.instrument == Instrument::Histogram {
+        name.truncate(name.len() - "_bucket".len());
+    }
+    let labels: Vec<String> = metric.labels().iter().map(|label| format!("`{label}`")).collect();
+    let label = format!("| `{name}` |");
+    (label.clone(), format!("{label} {} | {} |", labels.join(", "), metric.meaning))
 }
 
 fn said_of_set(set: Set) -> String {
@@ -221,7 +247,8 @@ fn right() -> String {
         format!("{}\n{when}\n{level}\n{fields}\n- Code: `src/a.rs#Runs::mark`\n{queries}", heading(*event))
     });
     let below = rows.chain(sets).chain(events).collect::<String>();
-    format!("# Events\n## Fields\n{below}")
+    let own: String = own_metrics().map(|metric| metric_row(metric).1 + "\n").collect();
+    format!("# Events\n## Fields\n{below}## The relay's own metrics\n{own}")
 }
 
 fn tree(path: &str) -> Option<String> {
@@ -257,6 +284,7 @@ fn what_is_wrong_is_named_with_its_line() {
         ("- Level: warn, error", "- Level: warn"),
         ("- Fields: of a dispatch, of a run\n", ""),
         ("```traceql\nworkflow.run.conflict\n```\n", ""),
+        ("| `runspan_outbox_limit_bytes` | `database` |", "| `runspan_outbox_limit_bytes` | |"),
         (query, "```promql\nworkflow_run_event_total{errorType=\"\"}"),
         (query, "```promql\nworkflow_run_events_total{workflowName=\"ship\"}"),
         (&*code, "- Code: none"),
@@ -295,6 +323,8 @@ fn what_is_wrong_is_named_with_its_line() {
         line 36: `workflow.run.queued` lacks: - Fields: of a dispatch, of a run
     "```traceql\nworkflow.run.conflict\n```\n" → ""
         line 206: `workflow.run.conflict` has no query in traceql
+    "| `runspan_outbox_limit_bytes` | `database` |" → "| `runspan_outbox_limit_bytes` | |"
+        line 230: the catalogue says: | `runspan_outbox_limit_bytes` | `database` | The size at which the oldest requests are dropped. |
     "```promql\nworkflow.run.failed" → "```promql\nworkflow_run_event_total{errorType=\"\"}"
         line 133: not in the catalogue: workflow_run_event_total
         line 133: not in the catalogue: errorType
