@@ -27,13 +27,13 @@ impl Relay {
     }
 
     /// SIGTERM, and what it said until its end.
-    async fn stop(mut self) -> Output {
+    fn stop(mut self) -> Output {
         let id = self.0.id().to_string();
         assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
-        self.end().await
+        self.end()
     }
 
-    async fn end(&mut self) -> Output {
+    fn end(&mut self) -> Output {
         let stderr = self.0.stderr.take();
         let ended = tokio::task::block_in_place(|| self.0.wait()).unwrap();
         let mut said = Vec::new();
@@ -166,7 +166,7 @@ async fn a_relay_exports_every_metric_of_its_own_in_the_catalogue_and_no_other()
                 && value(metrics, &metric::EXPORTED, &signal("traces")) == Some(10.0)
         })
         .await;
-        let output = relay.stop().await;
+        let output = relay.stop();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 
         // The last export tells how it was left.
@@ -271,7 +271,7 @@ async fn a_standby_says_that_it_does_not_hold_the_lease() {
         .rfind(|(_, metrics)| value(metrics, &metric::LEASE_HELD, &[]) == Some(0.0))
         .unwrap();
     assert_eq!(value(&metrics, &metric::EXPORTED, &[(metric::SIGNAL, "traces")]), Some(0.0));
-    first.stop().await;
+    first.stop();
     receiver
         .wait_until("takeover", |receiver| {
             sorted(receiver) == [false, true] && {
@@ -280,7 +280,7 @@ async fn a_standby_says_that_it_does_not_hold_the_lease() {
             }
         })
         .await;
-    second.stop().await;
+    second.stop();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -305,7 +305,7 @@ async fn a_receiver_that_takes_no_metrics_costs_nothing_and_is_told_of_once() {
     receiver.wait_for(2).await;
     let delivered: BTreeSet<Signal> = receiver.requests().iter().map(|request| request.signal).collect();
     assert_eq!(delivered, [Signal::Traces, Signal::Logs].into());
-    let output = relay.stop().await;
+    let output = relay.stop();
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.success(), "{said}");
     assert_eq!(said.matches("the relay's own").count(), 1, "{said}");
@@ -323,7 +323,7 @@ async fn they_can_be_turned_off() {
     for (variable, off) in [("OTEL_METRICS_EXPORTER", "none"), ("OTEL_SDK_DISABLED", "true")] {
         let mut command = command(&database, &receiver);
         let mut relay = Relay(command.env(variable, off).arg("--until-idle").spawn().unwrap());
-        assert!(relay.end().await.status.success());
+        assert!(relay.end().status.success());
         assert!(exports(&receiver).is_empty(), "{variable}={off}");
     }
     assert!(!receiver.requests().is_empty());
@@ -334,7 +334,7 @@ async fn an_interval_that_cannot_be_is_refused() {
     let (database, receiver) = (Database::sqlite().await, Receiver::http().await);
     let mut command = command(&database, &receiver);
     let mut relay = Relay(command.env("OTEL_METRIC_EXPORT_INTERVAL", "0").spawn().unwrap());
-    let output = relay.end().await;
+    let output = relay.end();
     assert_eq!(output.status.code(), Some(2));
     insta::assert_snapshot!(String::from_utf8(output.stderr).unwrap(), @r#"error: OTEL_METRIC_EXPORT_INTERVAL is "0", not a number of milliseconds from 1 to 4294967295: set it to e.g. 10000"#);
 }
