@@ -2,17 +2,20 @@
 
 use std::process::{Command, Output};
 
+use runspan::relay::{self, Logs};
 use runspan::run::RunId;
 use runspan::runs;
 use runspan::store::Store;
 
 use crate::database::{Database, Session};
+use crate::receiver::Receiver;
 use crate::relay::Relay;
 
 on_every_database!(
     a_run_is_stuck_past_twice_its_workflows_usual,
     a_usual_of_seconds_has_a_minutes_grace,
     without_a_history_it_is_an_hour,
+    the_relay_learns_what_is_usual,
     what_has_ended_is_not_stuck,
     a_parent_that_waits_counts_like_any_run,
     it_is_since_when_the_run_took_its_status,
@@ -106,6 +109,29 @@ async fn without_a_history_it_is_an_hour(database: &Database) {
         assert_eq!(stuck(&*store).await, ["triage acme/widgets#2 queued"]);
     }
     assert_eq!(store.stuck(1).await.unwrap().runs[0].usual_seconds, None);
+}
+
+async fn the_relay_learns_what_is_usual(database: &Database) {
+    let (store, _) = database.attach().await;
+    let mut session = database.connect().await;
+    // 19 are no history, 20 are one.
+    for (workflow, ended) in [("triage", 20), ("plan", 19)] {
+        for number in 0..ended {
+            let run = session.queue(workflow, number + 1).await;
+            runs::mark_running(session.runs(), run).await.unwrap();
+            runs::mark_succeeded(session.runs(), run).await.unwrap();
+        }
+        queued_ago(database, &mut session, workflow, 99, 90).await;
+    }
+    let receiver = Receiver::http().await;
+    let relay = relay::Relay::new(store.clone(), Logs::Otlp, &|name| {
+        (name == "OTEL_EXPORTER_OTLP_ENDPOINT").then(|| receiver.endpoint())
+    });
+    relay.unwrap().spawn().drain().await.unwrap();
+    let now = store.stuck(9).await.unwrap();
+    let [run] = now.runs.as_slice() else { panic!("{now:?}") };
+    assert_eq!(run.workflow_name, "triage");
+    assert!(run.usual_seconds.is_some_and(|usual| usual < 30.0), "{run:?}");
 }
 
 async fn what_has_ended_is_not_stuck(database: &Database) {
