@@ -42,7 +42,7 @@ $(DENY):
 # SC2317 takes what a trap calls for unreachable.
 lint-shell:
 	@command -v shellcheck >/dev/null || tests/apt-install shellcheck
-	shellcheck --exclude=SC2317 .ci/run collector/build dashboards/prometheus/build tests/apt-install tests/node tests/with-services
+	shellcheck --exclude=SC2317 .ci/run collector/build collector/deliveries dashboards/prometheus/build tests/apt-install tests/node tests/with-services
 
 test: ## All tests, with PostgreSQL, Redis, the Collector and Prometheus: make test ARGS='a_name -- --nocapture'
 	tests/with-services cargo test --locked --features services $(ARGS)

@@ -259,11 +259,13 @@ mod tests {
             run_spans: 3,
             completed_records: 3,
             refusal_records: 1,
+            measured_runs: 3,
             ..Counts::default()
         };
         assert!(counts.agree());
         assert!(!Counts { run_spans: 2, ..counts }.agree());
         assert!(!Counts { completed_records: 4, ..counts }.agree());
         assert!(!Counts { refusal_records: 0, ..counts }.agree());
+        assert!(!Counts { measured_runs: 6, ..counts }.agree());
     }
 }

@@ -1,7 +1,7 @@
 //! Spans and records to OTLP requests: encoded, gzipped, at most [`MAX_REQUEST`] bytes each before that.
 //!
 //! A stored request is sent as it is until it is acknowledged, so encoding happens once. Series are not stored as
-//! requests: [`metrics`] encodes them as they are sent.
+//! requests, but encoded as they are sent.
 
 mod metrics;
 

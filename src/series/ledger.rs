@@ -87,8 +87,10 @@ impl Attempt {
 pub struct Change {
     /// Where the exports stand now.
     pub head: Head,
-    /// What was acknowledged, if that is more than before, with what each workflow's runs usually take.
-    pub totals: Option<(Totals, BTreeMap<String, f64>)>,
+    /// What was acknowledged, if that is more than before.
+    pub totals: Option<Totals>,
+    /// What each workflow's runs usually take, told or not, if there are more.
+    pub usual: Option<BTreeMap<String, f64>>,
     /// Pending totals that are gone: told, or part of others now.
     pub removed: Vec<i64>,
     /// Pending totals that are new, or other than before.
@@ -159,6 +161,7 @@ pub struct Ledger {
     removed: BTreeSet<i64>,
     merged: BTreeSet<i64>,
     totals_changed: bool,
+    has_received: bool,
 }
 
 impl Ledger {
@@ -184,6 +187,7 @@ impl Ledger {
             removed: BTreeSet::new(),
             merged: BTreeSet::new(),
             totals_changed: is_new || before.is_some(),
+            has_received: false,
         };
         (ledger, before)
     }
@@ -209,6 +213,7 @@ impl Ledger {
         for (id, totals) in fresh {
             let totals = totals.renamed(|name| self.admit(name, &mut notices));
             self.last = id;
+            self.has_received = true;
             let told = self.head.attempt.as_ref().map_or(0, |attempt| attempt.upto);
             match self.pending.last_mut() {
                 // What is being told must stay as it is.
@@ -253,10 +258,10 @@ impl Ledger {
             return;
         }
         // Each change of buckets takes two points in between: see `stages`.
-        let least = TICK * (2 + 2 * i64::try_from(self.pending.len()).unwrap_or(i64::MAX / 4));
-        let interval = i64::try_from(interval.as_micros()).unwrap_or(i64::MAX / 4).max(least);
+        let shortest = TICK * (2 + 2 * i64::try_from(self.pending.len()).unwrap_or(i64::MAX / 4));
+        let interval = i64::try_from(interval.as_micros()).unwrap_or(i64::MAX / 4).max(shortest);
         let last = self.head.exported_at.map(Timestamp::micros);
-        let at = last.map_or(now.micros(), |last| now.micros().max(last + least));
+        let at = last.map_or(now.micros(), |last| now.micros().max(last + shortest));
         let restate = last.is_some_and(|last| at - last > interval.saturating_mul(2));
         let start = last.filter(|_| !restate).unwrap_or_else(|| at.saturating_sub(interval));
         let start = Timestamp::from_micros(start);
@@ -313,12 +318,12 @@ impl Ledger {
         points
     }
 
-    /// What was acknowledged and the pending totals of `attempt`, added up: one stage for each change of buckets.
-    fn stages(&self, attempt: &Attempt) -> Vec<Stage> {
-        let mut sums = vec![self.acknowledged.clone()];
-        for (_, totals) in self.pending.iter().take_while(|(id, _)| *id <= attempt.upto) {
+    /// What was acknowledged, added up with the pending totals up to `upto`: one sum for each change of buckets.
+    fn sums(&self, upto: i64) -> Vec<Totals> {
+        let mut sums = Vec::new();
+        let mut sum = self.acknowledged.clone();
+        for (_, totals) in self.pending.iter().take_while(|(id, _)| *id <= upto) {
             let mut totals = totals.clone();
-            let sum = sums.last_mut().expect("there is one from the start");
             if sum.histograms.is_empty() {
                 sum.buckets = totals.buckets.clone();
             } else if totals.histograms.is_empty() {
@@ -330,10 +335,17 @@ impl Ledger {
                     counters: sum.counters.clone(),
                     histograms: sum.histograms.keys().map(empty).collect(),
                 };
-                sums.push(next);
+                sums.push(std::mem::replace(&mut sum, next));
             }
-            sums.last_mut().expect("there is one from the start").add(totals);
+            sum.add(totals);
         }
+        sums.push(sum);
+        sums
+    }
+
+    /// The sums of `attempt`, each with its time; the last knows every series that there is to be.
+    fn stages(&self, attempt: &Attempt) -> Vec<Stage> {
+        let mut sums = self.sums(attempt.upto);
         if let Some(sum) = sums.last_mut() {
             let workflows: BTreeSet<String> = sum.workflows().map(str::to_owned).collect();
             for name in workflows {
@@ -396,8 +408,8 @@ impl Ledger {
         let is_merged = |(id, _): &&(i64, Totals)| merged.contains(id);
         Change {
             head: self.head.clone(),
-            totals: std::mem::take(&mut self.totals_changed)
-                .then(|| (self.acknowledged.clone(), self.usual())),
+            totals: std::mem::take(&mut self.totals_changed).then(|| self.acknowledged.clone()),
+            usual: std::mem::take(&mut self.has_received).then(|| self.usual()),
             removed: std::mem::take(&mut self.removed).into_iter().collect(),
             merged: self.pending.iter().filter(is_merged).cloned().collect(),
         }
@@ -405,20 +417,19 @@ impl Ledger {
 
     /// The duration that 99 of 100 runs of a workflow stay within, in seconds, where there is a history.
     pub(super) fn usual(&self) -> BTreeMap<String, f64> {
-        let mut durations: BTreeMap<&str, Distribution> = BTreeMap::new();
-        for (key, distribution) in &self.acknowledged.histograms {
-            if let (Kind::Duration, Some(workflow)) = (key.kind, key.workflow.as_deref())
+        let Some(all) = self.sums(i64::MAX).pop() else { return BTreeMap::new() };
+        let mut durations: BTreeMap<String, Distribution> = BTreeMap::new();
+        for (key, distribution) in all.histograms {
+            if let (Kind::Duration, Some(workflow)) = (key.kind, key.workflow)
                 && key.outcome != Some(Outcome::Deleted)
             {
-                durations.entry(workflow).or_default().add(distribution.clone());
+                durations.entry(workflow).or_default().add(distribution);
             }
         }
+        durations.retain(|_, distribution| distribution.count() >= HISTORY);
         durations
             .into_iter()
-            .filter(|(_, distribution)| distribution.count() >= HISTORY)
-            .filter_map(|(name, all)| {
-                Some((name.to_owned(), all.quantile(0.99, &self.acknowledged.buckets)?))
-            })
+            .filter_map(|(name, distribution)| Some((name, distribution.quantile(0.99, &all.buckets)?)))
             .collect()
     }
 

@@ -46,7 +46,7 @@ pub struct Key {
     /// The metric.
     #[serde(rename = "m")]
     pub kind: Kind,
-    /// `workflowName`, as [`label`] has it; absent where nobody knows it.
+    /// `workflowName`, on one line and not too long; absent where nobody knows it.
     #[serde(rename = "w", default, skip_serializing_if = "Option::is_none")]
     pub workflow: Option<String>,
     /// `outcome`.

@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 use super::{Channel, StoreError};
 use crate::projection::OpenRun;
 use crate::run::RunId;
-use crate::series::{InFlight, Recorded, Totals};
+use crate::series::{Change, InFlight, Recorded, Totals};
 
 /// The state of an open run, as stored.
 pub(super) fn encode_open_run(run: RunId, open: &OpenRun) -> Result<String, StoreError> {
@@ -31,6 +31,12 @@ pub(super) fn decode_totals(delta: &str) -> Result<Totals, StoreError> {
 /// A part of the series, as stored.
 pub(super) fn encode_series(part: &impl Serialize) -> Result<String, StoreError> {
     serde_json::to_string(part).map_err(|error| corrupt("the series".to_owned(), &error))
+}
+
+/// What of a change is not always there: the totals, and what is usual.
+pub(super) fn encode_change(change: &Change) -> Result<[Option<String>; 2], StoreError> {
+    let totals = change.totals.as_ref().map(encode_series).transpose()?;
+    Ok([totals, change.usual.as_ref().map(encode_series).transpose()?])
 }
 
 fn decode_series<T: DeserializeOwned>(text: &str) -> Result<T, StoreError> {

@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use sqlx::{PgConnection, Row as _};
 
-use super::super::rows::{decode_recorded, decode_totals, encode_series, in_flight, stored};
+use super::super::rows::{decode_recorded, decode_totals, encode_change, encode_series, in_flight, stored};
 use super::super::{Fresh, Lease, SeriesStore, StoreError};
 use super::PgStore;
 use crate::run::Timestamp;
@@ -53,19 +53,19 @@ impl SeriesStore for PgStore {
                 .execute(&mut *tx)
                 .await?;
         }
-        let head = encode_series(&change.head)?;
-        let known = match &change.totals {
-            None => sqlx::query("UPDATE runspan.series SET head = $1").bind(head),
-            Some((totals, usual)) => sqlx::query(
-                "INSERT INTO runspan.series (head, totals, usual) VALUES ($1, $2, $3::jsonb)
-                 ON CONFLICT (singleton) DO UPDATE
-                 SET head = excluded.head, totals = excluded.totals, usual = excluded.usual",
-            )
-            .bind(head)
-            .bind(encode_series(totals)?)
-            .bind(encode_series(usual)?),
-        };
-        known.execute(&mut *tx).await?;
+        let [totals, usual] = encode_change(change)?;
+        // The first change has totals.
+        sqlx::query(
+            "INSERT INTO runspan.series AS known (head, totals, usual)
+             VALUES ($1, coalesce($2, ''), coalesce($3::jsonb, '{}'))
+             ON CONFLICT (singleton) DO UPDATE SET
+                 head = $1, totals = coalesce($2, known.totals), usual = coalesce($3::jsonb, known.usual)",
+        )
+        .bind(encode_series(&change.head)?)
+        .bind(totals)
+        .bind(usual)
+        .execute(&mut *tx)
+        .await?;
         tx.commit().await?;
         Ok(())
     }

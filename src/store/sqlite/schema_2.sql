@@ -2,6 +2,7 @@
 
 -- What the receiver has acknowledged, whole: see the PostgreSQL schema.
 CREATE TABLE runspan_series (
+    singleton INTEGER PRIMARY KEY CHECK (singleton = 1),
     head TEXT NOT NULL,
     totals TEXT NOT NULL,
     usual TEXT NOT NULL

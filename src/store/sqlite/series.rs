@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use sqlx::{AssertSqlSafe, Row as _, SqliteConnection};
 
-use super::super::rows::{decode_recorded, decode_totals, encode_series, in_flight, stored};
+use super::super::rows::{decode_recorded, decode_totals, encode_change, encode_series, in_flight, stored};
 use super::super::{Fresh, Lease, SeriesStore, StoreError};
 use super::sql::NOW;
 use super::{SqliteStore, attach, rows, sql};
@@ -55,21 +55,19 @@ impl SeriesStore for SqliteStore {
                 .execute(&mut *tx)
                 .await?;
         }
-        let head = encode_series(&change.head)?;
-        match &change.totals {
-            None => {
-                sqlx::query("UPDATE runspan_series SET head = ?1").bind(head).execute(&mut *tx).await?;
-            }
-            Some((totals, usual)) => {
-                sqlx::query("DELETE FROM runspan_series").execute(&mut *tx).await?;
-                sqlx::query("INSERT INTO runspan_series (head, totals, usual) VALUES (?1, ?2, ?3)")
-                    .bind(head)
-                    .bind(encode_series(totals)?)
-                    .bind(encode_series(usual)?)
-                    .execute(&mut *tx)
-                    .await?;
-            }
-        }
+        let [totals, usual] = encode_change(change)?;
+        // The first change has totals.
+        sqlx::query(
+            "INSERT INTO runspan_series (singleton, head, totals, usual)
+             VALUES (1, ?1, coalesce(?2, ''), coalesce(?3, '{}'))
+             ON CONFLICT (singleton) DO UPDATE SET
+                 head = ?1, totals = coalesce(?2, totals), usual = coalesce(?3, usual)",
+        )
+        .bind(encode_series(&change.head)?)
+        .bind(totals)
+        .bind(usual)
+        .execute(&mut *tx)
+        .await?;
         tx.commit().await?;
         Ok(())
     }
