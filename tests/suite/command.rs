@@ -267,3 +267,34 @@ async fn the_demo_says_how_much_a_receiver_took() {
     assert!(records.is_match(&text), "{text}");
     assert!(text.lines().all(|line| line.chars().count() <= 110), "{text}");
 }
+
+#[tokio::test]
+async fn metrics_that_cannot_be_meant_are_one_line() {
+    let database = Database::sqlite().await;
+    database.attach().await;
+    let said = |arguments: &[&str], variable: (&str, &str)| {
+        let mut command =
+            command(&database, &[&["relay", "--until-idle", "--logs", "stdout"], arguments].concat());
+        let output = command.env(variable.0, variable.1).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        let error = said.lines().find(|line| line.starts_with("error: ")).unwrap_or_default().to_owned();
+        format!("{} {error}\n", output.status.code().unwrap())
+    };
+    let none = ("OTEL_SERVICE_NAME", "shop");
+    let all = [
+        said(&["--duration-buckets", ""], none),
+        said(&["--duration-buckets", "5,1"], none),
+        said(&[], ("RUNSPAN_DURATION_BUCKETS", "0.5,x")),
+        said(&[], ("OTEL_METRIC_EXPORT_INTERVAL", "0")),
+        said(&[], ("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "delta")),
+        said(&[], ("OTEL_METRICS_EXPORTER", "prometheus")),
+    ];
+    insta::assert_snapshot!(all.concat(), @r#"
+    2 error: invalid value '' for '--duration-buckets <S,S,…>': the list of buckets is empty: write seconds, rising, as in 0.5,1,5,60
+    2 error: invalid value '5,1' for '--duration-buckets <S,S,…>': bucket 2 (1) is not above the one before it: write them rising, each once
+    2 error: invalid value '0.5,x' for '--duration-buckets <S,S,…>': bucket 2 is "x", not a number of seconds above 0: write e.g. 0.5,1,5,60
+    2 error: OTEL_METRIC_EXPORT_INTERVAL is "0", not a number of milliseconds from 1 to 4294967295: set it to e.g. 10000
+    2 error: OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE asks for delta temporality: runspan's series are cumulative, because a delta whose acknowledgement is lost would count twice; unset it, and convert in the Collector (cumulativetodelta) for a backend that needs deltas
+    2 error: OTEL_METRICS_EXPORTER names the exporter "prometheus", which runspan does not have: set it to otlp or none
+    "#);
+}

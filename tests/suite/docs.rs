@@ -8,6 +8,7 @@ use std::sync::LazyLock;
 use regex::Regex;
 use runspan::semconv::metric::{Instrument, Metric, Source};
 use runspan::semconv::{Carried, Event, Field, Level, Presence, Set, field, metric};
+use runspan::series::{Buckets, MAX_WORKFLOWS, OTHER};
 
 const PAGE: &str = "docs/operate/observability.md";
 
@@ -20,6 +21,29 @@ fn the_page_is_true_to_catalogue_and_code() {
     let page = fs::read_to_string(root.join(PAGE)).expect("the page is there");
     let problems = problems(&page, &|path| fs::read_to_string(root.join(path)).ok());
     assert!(problems.is_empty(), "{PAGE}:\n{}", problems.join("\n"));
+}
+
+#[test]
+fn the_page_on_metrics_has_them_as_the_catalogue_does() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/metrics.md");
+    let page = fs::read_to_string(path).expect("the page is there");
+    let rows: Vec<&str> = page
+        .lines()
+        .filter(|line| line.starts_with("| `workflow.") || line.starts_with("| `runspan."))
+        .collect();
+    let expected = metric::ALL.iter().filter(|metric| metric.source == Source::Runs).map(|metric| {
+        let attributes: Vec<String> = metric.attributes.iter().map(|name| format!("`{name}`")).collect();
+        let attributes = if attributes.is_empty() { "–".to_owned() } else { attributes.join(", ") };
+        let Metric { name, instrument, unit, meaning, .. } = metric;
+        format!("| `{name}` | {instrument}, {unit} | {attributes} | {meaning} |")
+    });
+    assert_eq!(rows, expected.collect::<Vec<_>>());
+    let bounds = Buckets::default().to_string().replace(',', " ");
+    assert!(page.contains(&format!("by default {bounds}. Other bounds")), "{bounds}");
+    assert!(
+        page.contains(&format!("**At most {MAX_WORKFLOWS} workflow names**"))
+            && page.contains(&format!("`{OTHER}`"))
+    );
 }
 
 /// A line of the page.

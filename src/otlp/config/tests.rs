@@ -195,3 +195,45 @@ fn a_broken_resource_attribute_is_an_error() {
     assert!(message("a=b,c").starts_with("OTEL_RESOURCE_ATTRIBUTES has no = in entry 2"));
     assert!(message("a=%ff").starts_with("OTEL_RESOURCE_ATTRIBUTES is not UTF-8 in entry 1"));
 }
+
+#[test]
+fn how_metrics_are_exported() {
+    let metrics = |variables: &[(&str, &str)]| {
+        let map: HashMap<_, _> = variables.iter().copied().collect();
+        MetricsConfig::from_env(&|name| map.get(name).map(ToString::to_string))
+    };
+    let default = MetricsConfig { interval: Duration::from_mins(1), exemplars: true };
+    assert_eq!(metrics(&[]), Ok(default.clone()));
+    assert_eq!(
+        metrics(&[
+            ("OTEL_METRIC_EXPORT_INTERVAL", "15000"),
+            ("OTEL_METRICS_EXEMPLAR_FILTER", "always_off"),
+            ("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "Cumulative"),
+            ("OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION", "explicit_bucket_histogram"),
+        ]),
+        Ok(MetricsConfig { interval: Duration::from_secs(15), exemplars: false })
+    );
+    let refused = |variable: &str, value: &str| metrics(&[(variable, value)]).unwrap_err().to_string();
+    let temporality = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE";
+    let said = [
+        refused(temporality, "delta"),
+        refused(temporality, "lowmemory"),
+        refused(temporality, "sometimes"),
+        refused("OTEL_METRIC_EXPORT_INTERVAL", "0"),
+        refused("OTEL_METRIC_EXPORT_INTERVAL", "1m"),
+        refused("OTEL_METRICS_EXEMPLAR_FILTER", "on"),
+        refused(
+            "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION",
+            "base2_exponential_bucket_histogram",
+        ),
+    ];
+    insta::assert_snapshot!(said.join("\n"), @r#"
+    OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE asks for delta temporality: runspan's series are cumulative, because a delta whose acknowledgement is lost would count twice; unset it, and convert in the Collector (cumulativetodelta) for a backend that needs deltas
+    OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE asks for delta temporality: runspan's series are cumulative, because a delta whose acknowledgement is lost would count twice; unset it, and convert in the Collector (cumulativetodelta) for a backend that needs deltas
+    OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE names the temporality "sometimes": set it to cumulative
+    OTEL_METRIC_EXPORT_INTERVAL is "0", not a number of milliseconds from 1 to 4294967295: set it to e.g. 10000
+    OTEL_METRIC_EXPORT_INTERVAL is "1m", not a number of milliseconds from 1 to 4294967295: set it to e.g. 10000
+    OTEL_METRICS_EXEMPLAR_FILTER names the filter "on": set it to trace_based, always_on or always_off
+    OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION asks for "base2_exponential_bucket_histogram": runspan's histograms have explicit buckets, set it to explicit_bucket_histogram
+    "#);
+}

@@ -63,16 +63,26 @@ impl Prometheus {
         format!("http://127.0.0.1:{}/api/v1/otlp", self.port)
     }
 
-    /// What `expr` comes to, now or at a moment; of a matrix its last values.
+    /// What `expr` comes to, now or at a moment.
     pub(super) fn query(&self, expr: &str, time: Option<f64>) -> Vec<Sample> {
+        self.result(expr, time).iter().map(sample).collect()
+    }
+
+    /// The samples of the only series in a range like `metric[5m]`: time and value.
+    pub(super) fn samples(&self, range: &str) -> Vec<(f64, f64)> {
+        let series = self.result(range, None);
+        let values = series.first().map(|series| series["values"].as_array().unwrap().clone());
+        values.unwrap_or_default().iter().map(pair).collect()
+    }
+
+    fn result(&self, expr: &str, time: Option<f64>) -> Vec<Value> {
         let mut path = format!("/api/v1/query?query={}", encoded(expr));
         if let Some(time) = time {
             path += &format!("&time={time}");
         }
         let answer = self.api(&path).unwrap_or_else(|| panic!("no answer to {expr}"));
         assert_eq!(answer["status"], "success", "{expr}: {answer}");
-        let series = answer["data"]["result"].as_array().unwrap();
-        series.iter().map(sample).collect()
+        answer["data"]["result"].as_array().unwrap().clone()
     }
 
     /// The only value of `expr`.
@@ -110,8 +120,12 @@ fn encoded(text: &str) -> String {
 fn sample(series: &Value) -> Sample {
     let labels = series["metric"].as_object().unwrap().iter();
     let labels = labels.map(|(name, value)| (name.clone(), value.as_str().unwrap().to_owned())).collect();
-    let pair = series.get("value").unwrap_or_else(|| series["values"].as_array().unwrap().last().unwrap());
-    (labels, pair[1].as_str().unwrap().parse().unwrap())
+    (labels, pair(&series["value"]).1)
+}
+
+/// Time and value.
+fn pair(pair: &Value) -> (f64, f64) {
+    (pair[0].as_f64().unwrap(), pair[1].as_str().unwrap().parse().unwrap())
 }
 
 /// What Tempo, which cannot be built here, would tell of itself: only that it discards nothing.

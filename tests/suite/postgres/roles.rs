@@ -1,10 +1,13 @@
 //! Who may do what.
 
+use runspan::relay::{Ended, Logs};
 use runspan::runs;
 use runspan::store::{self, Plan, StoreError};
 
 use super::{owner, refused, role};
 use crate::database::{Database, connect, plan};
+use crate::points::Samples;
+use crate::receiver::Receiver;
 use crate::relay::Relay;
 
 on_postgres!(
@@ -13,6 +16,7 @@ on_postgres!(
     granting_to_no_role_is_refused,
     row_security_is_refused,
     an_owner_who_is_no_superuser_can_do_it_all,
+    a_relays_role_needs_what_the_page_grants,
     a_table_elsewhere_is_found_by_its_name,
     a_wrong_type_is_named,
     a_status_is_text_or_an_enum_that_has_them_all,
@@ -121,6 +125,28 @@ async fn an_owner_who_is_no_superuser_can_do_it_all(database: &Database) {
     assert_eq!(relay.drain().await.lines().count(), 1);
     relay.store.detach(true).await.unwrap();
     session.queue("triage", 2).await;
+}
+
+async fn a_relays_role_needs_what_the_page_grants(database: &Database) {
+    database.attach().await;
+    let (role, url) = role(database, "relay").await;
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/table.md")).unwrap();
+    let grants: Vec<&str> = page.lines().filter(|line| line.ends_with(" TO relay;")).collect();
+    let mut session = database.connect().await;
+    for grant in &grants {
+        session.execute(&grant.replace(" TO relay;", &format!(" TO {role};"))).await;
+    }
+    session.queue("triage", 1).await;
+    let receiver = Receiver::http().await;
+    let endpoint = receiver.endpoint();
+    let env = |name: &str| (name == "OTEL_EXPORTER_OTLP_ENDPOINT").then(|| endpoint.clone());
+    let store = store::open(&url.parse().unwrap()).unwrap();
+    let relay = runspan::relay::Relay::new(store.clone(), Logs::Otlp, &env).unwrap().spawn();
+    assert_eq!(relay.drain().await.unwrap(), Ended::Idle);
+    // Read from a table that the role itself may not read.
+    let samples = Samples::of(&receiver);
+    assert_eq!(samples.last("workflow.run.active{workflowName=triage status=queued}"), Some(1.0));
+    assert!(store.stuck(10).await.unwrap().runs.is_empty());
 }
 
 async fn a_table_elsewhere_is_found_by_its_name(database: &Database) {
