@@ -33,6 +33,7 @@ mod outbox;
 mod postgres;
 #[cfg(feature = "services")]
 mod processes;
+mod promql;
 mod queue;
 mod reconcile;
 mod relay_metrics;

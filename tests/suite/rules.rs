@@ -3,7 +3,6 @@
 
 #[cfg(feature = "services")]
 mod promtool;
-mod query;
 mod wrong;
 
 use std::collections::BTreeSet;
@@ -11,6 +10,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+
+use crate::promql;
 
 const PAGE: &str = "docs/operate/alerts.md";
 
@@ -93,7 +94,7 @@ fn problems(sources: &Sources) -> Vec<String> {
     let mut problems = Vec::new();
     for rule in recording.iter().chain(&alerts) {
         let name = name(rule);
-        query::problems(text(&rule["expr"]), &recorded, &mut |problem| {
+        promql::problems(text(&rule["expr"]), &recorded, &mut |problem| {
             problems.push(format!("{name}: {problem}"));
         });
     }
@@ -106,7 +107,7 @@ fn problems(sources: &Sources) -> Vec<String> {
     let tests: Vec<Value> = sources.tests.iter().map(|file| yaml(file)).collect();
     for test in tests.iter().flat_map(|file| list(&file["tests"])) {
         for series in list(&test["input_series"]) {
-            query::problems(text(&series["series"]), &recorded, &mut |problem| {
+            promql::problems(text(&series["series"]), &recorded, &mut |problem| {
                 problems.push(format!("test {:?}: {problem}", text(&test["name"])));
             });
         }
@@ -178,7 +179,7 @@ fn of_page(page: &str, alerts: &[Value], recorded: &BTreeSet<&str>, problems: &m
     }
     for block in page.split("```promql\n").skip(1).filter_map(|rest| rest.split("\n```").next()) {
         for asked in block.split("\n\n") {
-            query::problems(asked, recorded, &mut |problem| problems.push(format!("{PAGE}: {problem}")));
+            promql::problems(asked, recorded, &mut |problem| problems.push(format!("{PAGE}: {problem}")));
         }
     }
 }

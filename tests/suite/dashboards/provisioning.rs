@@ -53,7 +53,7 @@ fn problems(sources: &[Value]) -> Vec<String> {
         of_uids(source, sources, &mut say);
         for query in list(&source["jsonData"]["tracesToMetrics"]["queries"]) {
             let expr = text_of(&query["query"]).replace("$$__tags", "");
-            names::of_promql(&expr, &mut say);
+            crate::promql::problems(&expr, &std::collections::BTreeSet::new(), &mut say);
         }
         for field in list(&source["jsonData"]["derivedFields"]) {
             names::of_field(text_of(&field["matcherRegex"]), &mut say);
@@ -114,7 +114,7 @@ fn what_is_wrong_is_named_with_its_source() {
             said += &format!("{right} → {wrong}\n    {problem}\n");
         }
     }
-    insta::assert_snapshot!(said, @r####"
+    insta::assert_snapshot!(said, @r#"
     datasourceUid: tempo → datasourceUid: traces
         prometheus: it leads to the data source "traces", which is none
     $LOKI_URL → ${LOKI_URL}
@@ -126,8 +126,8 @@ fn what_is_wrong_is_named_with_its_source() {
     /d/runspan-one-run → /d/one-run
         loki: a link to one-run, which is no dashboard
     sum by (outcome) → sum by (result)
-        tempo: no metric here has the label result
+        tempo: nothing here has the label result
     matcherRegex: runId → matcherRegex: run
         loki: no field of the catalogue: run
-    "####);
+    "#);
 }

@@ -1,12 +1,13 @@
 //! What a panel or a variable asks, and whom.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
 use regex::Regex;
 use serde_json::Value;
 
 use super::{list, names, provisioning, strings, text_of};
+use crate::promql;
 
 type Variables<'a> = BTreeMap<&'a str, &'a Value>;
 
@@ -49,7 +50,7 @@ fn of_source(source: &Value, variables: &Variables<'_>, say: &mut dyn FnMut(Stri
 fn of_target(target: &Value, say: &mut dyn FnMut(String)) {
     let expr = text_of(&target["expr"]);
     match text_of(&target["datasource"]["type"]) {
-        "prometheus" => names::of_promql(expr, say),
+        "prometheus" => promql::problems(expr, &BTreeSet::new(), say),
         "loki" => names::of_logql(expr, say),
         "tempo" => names::of_traceql(text_of(&target["query"]), say),
         "grafana-postgresql-datasource" => names::of_sql(text_of(&target["rawSql"]), say),
@@ -92,7 +93,9 @@ fn of_label_values(variable: &Value, say: &mut dyn FnMut(String)) {
     }
     let parts = query.strip_prefix("label_values(").and_then(|rest| rest.strip_suffix(')'));
     match parts.and_then(|parts| parts.rsplit_once(", ")) {
-        Some((series, label)) => names::of_promql(&format!("sum by ({label}) ({series})"), say),
+        Some((series, label)) => {
+            promql::problems(&format!("sum by ({label}) ({series})"), &BTreeSet::new(), say)
+        }
         None => say(format!("no label_values(series, label): {query}")),
     }
 }

@@ -98,7 +98,7 @@ fn what_is_wrong_is_named_with_its_panel() {
         let problems: String = problems.iter().map(|problem| format!("    {problem}\n")).collect();
         said += &format!("{right_text} → {wrong_text}\n{problems}");
     }
-    insta::assert_snapshot!(said, @r####"
+    insta::assert_snapshot!(said, @r#"
     "schemaVersion": 41 → "schemaVersion": 42, "spec": {}
         wrong.json: line 160: not in two spaces, with keys in their order
         wrong.json: no classic dashboard (schemaVersion up to 42, panels, no spec)
@@ -131,10 +131,10 @@ fn what_is_wrong_is_named_with_its_panel() {
     var-workflow → var-workflows
         wrong.json: a link sets workflows, which runs has not
     _seconds_count{ → _second_count{
-        wrong.json: Runs: no metric of the catalogue: workflow_run_duration_second_count
-        wrong.json: Runs: no metric here has the label outcome
+        wrong.json: Runs: there is no metric workflow_run_duration_second_count
+        wrong.json: Runs: nothing here has the label outcome
     by (outcome) → by (target)
-        wrong.json: Runs: no metric here has the label target
+        wrong.json: Runs: nothing here has the label target
     {workflowName=~ → {event=~
         wrong.json: Runs: workflow_run_duration_seconds_count has no label event
     workflowName=~\"$workflow\" → outcome=\"lost\"
@@ -142,8 +142,8 @@ fn what_is_wrong_is_named_with_its_panel() {
     $workflow → $flow
         wrong.json: Runs: there is no variable $flow
     rate(workflow_run → rate(tempo_run
-        wrong.json: Runs: no metric of the catalogue: tempo_run_duration_seconds_count
-        wrong.json: Runs: no metric here has the label outcome
+        wrong.json: Runs: there is no metric tempo_run_duration_seconds_count
+        wrong.json: Runs: nothing here has the label outcome
     span.outcome → span.result
         wrong.json: Latest: no field of the catalogue: result
     = \"failed\" → = \"broken\"
@@ -163,5 +163,5 @@ fn what_is_wrong_is_named_with_its_panel() {
         wrong.json: Stuck: SQL: runspan.stuck has no column workflow_runs
     (workflow_run_active, workflowName) → (workflow_run_active, status_code)
         wrong.json: $workflow: its definition is not its query
-    "####);
+    "#);
 }

@@ -63,7 +63,7 @@ fn what_is_wrong_is_named() {
         WorkflowRunStuck: there is no metric job_workflowName:workflow_run_duration_seconds:p99_1w
         job_workflowName:workflow_run_duration_seconds:p98_1w: nobody asks for it
     "run.enqueue_failed" → "run.enqueue_fails"
-        WorkflowEnqueueFailing: event is never "workflow.run.enqueue_fails"
+        WorkflowEnqueueFailing: event is never workflow.run.enqueue_fails
     "job=\"bot\", instance=\"db1\"" → "app=\"bot\", instance=\"db1\""
         test "a nightly run fails three nights in a row, and then is mended": workflow_run_duration_seconds_count has no label app
     "### RunspanRelaySilent" → "### RunspanRelayGone"

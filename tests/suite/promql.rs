@@ -1,25 +1,32 @@
-//! The names in PromQL, held to the catalogue.
+//! The names in PromQL, of dashboards and of rules, held to the catalogue.
 
 use std::collections::BTreeSet;
 use std::sync::LazyLock;
 
 use regex::Regex;
-use runspan::semconv::field;
 use runspan::semconv::metric::{self, Metric};
+use runspan::semconv::{Field, field};
 
-/// What the rules ask of the Collector (0.159, as Prometheus scrapes it) and of Tempo: metrics and labels.
-const OTHERS: [(&str, &[&str]); 12] = [
-    ("otelcol_receiver_refused_spans", &["receiver", "transport"]),
-    ("otelcol_receiver_refused_log_records", &["receiver", "transport"]),
-    ("otelcol_receiver_refused_metric_points", &["receiver", "transport"]),
-    ("otelcol_exporter_enqueue_failed_spans", &["exporter"]),
+/// What dashboards and rules ask of the Collector (0.159, as Prometheus scrapes it) and of Tempo: metrics and labels.
+const OTHERS: [(&str, &[&str]); 19] = [
     ("otelcol_exporter_enqueue_failed_log_records", &["exporter"]),
     ("otelcol_exporter_enqueue_failed_metric_points", &["exporter"]),
-    ("otelcol_exporter_send_failed_spans", &["exporter"]),
+    ("otelcol_exporter_enqueue_failed_spans", &["exporter"]),
+    ("otelcol_exporter_queue_capacity", &["exporter", "data_type"]),
+    ("otelcol_exporter_queue_size", &["exporter", "data_type"]),
     ("otelcol_exporter_send_failed_log_records", &["exporter"]),
     ("otelcol_exporter_send_failed_metric_points", &["exporter"]),
-    ("otelcol_exporter_queue_size", &["exporter", "data_type"]),
-    ("otelcol_exporter_queue_capacity", &["exporter", "data_type"]),
+    ("otelcol_exporter_send_failed_spans", &["exporter"]),
+    ("otelcol_exporter_sent_log_records", &["exporter"]),
+    ("otelcol_exporter_sent_metric_points", &["exporter"]),
+    ("otelcol_exporter_sent_spans", &["exporter"]),
+    ("otelcol_process_memory_rss", &[]),
+    ("otelcol_receiver_accepted_log_records", &["receiver", "transport"]),
+    ("otelcol_receiver_accepted_metric_points", &["receiver", "transport"]),
+    ("otelcol_receiver_accepted_spans", &["receiver", "transport"]),
+    ("otelcol_receiver_refused_log_records", &["receiver", "transport"]),
+    ("otelcol_receiver_refused_metric_points", &["receiver", "transport"]),
+    ("otelcol_receiver_refused_spans", &["receiver", "transport"]),
     ("tempo_discarded_spans_total", &["tenant", "reason"]),
 ];
 
@@ -54,12 +61,27 @@ fn labels(metric: &str, recorded: &BTreeSet<&str>) -> Option<BTreeSet<String>> {
     Some(own.into_iter().chain(of_resource).chain(bound).collect())
 }
 
-/// The values that a label can have, if they can be counted.
-fn values(label: &str) -> Option<Vec<&'static str>> {
-    match label {
+/// The field of this name, in whichever spelling.
+pub(crate) fn field_named(name: &str) -> Option<&'static Field> {
+    field::ALL.iter().find(|field| field.name == name || field.name.replace('.', "_") == name)
+}
+
+/// The values that a label or an attribute of this name can have, if they can be counted.
+fn values(name: &str) -> Option<Vec<&'static str>> {
+    match name {
         metric::STATUS => Some(vec!["queued", "running", "waiting", "dead"]),
         metric::SIGNAL => Some(vec!["traces", "logs", "metrics", "stdout"]),
-        _ => field::ALL.iter().find(|field| field.name.replace('.', "_") == label)?.kind.values(),
+        _ => field_named(name)?.kind.values(),
+    }
+}
+
+/// That `text`, or each alternative of it, is a value of `name`. (Patterns and variables may be anything.)
+pub(crate) fn of_value(name: &str, text: &str, say: &mut dyn FnMut(String)) {
+    let Some(known) = values(name).filter(|_| !text.is_empty() && !text.contains(['$', '*', '+'])) else {
+        return;
+    };
+    for value in text.split('|').filter(|value| !known.contains(value)) {
+        say(format!("{name} is never {value}"));
     }
 }
 
@@ -68,7 +90,7 @@ fn regex(pattern: &str) -> Regex {
 }
 
 /// Ranges, offsets and comments, whose letters are no names.
-static RANGE: LazyLock<Regex> = LazyLock::new(|| regex(r"\[[\w:]+\]|\boffset \w+|#.*"));
+static RANGE: LazyLock<Regex> = LazyLock::new(|| regex(r"\[[^\]]*\]|\boffset \w+|#.*"));
 /// Values of labels.
 static STRING: LazyLock<Regex> = LazyLock::new(|| regex(r#""[^"]*""#));
 /// The labels that a grouping or a matching names.
@@ -82,13 +104,9 @@ static MATCHER: LazyLock<Regex> = LazyLock::new(|| regex(r"(\w+) ?[=!]"));
 static VALUE: LazyLock<Regex> = LazyLock::new(|| regex(r#"(\w+) ?[=!]~? ?"([^"]*)""#));
 
 /// What `query` names and is not there.
-pub(super) fn problems(query: &str, recorded: &BTreeSet<&str>, say: &mut dyn FnMut(String)) {
+pub(crate) fn problems(query: &str, recorded: &BTreeSet<&str>, say: &mut dyn FnMut(String)) {
     for [label, matched] in VALUE.captures_iter(query).map(|found| found.extract().1) {
-        let known = values(label);
-        let is_known = |value: &str| known.as_ref().is_none_or(|known| known.contains(&value));
-        for value in matched.split('|').filter(|value| !is_known(value)) {
-            say(format!("{label} is never {value:?}"));
-        }
+        of_value(label, matched, say);
     }
     let query = STRING.replace_all(query, "\"\"");
     let query = RANGE.replace_all(&query, "");
