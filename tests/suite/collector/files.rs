@@ -140,3 +140,24 @@ fn yaml(name: &str) -> Value {
 fn entries(map: &Value) -> impl Iterator<Item = (&String, &Value)> {
     map.as_object().unwrap().iter()
 }
+
+#[test]
+fn grafana_finds_what_its_data_sources_ask_for() {
+    let grafana = yaml("compose.yaml")["services"]["grafana"].clone();
+    let sources =
+        fs::read_to_string(file("../dashboards/grafana/provisioning/datasources/runspan.yaml")).unwrap();
+    let asked = Regex::new(r"(?m)^ [^#\n]*[^$]\$([A-Z_]+)").unwrap();
+    let asked: BTreeSet<&str> =
+        asked.captures_iter(&sources).map(|found| found.extract::<1>().1[0]).collect();
+    assert!(asked.len() > 5, "{asked:?}");
+    for name in asked {
+        assert!(grafana["environment"][name].is_string(), "{name} is not set");
+    }
+    for service in ["grafana", "prometheus"] {
+        let volumes = yaml("compose.yaml")["services"][service]["volumes"].clone();
+        for volume in volumes.as_array().unwrap().iter().map(|volume| volume.as_str().unwrap()) {
+            let from = volume.split(':').next().unwrap();
+            assert!(!from.starts_with('.') || file(from).exists(), "{service}: {volume}");
+        }
+    }
+}
