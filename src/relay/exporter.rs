@@ -110,8 +110,10 @@ impl Exporter {
             ledger.begin(now, self.config.interval, self.store.skipped_entries().await?);
             self.store.record(&self.lease, &ledger.change()).await?;
             let mut requests = self.encoder.series(&ledger.series(), self.config.exemplars, *request_size);
-            if let Some(attempt) = ledger.attempt().filter(|_| !is_repeated) {
-                let rows = ledger.in_flight(self.in_flight().await?);
+            if let Some(attempt) = ledger.attempt().filter(|_| !is_repeated)
+                && let Some(rows) = self.in_flight().await?
+            {
+                let rows = ledger.in_flight(rows);
                 requests.extend(self.encoder.in_flight(&rows, attempt.at(), *request_size));
             }
             let fate = self.send(client, requests, is_repeated, request_size).await;
@@ -154,17 +156,18 @@ impl Exporter {
         }
     }
 
-    /// The runs in flight. A table that cannot be read costs these two metrics, and nothing else.
-    async fn in_flight(&self) -> Result<Vec<InFlight>, StoreError> {
+    /// The runs in flight, if they can be read. A table that cannot costs these two metrics, and nothing else: zeros
+    /// would say that nothing is in flight.
+    async fn in_flight(&self) -> Result<Option<Vec<InFlight>>, StoreError> {
         match self.store.in_flight().await {
             Err(StoreError::Database(sqlx::Error::Database(error))) => {
                 tracing::error!(
                     "the table cannot be read, so nobody knows what is in flight: {}",
                     error.message()
                 );
-                Ok(Vec::new())
+                Ok(None)
             }
-            read => read,
+            read => read.map(Some),
         }
     }
 
