@@ -77,8 +77,12 @@ impl SeriesStore for SqliteStore {
         let Some(table) = attach::attached_table(&mut connection).await? else { return Ok(Vec::new()) };
         // Safe: built from this crate's own text and a quoted name.
         let sql = AssertSqlSafe(sql::in_flight(&attach::quoted(&table)));
-        let rows: Vec<_> = sqlx::query_as(sql).fetch_all(&mut *connection).await?;
-        Ok(rows.into_iter().filter_map(in_flight).collect())
+        let mut all = Vec::new();
+        for row in sqlx::query(sql).fetch_all(&mut *connection).await? {
+            let workflow = rows::text(&row, 0)?.unwrap_or_default();
+            all.extend(in_flight((workflow, row.try_get(1)?, row.try_get(2)?, row.try_get(3)?)));
+        }
+        Ok(all)
     }
 
     /// A trigger of SQLite's fails or writes; it has no third way.
