@@ -45,9 +45,10 @@ impl DataPoint {
 }
 
 impl Encoder {
-    /// Series as `ExportMetricsServiceRequest`s of at most about `size` bytes, in order.
+    /// Series as `ExportMetricsServiceRequest`s of at most about `size` bytes, in order. The points of a series stay
+    /// together: requests may overtake each other behind the receiver, and what precedes a point has to be there first.
     pub fn series(&self, series: &[Series], exemplars: bool, size: usize) -> Vec<Points> {
-        let points = series.iter().flat_map(|series| {
+        let points = series.iter().map(|series| {
             let metric = series.key.kind.metric();
             let attributes: Vec<KeyValue> = series
                 .key
@@ -55,7 +56,9 @@ impl Encoder {
                 .into_iter()
                 .map(|(key, value)| key_value(key, &AttributeValue::from(value)))
                 .collect();
-            series.points.iter().map(move |point| (metric, data_point(point, attributes.clone(), exemplars)))
+            let points =
+                series.points.iter().map(|point| data_point(point, attributes.clone(), exemplars)).collect();
+            (metric, points)
         });
         self.requests(points, size)
     }
@@ -66,14 +69,14 @@ impl Encoder {
         let point = |row: &InFlight, value| {
             let attributes =
                 [(field::WORKFLOW_NAME, row.workflow.as_str()), (metric::STATUS, row.status.as_str())];
-            DataPoint::Number(NumberDataPoint {
+            vec![DataPoint::Number(NumberDataPoint {
                 attributes: attributes
                     .map(|(key, value)| key_value(key, &AttributeValue::from(value)))
                     .into(),
                 time_unix_nano,
                 value: Some(value),
                 ..NumberDataPoint::default()
-            })
+            })]
         };
         let active =
             rows.iter().map(|row| (&metric::ACTIVE, point(row, number_data_point::Value::AsInt(row.runs))));
@@ -85,18 +88,19 @@ impl Encoder {
 
     fn requests(
         &self,
-        points: impl Iterator<Item = (&'static Metric, DataPoint)>,
+        series: impl Iterator<Item = (&'static Metric, Vec<DataPoint>)>,
         size: usize,
     ) -> Vec<Points> {
         let mut requests = Vec::new();
         let (mut batch, mut length) = (Vec::new(), 0);
-        for (metric, point) in points {
-            length += point.size();
+        for (metric, points) in series {
+            let added: usize = points.iter().map(DataPoint::size).sum();
+            length += added;
             if length > size && !batch.is_empty() {
                 requests.push(self.request(std::mem::take(&mut batch)));
-                length = point.size();
+                length = added;
             }
-            batch.push((metric, point));
+            batch.extend(points.into_iter().map(|point| (metric, point)));
         }
         if !batch.is_empty() {
             requests.push(self.request(batch));
