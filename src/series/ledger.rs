@@ -173,7 +173,9 @@ impl Ledger {
         let (recorded, before) = match recorded {
             Some(recorded) if recorded.head.instance == instance => (recorded, None),
             other => {
-                let head = Head { instance: instance.to_owned(), ..Head::default() };
+                // That the triggers count on from the old database's is no news.
+                let skipped = other.as_ref().map_or(0, |other| other.head.skipped);
+                let head = Head { instance: instance.to_owned(), skipped, ..Head::default() };
                 (Recorded { head, totals: Totals::default() }, other.map(|other| other.head.instance))
             }
         };
@@ -242,14 +244,16 @@ impl Ledger {
             }
             return None;
         }
-        let has_others = |totals: &Totals| totals.workflows().any(|name| name == OTHER);
-        if !notices.contains(&Notice::Full)
-            && !has_others(&self.acknowledged)
-            && !self.pending.iter().any(|(_, totals)| has_others(totals))
-        {
+        if !notices.contains(&Notice::Full) && !self.has_others() {
             notices.push(Notice::Full);
         }
         Some(OTHER.to_owned())
+    }
+
+    /// Whether some workflows have no series of their own.
+    fn has_others(&self) -> bool {
+        let pending = self.pending.iter().map(|(_, totals)| totals);
+        pending.chain([&self.acknowledged]).any(|totals| totals.workflows().any(|name| name == OTHER))
     }
 
     /// Prepares the export of all that is pending, at the database's time `now`. One that is under way stays.
@@ -282,14 +286,14 @@ impl Ledger {
         let stages = self.stages(attempt);
         let Some(now) = stages.last() else { return Vec::new() };
         let skipped = (Key::skipped(), attempt.skipped);
-        let skipped_before = self.head.exported_at.map(|_| self.head.skipped);
         let counters = now.totals.counters.iter().map(|(key, value)| (key.clone(), *value)).chain([skipped]);
         let counters = counters.map(|(key, value)| {
             let before = match key.kind {
-                Kind::Skipped => skipped_before,
+                Kind::Skipped => Some(self.head.skipped),
                 _ => self.acknowledged.counters.get(&key).copied(),
             };
-            let first = (attempt.restate || before.is_none()).then(|| (attempt.start, before.unwrap_or(0)));
+            let is_first = self.head.exported_at.is_none() || before.is_none();
+            let first = (attempt.restate || is_first).then(|| (attempt.start, before.unwrap_or(0)));
             let points = first.into_iter().chain([(attempt.at, value)]);
             let point = |(at, value)| Point { since, at, value: Value::Count(value) };
             Series { key, points: points.map(point).collect() }
@@ -436,6 +440,9 @@ impl Ledger {
     /// What is in flight under the names of the series, with zeros where nothing is.
     pub fn in_flight(&self, rows: Vec<InFlight>) -> Vec<InFlight> {
         let mut known = self.workflows.clone();
+        if self.has_others() {
+            known.insert(OTHER.to_owned());
+        }
         let states = [Status::Queued, Status::Running];
         let key = |name: &str| states.map(|status| ((name.to_owned(), status.as_str()), (status, 0, 0.0)));
         let mut all: BTreeMap<_, (Status, i64, f64)> = known.iter().flat_map(|name| key(name)).collect();

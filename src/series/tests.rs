@@ -340,6 +340,25 @@ fn a_database_that_went_back_in_time_begins_anew() {
 }
 
 #[test]
+fn what_was_skipped_long_ago_is_no_news_after_a_failover() {
+    let (mut database, mut ledger) = (Database::new(), Database::new().open());
+    let mut export = |ledger: &mut Ledger, now, skipped| {
+        ledger.begin(at(now), INTERVAL, skipped);
+        database.record(ledger.change());
+        let series = ledger.series();
+        ledger.acknowledged();
+        database.record(ledger.change());
+        (render(&series, Kind::Skipped), database.recorded.clone())
+    };
+    // The first time it is: nobody has told of it.
+    let (told, recorded) = export(&mut ledger, 1_000, 7);
+    assert_eq!(told, ": 0 @ 940, 7 @ 1000\n");
+    let (mut ledger, _) = Ledger::open(recorded, "promoted");
+    assert_eq!(export(&mut ledger, 2_000, 9).0, ": 7 @ 1940, 9 @ 2000\n");
+    assert_eq!(export(&mut ledger, 2_060, 9).0, ": 9 @ 2060\n");
+}
+
+#[test]
 fn only_so_many_workflows_have_series_of_their_own() {
     let layout = Buckets::default();
     let (mut database, mut ledger) = (Database::new(), Database::new().open());
@@ -370,6 +389,9 @@ fn only_so_many_workflows_have_series_of_their_own() {
     let others = in_flight.iter().find(|row| row.workflow == OTHER).unwrap();
     assert_eq!((others.runs, others.oldest_age), (3, 9.0));
     assert_eq!(in_flight.iter().map(|row| row.runs).sum::<i64>(), 3);
+    // They have an end, too.
+    let others = next.in_flight(vec![]).into_iter().filter(|row| row.workflow == OTHER);
+    assert_eq!(others.map(|row| row.runs).collect::<Vec<_>>(), [0, 0]);
 }
 
 #[test]
