@@ -54,12 +54,13 @@ impl SeriesStore for PgStore {
                 .await?;
         }
         let [totals, usual] = encode_change(change)?;
-        // The first change has totals.
+        // The first change has totals. What was usual stays so until a new history (of another database or buckets)
+        // says otherwise.
         sqlx::query(
             "INSERT INTO runspan.series AS known (head, totals, usual)
              VALUES ($1, coalesce($2, ''), coalesce($3::jsonb, '{}'))
              ON CONFLICT (singleton) DO UPDATE SET
-                 head = $1, totals = coalesce($2, known.totals), usual = coalesce($3::jsonb, known.usual)",
+                 head = $1, totals = coalesce($2, known.totals), usual = known.usual || coalesce($3::jsonb, '{}')",
         )
         .bind(encode_series(&change.head)?)
         .bind(totals)

@@ -56,12 +56,12 @@ impl SeriesStore for SqliteStore {
                 .await?;
         }
         let [totals, usual] = encode_change(change)?;
-        // The first change has totals.
+        // The first change has totals. What was usual stays so until a new history says otherwise.
         sqlx::query(
             "INSERT INTO runspan_series (singleton, head, totals, usual)
              VALUES (1, ?1, coalesce(?2, ''), coalesce(?3, '{}'))
              ON CONFLICT (singleton) DO UPDATE SET
-                 head = ?1, totals = coalesce(?2, totals), usual = coalesce(?3, usual)",
+                 head = ?1, totals = coalesce(?2, totals), usual = json_patch(usual, coalesce(?3, '{}'))",
         )
         .bind(encode_series(&change.head)?)
         .bind(totals)
