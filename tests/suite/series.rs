@@ -22,6 +22,7 @@ on_every_database!(
     what_is_told_is_what_is_in_the_table,
     whatever_a_receiver_does_nothing_is_lost_or_doubled,
     relays_that_die_lose_and_double_nothing,
+    what_surely_did_not_arrive_is_told_with_its_zero,
     what_is_refused_is_not_told_for_ever,
     too_large_is_told_in_smaller_requests,
     without_a_receiver_sums_are_kept_for_later,
@@ -165,6 +166,21 @@ async fn relays_that_die_lose_and_double_nothing(database: &Database) {
     assert_eq!(start(&store, &receiver).drain().await.unwrap(), Ended::Idle);
     let samples = Samples::of(&receiver);
     assert_eq!((samples.increase(ENDED), samples.last(SUCCEEDED)), (60, Some(60.0)));
+}
+
+async fn what_surely_did_not_arrive_is_told_with_its_zero(database: &Database) {
+    let (store, _) = database.attach().await;
+    let receiver = Receiver::grpc().await;
+    receiver.rule(|_| Reply::grpc(Code::Unimplemented, "not now"));
+    let relay = start(&store, &receiver);
+    succeed(&mut database.connect().await, "triage", 1..=2).await;
+    eventually("an empty journal", async || store.status().await.unwrap().journal_entries == 0).await;
+    let before = receiver.attempts();
+    eventually("exports of it", async || receiver.attempts() > before + 2).await;
+    receiver.rule(|_| Reply::Accept);
+    assert_eq!(relay.drain().await.unwrap(), Ended::Idle);
+    let samples = Samples::of(&receiver);
+    assert_eq!((samples.increase(ENDED), samples.last(SUCCEEDED)), (2, Some(2.0)));
 }
 
 async fn what_is_refused_is_not_told_for_ever(database: &Database) {
