@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use runspan::series::Ledger;
 use runspan::store::{Channel, Commit, NewRequest, Settlement, StoreError};
 
 use crate::database::{Database, eventually};
@@ -74,14 +75,18 @@ async fn a_stale_holder_changes_nothing(database: &Database) {
     let thief = relay.store.take_lease(&relay.store.lease().await.unwrap(), "two", TERM).await.unwrap();
     assert!(thief.is_some());
     let delivered = [Settlement::Delivered { id: 1 }];
+    let (mut ledger, _) = Ledger::open(None, &relay.instance);
     for result in [
         relay.store.commit(&relay.lease, &relay.instance, &commit).await,
         relay.store.settle(&relay.lease, &delivered).await,
         relay.store.trim(&relay.lease, 0).await.map(|_| ()),
         relay.store.renew_lease(&relay.lease, TERM).await,
+        relay.store.record(&relay.lease, &ledger.change()).await,
+        relay.store.fresh_totals(&relay.lease, 0, 1).await.map(|_| ()),
     ] {
         assert!(matches!(result, Err(StoreError::LeaseLost)), "{result:?}");
     }
+    assert_eq!(relay.store.recorded().await.unwrap(), None);
     let after = relay.store.status().await.unwrap();
     assert_eq!(
         (after.journal_entries, after.open_runs, after.waiting_requests),
