@@ -49,10 +49,10 @@ pub(super) struct Exporter {
 enum Fate {
     /// The receiver has it, or will not have it, ever.
     Told,
-    /// It surely did not arrive.
-    Lost,
-    /// Nobody knows: it has to be sent again as it was.
-    Unknown,
+    /// It surely did not arrive. The receiver asks to wait so long.
+    Lost(Duration),
+    /// Nobody knows: it has to be sent again as it was. The receiver asks to wait so long.
+    Unknown(Duration),
     /// The same, but at once, in smaller requests.
     TooLarge,
 }
@@ -64,17 +64,17 @@ impl Exporter {
         let mut waits = patience(self.config.interval);
         while !self.projected.is_cancelled() {
             let began = Instant::now();
-            let wait = if self.export(&mut ledger, &mut request_size).await? {
+            let wait = if let Some(asked) = self.export(&mut ledger, &mut request_size).await? {
+                waits.next().unwrap_or(self.config.interval).min(self.config.interval).max(asked)
+            } else {
                 waits = patience(self.config.interval);
                 self.config.interval
-            } else {
-                waits.next().unwrap_or(self.config.interval).min(self.config.interval)
             };
             let _ = tokio::time::timeout_at(began + wait, self.projected.cancelled()).await;
         }
         // Not longer: whoever stops this process may not wait for it.
         let last = tokio::time::timeout(LAST_WORD, self.export(&mut ledger, &mut request_size)).await;
-        if !last.unwrap_or(Ok(false))? {
+        if last.unwrap_or(Ok(Some(Duration::ZERO)))?.is_some() {
             tracing::warn!("the last metrics were not exported: the next relay will tell of them");
         }
         Ok(())
@@ -97,13 +97,17 @@ impl Exporter {
         Ok(ledger)
     }
 
-    /// Adds up what is pending, and tells of it; whether all of it is told.
-    async fn export(&self, ledger: &mut Ledger, request_size: &mut usize) -> Result<bool, StoreError> {
+    /// Adds up what is pending, and tells of it. Unless all of it is told: how long the receiver asks to wait.
+    async fn export(
+        &self,
+        ledger: &mut Ledger,
+        request_size: &mut usize,
+    ) -> Result<Option<Duration>, StoreError> {
         loop {
             let now = self.receive(ledger).await?;
             let Some(client) = &self.client else {
                 self.store.record(&self.lease, &ledger.change()).await?;
-                return Ok(true);
+                return Ok(None);
             };
             // One whose fate is unknown comes first, as it was.
             let is_repeated = ledger.attempt().is_some();
@@ -119,16 +123,16 @@ impl Exporter {
             let fate = self.send(client, requests, is_repeated, request_size).await;
             match fate {
                 Fate::Told => ledger.acknowledged(),
-                Fate::Lost => ledger.forget(),
+                Fate::Lost(_) => ledger.forget(),
                 Fate::TooLarge => continue,
-                Fate::Unknown => return Ok(false),
+                Fate::Unknown(asked) => return Ok(Some(asked)),
             }
             self.store.record(&self.lease, &ledger.change()).await?;
-            if matches!(fate, Fate::Lost) {
-                return Ok(false);
+            if let Fate::Lost(asked) = fate {
+                return Ok(Some(asked));
             }
             if !is_repeated {
-                return Ok(true);
+                return Ok(None);
             }
         }
     }
@@ -190,7 +194,7 @@ impl Exporter {
             let answer = client.send(request.wire).await;
             self.counts.answered(SIGNAL, request.items, &answer, begun.elapsed());
             let said = answer.cause().map(ToString::to_string).unwrap_or_default();
-            let is_lost = match &answer {
+            let (is_lost, asked) = match &answer {
                 Answer::Accepted { rejected, message } => {
                     if *rejected > 0 {
                         tracing::error!(rejected, "the receiver threw some metric points away: {message}");
@@ -223,17 +227,18 @@ impl Exporter {
                 }
                 Answer::Misconfigured(_) => {
                     tracing::error!("{said}");
-                    true
+                    (true, None)
                 }
-                Answer::Retry { cause, .. } | Answer::TooLarge { cause, .. } => {
+                Answer::Retry { cause, after } | Answer::TooLarge { cause, after } => {
                     tracing::warn!("{said}");
-                    cause.kind() == Kind::Unreachable
+                    (cause.kind() == Kind::Unreachable, *after)
                 }
             };
             let is_refused = matches!(answer, Answer::Misconfigured(_));
             let state = if is_refused { SenderState::Refused } else { SenderState::Waiting };
             self.monitor.update(|snapshot| snapshot.metrics = Some(state(said)));
-            return if is_lost && is_untouched { Fate::Lost } else { Fate::Unknown };
+            let asked = asked.unwrap_or_default();
+            return if is_lost && is_untouched { Fate::Lost(asked) } else { Fate::Unknown(asked) };
         }
         self.monitor.update(|state| {
             if items > 0 {

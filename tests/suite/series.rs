@@ -23,6 +23,7 @@ on_every_database!(
     whatever_a_receiver_does_nothing_is_lost_or_doubled,
     relays_that_die_lose_and_double_nothing,
     what_surely_did_not_arrive_is_told_with_its_zero,
+    a_receiver_that_asks_to_wait_is_let_be,
     what_is_refused_is_not_told_for_ever,
     too_large_is_told_in_smaller_requests,
     without_a_receiver_sums_are_kept_for_later,
@@ -181,6 +182,21 @@ async fn what_surely_did_not_arrive_is_told_with_its_zero(database: &Database) {
     assert_eq!(relay.drain().await.unwrap(), Ended::Idle);
     let samples = Samples::of(&receiver);
     assert_eq!((samples.increase(ENDED), samples.last(SUCCEEDED)), (2, Some(2.0)));
+}
+
+async fn a_receiver_that_asks_to_wait_is_let_be(database: &Database) {
+    let (store, _) = database.attach().await;
+    let receiver = Receiver::grpc().await;
+    receiver.rule(|_| Reply::grpc_retry(Code::Unavailable, "later", Duration::from_hours(1)));
+    let relay = start(&store, &receiver);
+    eventually("the first export", async || receiver.attempts() > 0).await;
+    // Many intervals long.
+    succeed(&mut database.connect().await, "triage", 1..=30).await;
+    eventually("an empty journal", async || store.status().await.unwrap().journal_entries == 0).await;
+    assert_eq!(receiver.attempts(), 1);
+    receiver.rule(|_| Reply::Accept);
+    relay.stop().await.unwrap();
+    assert_eq!(Samples::of(&receiver).last(SUCCEEDED), Some(30.0));
 }
 
 async fn what_is_refused_is_not_told_for_ever(database: &Database) {
