@@ -88,7 +88,7 @@ impl Exporter {
         let failed_before = self.failing.swap(sent.is_err(), Ordering::Relaxed);
         match &sent {
             Err(problem) if !failed_before => {
-                tracing::warn!("the relay's own metrics are not taken, and sent again later: {problem}");
+                tracing::warn!("the relay's own metrics are not taken: {problem}");
             }
             Ok(()) if failed_before => tracing::info!("the receiver takes the relay's own metrics again"),
             _ => {}
