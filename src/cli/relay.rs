@@ -46,7 +46,8 @@ pub(super) struct RelayArgs {
     #[arg(long, value_enum, default_value_t = Logs::Otlp)]
     logs: Logs,
     /// Exit once journal and outbox are empty: 0; 3 if only undeliverable requests are left; 4 if the database is away;
-    /// 130 if stopped before. A receiver that is away is waited for
+    /// 130 if stopped before. A receiver that is away is waited for, but not for metrics: their sums are in the database,
+    /// and the next relay tells of them
     #[arg(long)]
     until_idle: bool,
     /// How large the outbox may grow while a receiver is away; past it the oldest requests are dropped
