@@ -7,6 +7,9 @@ use clap::Args;
 use super::{Database, Failure, counted, listing, print_line};
 use crate::store::{Stuck, StuckRun};
 
+/// The widest cell, in characters. JSON has everything.
+const WIDEST: usize = 60;
+
 /// List the runs that are stuck now: in flight, and long past what is usual for their workflow
 ///
 /// A run is stuck when it was queued longer ago than twice what 99 of 100 runs of its workflow take, and at least a
@@ -75,7 +78,24 @@ fn roughly(seconds: f64) -> String {
     humantime::format_duration(whole).to_string().split(' ').take(2).collect::<Vec<_>>().join(" ")
 }
 
-/// What the application wrote, harmless to a terminal.
+/// What the application wrote, harmless to a terminal, and no wider than a line: one long name widens all rows.
 fn in_a_line(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+    let mut line: String = text.chars().take(WIDEST).map(|c| if c.is_control() { ' ' } else { c }).collect();
+    if text.chars().nth(WIDEST).is_some() {
+        line.pop();
+        line.push('…');
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cell_is_a_line_and_not_wide() {
+        assert_eq!(in_a_line("a\nb\u{1b}[31m"), "a b [31m");
+        assert_eq!(in_a_line(&"ä".repeat(WIDEST)), "ä".repeat(WIDEST));
+        assert_eq!(in_a_line(&"ä".repeat(WIDEST + 1)), "ä".repeat(WIDEST - 1) + "…");
+    }
 }
