@@ -16,3 +16,14 @@ CREATE TABLE runspan.deltas (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     delta text NOT NULL
 );
+
+-- The default method takes about 3 ms for what a batch adds, ten times as long for no fewer bytes. Not every server is
+-- built with this one.
+DO $$
+BEGIN
+    ALTER TABLE runspan.series ALTER COLUMN totals SET COMPRESSION lz4;
+    ALTER TABLE runspan.deltas ALTER COLUMN delta SET COMPRESSION lz4;
+EXCEPTION WHEN feature_not_supported THEN
+    NULL;
+END
+$$;
