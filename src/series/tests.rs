@@ -340,6 +340,27 @@ fn a_database_that_went_back_in_time_begins_anew() {
 }
 
 #[test]
+fn the_newest_exemplar_of_a_bucket_is_told_once() {
+    let layout = buckets("1,10");
+    let (mut database, mut ledger) = (Database::new(), Database::new().open());
+    let exemplars = |series: Vec<Series>| -> Vec<i64> {
+        let points = series.into_iter().flat_map(|series| series.points);
+        let of = |point: Point| match point.value {
+            Value::Distribution(_, distribution) => distribution.exemplars().map(|it| it.micros).collect(),
+            Value::Count(_) => Vec::new(),
+        };
+        points.flat_map(of).collect()
+    };
+    for seconds in [3, 5, 4] {
+        database.append(run("ship", seconds, &layout));
+    }
+    assert_eq!(exemplars(export(&mut database, &mut ledger, 1_000)), [5_000_000]);
+    database.append(run("ship", 30, &layout));
+    assert_eq!(exemplars(export(&mut database, &mut ledger, 5_000)), [30_000_000]);
+    assert_eq!(exemplars(export(&mut database, &mut ledger, 9_000)), [0_i64; 0]);
+}
+
+#[test]
 fn what_was_skipped_long_ago_is_no_news_after_a_failover() {
     let (mut database, mut ledger) = (Database::new(), Database::new().open());
     let mut export = |ledger: &mut Ledger, now, skipped| {

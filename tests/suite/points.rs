@@ -65,7 +65,7 @@ pub(crate) fn metrics(receiver: &Receiver) -> Vec<Received> {
     receiver.requests().into_iter().filter(|request| request.signal == Signal::Metrics).collect()
 }
 
-/// The points of a request, in order.
+/// The points of a request, in order. Those that only grow say since when, and began at zero then.
 pub(crate) fn points(request: &Received) -> Vec<(Series, u64, f64)> {
     let mut all = Vec::new();
     let metrics = request.metrics().resource_metrics.into_iter().flat_map(|resource| resource.scope_metrics);
@@ -81,15 +81,25 @@ pub(crate) fn points(request: &Received) -> Vec<(Series, u64, f64)> {
                 points.into_iter().map(|point| (value(&point), point.time_unix_nano, point.attributes));
             read.collect::<Vec<_>>()
         };
+        let grows = |since: u64, at: u64, is_zero: bool| {
+            assert!(0 < since && (since < at || since == at && is_zero), "{}: {since}, {at}", metric.name);
+        };
         let read = match metric.data.unwrap() {
             Data::Sum(sum) => {
                 assert_eq!(sum.aggregation_temporality, i32::from(AggregationTemporality::Cumulative));
+                assert_eq!(sum.is_monotonic, metric.name != "workflow.run.active", "{}", metric.name);
+                for point in sum.data_points.iter().filter(|_| sum.is_monotonic) {
+                    let is_zero = point.value == Some(number_data_point::Value::AsInt(0));
+                    grows(point.start_time_unix_nano, point.time_unix_nano, is_zero);
+                }
                 numbers(sum.data_points)
             }
             Data::Gauge(gauge) => numbers(gauge.data_points),
             Data::Histogram(histogram) => {
+                assert_eq!(histogram.aggregation_temporality, i32::from(AggregationTemporality::Cumulative));
                 #[expect(clippy::cast_precision_loss, reason = "small numbers")]
                 let read = |point: HistogramDataPoint| {
+                    grows(point.start_time_unix_nano, point.time_unix_nano, point.count == 0);
                     assert_eq!(point.count, point.bucket_counts.iter().sum::<u64>());
                     assert_eq!(point.bucket_counts.len(), point.explicit_bounds.len() + 1);
                     (point.count as f64, point.time_unix_nano, point.attributes)
