@@ -24,6 +24,7 @@ on_every_database!(
     without_a_table_nothing_is_stuck,
     rows_that_are_no_runs_are_left_out,
     the_command_lists_them,
+    the_oldest_in_flight_has_its_age_in_seconds,
 );
 
 /// Says what is usual: seconds by workflow.
@@ -85,6 +86,18 @@ async fn a_run_is_stuck_past_twice_its_workflows_usual(database: &Database) {
     // Once more have ended, what is usual may be longer.
     usual(database, &mut session, r#"{"ship": 1100, "plan": 7200}"#).await;
     assert!(stuck(&*store).await.is_empty());
+}
+
+async fn the_oldest_in_flight_has_its_age_in_seconds(database: &Database) {
+    let (store, _) = database.attach().await;
+    let mut session = database.connect().await;
+    for (number, seconds) in [(1, 90), (2, 7200)] {
+        queued_ago(database, &mut session, "ship", number, seconds).await;
+    }
+    let in_flight = store.in_flight().await.unwrap();
+    let [ship] = in_flight.as_slice() else { panic!("{in_flight:?}") };
+    assert_eq!((ship.workflow.as_str(), ship.status.as_str(), ship.runs), ("ship", "queued", 2));
+    assert!((7200.0..7260.0).contains(&ship.oldest_age), "{ship:?}");
 }
 
 async fn a_usual_of_seconds_has_a_minutes_grace(database: &Database) {
