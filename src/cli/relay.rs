@@ -65,7 +65,7 @@ pub(super) struct RelayArgs {
     #[arg(long, default_value = "10s", value_name = "DURATION", value_parser = lease_term)]
     lease: Duration,
     /// The upper bounds of the duration histograms' buckets, in seconds, rising; by default from 0.1 to 604800 (7 days).
-    /// Changing them begins the histograms anew
+    /// Choose them once: other bounds begin the histograms anew, and quantiles over a time with both are too high
     #[arg(long, env = "RUNSPAN_DURATION_BUCKETS", value_name = "S,S,…")]
     duration_buckets: Option<Buckets>,
 }

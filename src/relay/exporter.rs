@@ -92,7 +92,10 @@ impl Exporter {
         }
         if let Some(told) = ledger.buckets().filter(|told| **told != self.settings.buckets) {
             let now = &self.settings.buckets;
-            tracing::warn!("the histograms' buckets change from {told} to {now}: they begin anew");
+            tracing::warn!(
+                "the histograms' buckets change from {told} to {now}: they begin anew, and quantiles over a time with \
+                 both are too high"
+            );
         }
         Ok(ledger)
     }
