@@ -471,5 +471,9 @@ fn what_runs_usually_take() {
     assert_eq!(ledger.change().usual, Some(ledger.usual()));
     assert_eq!(ledger.change().usual, None);
     // The 99th percentile of 20 lies in the last bucket that has any, as histogram_quantile() would have it.
+    // What lies beyond the last bound takes at least its mean.
+    let mut beyond = Database::new().open();
+    beyond.receive((1..=20).map(|id| (id, run("ship", 3_600, &layout))));
+    assert!((beyond.usual()["ship"] - 3_600.0).abs() < 1e-9);
     assert!((ledger.usual()["ship"] - (10.0 + 90.0 * (19.8 - 19.0))).abs() < 1e-9);
 }

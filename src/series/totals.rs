@@ -178,8 +178,8 @@ impl Distribution {
         counts
     }
 
-    /// The newest of each bucket.
-    pub fn exemplars(&self) -> impl Iterator<Item = &Exemplar> {
+    /// The newest of each bucket, from the lowest.
+    pub fn exemplars(&self) -> impl DoubleEndedIterator<Item = &Exemplar> {
         self.exemplars.values()
     }
 
@@ -211,7 +211,8 @@ impl Distribution {
         }
     }
 
-    /// The `q`-quantile in seconds, as `PromQL`'s `histogram_quantile` interpolates it; `None` without values.
+    /// The `q`-quantile in seconds, as `PromQL`'s `histogram_quantile` interpolates it (but at least the mean where that
+    /// lies beyond the last bound); `None` without values.
     pub(super) fn quantile(&self, q: f64, buckets: &Buckets) -> Option<f64> {
         let count = self.count();
         if count == 0 {
@@ -229,7 +230,10 @@ impl Distribution {
             }
             (below, lower) = (below + number, *upper);
         }
-        bounds.last().copied()
+        // Beyond the last bound nothing is known but the mean.
+        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+        let mean = self.sum_seconds() / count as f64;
+        bounds.last().map(|last| last.max(mean))
     }
 }
 

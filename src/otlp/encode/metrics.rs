@@ -29,6 +29,9 @@ pub struct Points {
     pub wire: Bytes,
 }
 
+/// The most exemplars of one export: they are what makes it large, about 33 bytes each after gzip.
+const MAX_EXEMPLARS: usize = 20_000;
+
 enum DataPoint {
     Number(NumberDataPoint),
     Histogram(HistogramDataPoint),
@@ -47,7 +50,10 @@ impl DataPoint {
 impl Encoder {
     /// Series as `ExportMetricsServiceRequest`s of at most about `size` bytes, in order. The points of a series stay
     /// together: requests may overtake each other behind the receiver, and what precedes a point has to be there first.
+    ///
+    /// Where there are too many exemplars, each histogram keeps those of its highest buckets.
     pub fn series(&self, series: &[Series], exemplars: bool, size: usize) -> Vec<Points> {
+        let exemplars = if exemplars { exemplars_each(series) } else { 0 };
         let points = series.iter().map(|series| {
             let metric = series.key.kind.metric();
             let attributes: Vec<KeyValue> = series
@@ -156,7 +162,18 @@ fn sum(is_monotonic: bool) -> Data {
     Data::Sum(Sum { data_points: Vec::new(), aggregation_temporality: CUMULATIVE, is_monotonic })
 }
 
-fn data_point(point: &Point, attributes: Vec<KeyValue>, exemplars: bool) -> DataPoint {
+/// How many exemplars a point may carry.
+fn exemplars_each(series: &[Series]) -> usize {
+    let of_point = |point: &Point| match &point.value {
+        Value::Count(_) => None,
+        Value::Distribution(_, distribution) => Some(distribution.exemplars().count()),
+    };
+    let counts = series.iter().flat_map(|series| &series.points).filter_map(of_point);
+    let (points, all) = counts.fold((0, 0), |(points, all), count| (points + 1, all + count));
+    if all > MAX_EXEMPLARS { MAX_EXEMPLARS / points } else { usize::MAX }
+}
+
+fn data_point(point: &Point, attributes: Vec<KeyValue>, exemplars: usize) -> DataPoint {
     let (start_time_unix_nano, time_unix_nano) = (point.since.unix_nanos(), point.at.unix_nanos());
     match &point.value {
         Value::Count(count) => DataPoint::Number(NumberDataPoint {
@@ -174,7 +191,7 @@ fn data_point(point: &Point, attributes: Vec<KeyValue>, exemplars: bool) -> Data
             sum: Some(distribution.sum_seconds()),
             bucket_counts: distribution.counts(buckets),
             explicit_bounds: buckets.seconds(),
-            exemplars: distribution.exemplars().filter(|_| exemplars).map(exemplar).collect(),
+            exemplars: distribution.exemplars().rev().take(exemplars).map(exemplar).collect(),
             ..HistogramDataPoint::default()
         }),
     }
@@ -187,5 +204,56 @@ fn exemplar(exemplar: &Exemplar) -> ProtoExemplar {
         span_id: exemplar.span_id.bytes().to_vec(),
         value: Some(exemplar::Value::AsDouble(seconds(exemplar.micros))),
         ..ProtoExemplar::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::otlp::config::Resource;
+    use crate::otlp::encode::gzip;
+    use crate::run::{Outcome, RunId};
+    use crate::series::{Buckets, Key, Totals};
+    use crate::trace_context::SpanContext;
+
+    #[test]
+    fn the_largest_export_keeps_the_exemplars_of_its_slowest_runs() {
+        let buckets = Buckets::default();
+        let mut totals = Totals::new(buckets.clone());
+        // 200 workflows with 14 histograms each, a run in each bucket of each.
+        for histogram in 0..2_800 {
+            for bound in buckets.micros() {
+                let run = RunId::generate();
+                let key = Key::duration(&format!("workflow-{histogram}"), Outcome::Succeeded, None);
+                totals.observe(key, *bound, Timestamp::from_micros(*bound), SpanContext::of_run(run, run));
+            }
+        }
+        let at = Timestamp::from_micros(1_800_000_000_000_000);
+        let value = |distribution: &_| Value::Distribution(buckets.clone(), Clone::clone(distribution));
+        let series: Vec<Series> = totals
+            .histograms()
+            .map(|(key, distribution)| Series {
+                key: key.clone(),
+                points: vec![Point { since: at, at, value: value(distribution) }],
+            })
+            .collect();
+        let encoder = Encoder::new(&Resource::from_env(&|_| None).unwrap(), "db");
+        let requests = encoder.series(&series, true, crate::otlp::encode::MAX_REQUEST);
+        let (mut kept, mut gzipped) = (Vec::new(), 0);
+        for request in requests {
+            gzipped += gzip(&request.wire).len();
+            let request = ExportMetricsServiceRequest::decode(request.wire).unwrap();
+            for metric in &request.resource_metrics[0].scope_metrics[0].metrics {
+                let Some(Data::Histogram(histogram)) = &metric.data else { panic!("{metric:?}") };
+                kept.extend(histogram.data_points.iter().map(|point| point.exemplars.clone()));
+            }
+        }
+        assert_eq!(kept.len(), 2_800);
+        for exemplars in kept {
+            let values: Vec<_> = exemplars.iter().filter_map(|exemplar| exemplar.value).collect();
+            let slowest = buckets.seconds().into_iter().rev().take(7).map(exemplar::Value::AsDouble);
+            assert_eq!(values, slowest.collect::<Vec<_>>());
+        }
+        assert!(gzipped < 1 << 20, "{gzipped} bytes");
     }
 }
