@@ -129,7 +129,12 @@ impl Counts {
 pub(super) fn show(monitor: &Monitor, max_outbox: u64) {
     let gauges = Gauges { meter: meter(), monitor };
     let limit = i64::try_from(max_outbox).unwrap_or(i64::MAX);
-    gauges.counts(&metric::LEASE_HELD, |snapshot| vec![(snapshot.lease_epoch.is_some().into(), None)]);
+    // A relay that begins or ends says neither: one that cron starts each minute would seem never to hold it.
+    gauges.counts(&metric::LEASE_HELD, |snapshot| match (snapshot.lease_epoch, snapshot.stands_by) {
+        (Some(_), _) => vec![(1, None)],
+        (None, true) => vec![(0, None)],
+        (None, false) => Vec::new(),
+    });
     gauges.counts(&metric::OUTBOX_LIMIT, move |_| vec![(limit, None)]);
     gauges.counts(&metric::JOURNAL_ENTRIES, stored(|status| vec![(status.journal_entries, None)]));
     gauges.counts(&metric::JOURNAL_SET_ASIDE, stored(|status| vec![(status.set_aside_entries, None)]));
