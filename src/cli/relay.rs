@@ -66,7 +66,7 @@ pub(super) struct RelayArgs {
     lease: Duration,
     /// The upper bounds of the duration histograms' buckets, in seconds, rising; by default from 0.1 to 604800 (7 days).
     /// Choose them once: other bounds begin the histograms anew, and quantiles over a time with both are too high
-    #[arg(long, env = "RUNSPAN_DURATION_BUCKETS", value_name = "S,S,…")]
+    #[arg(long, value_name = "S,S,…")]
     duration_buckets: Option<Buckets>,
 }
 
@@ -170,7 +170,7 @@ impl RelayArgs {
                 if requests == 1 { "is" } else { "are" }
             )),
             Ended::Refused(said) => {
-                undeliverable(format!("the receiver takes nothing of what waits; all is kept: {said}"))
+                undeliverable(format!("the receiver does not take what is left; all is kept: {said}"))
             }
             Ended::DatabaseAway(problem) => {
                 Err(Failure { of_database: true, ..Failure::new(Exit::DatabaseAway, problem) })

@@ -284,7 +284,7 @@ async fn metrics_that_cannot_be_meant_are_one_line() {
     let all = [
         said(&["--duration-buckets", ""], none),
         said(&["--duration-buckets", "5,1"], none),
-        said(&[], ("RUNSPAN_DURATION_BUCKETS", "0.5,x")),
+        said(&["--duration-buckets", "0.5,x"], none),
         said(&[], ("OTEL_METRIC_EXPORT_INTERVAL", "0")),
         said(&[], ("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "delta")),
         said(&[], ("OTEL_METRICS_EXPORTER", "prometheus")),

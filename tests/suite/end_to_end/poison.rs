@@ -114,7 +114,7 @@ async fn a_receiver_that_refuses_everything_kills_nothing() {
     let ended = relay_until_idle(&database, &receiver);
     assert_eq!(ended.code, Some(3));
     let line = plain(ended.stderr.lines().last().unwrap_or_default(), &database);
-    insta::assert_snapshot!(line, @r#"error: the receiver takes nothing of what waits; all is kept: traces to http://RECEIVER (grpc): INVALID_ARGUMENT: "not today""#);
+    insta::assert_snapshot!(line, @r#"error: the receiver does not take what is left; all is kept: traces to http://RECEIVER (grpc): INVALID_ARGUMENT: "not today""#);
     assert_eq!(database.sql("SELECT sum(items), count(dead) FROM runspan.outbox"), "100|0");
     receiver.rule(|_| Reply::Accept);
     assert_eq!(relay_until_idle(&database, &receiver).code, Some(0));
