@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use sqlx::postgres::{PgDatabaseError, PgSeverity};
 use sqlx::sqlite::SqliteError;
 
 pub use self::attach::{Attach, Attached, Detached, Plan};
@@ -102,6 +103,15 @@ fn fits(found: i32) -> Result<(), StoreError> {
 }
 
 impl StoreError {
+    /// What the database says of a statement that it refused. Not of a connection that it refused or ended (`FATAL`):
+    /// that is no word on the statement.
+    pub fn refusal(&self) -> Option<&str> {
+        let Self::Database(sqlx::Error::Database(error)) = self else { return None };
+        let severity = error.try_downcast_ref::<PgDatabaseError>().map(PgDatabaseError::severity);
+        let is_of_the_connection = matches!(severity, Some(PgSeverity::Fatal | PgSeverity::Panic));
+        (!is_of_the_connection).then(|| error.message())
+    }
+
     /// Whether trying again later may help without anyone's doing.
     pub fn is_transient(&self) -> bool {
         match self {

@@ -1,7 +1,7 @@
 //! Series → receiver: adds up what the projector appended, and tells of it every interval.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -60,11 +60,17 @@ enum Fate {
 impl Exporter {
     pub(super) async fn run(self) -> Result<(), RelayError> {
         let mut ledger = self.open().await?;
+        self.say_if_buckets_change(&ledger);
         let mut request_size = MAX_REQUEST;
         let mut waits = patience(self.config.interval);
-        while !self.projected.is_cancelled() {
+        loop {
             let began = Instant::now();
-            let wait = if let Some(asked) = self.export(&mut ledger, &mut request_size).await? {
+            let exported = tokio::select! {
+                biased;
+                () = self.projected.cancelled() => break,
+                exported = self.export(&mut ledger, &mut request_size) => exported?,
+            };
+            let wait = if let Some(asked) = exported {
                 waits.next().unwrap_or(self.config.interval).min(self.config.interval).max(asked)
             } else {
                 waits = patience(self.config.interval);
@@ -72,8 +78,13 @@ impl Exporter {
             };
             let _ = tokio::time::timeout_at(began + wait, self.projected.cancelled()).await;
         }
-        // Not longer: whoever stops this process may not wait for it.
-        let last = tokio::time::timeout(LAST_WORD, self.export(&mut ledger, &mut request_size)).await;
+        // One that was broken off is written down, and comes first. Not longer than this: whoever stops this process may
+        // not wait for it.
+        let last = tokio::time::timeout(LAST_WORD, async {
+            let mut ledger = self.open().await?;
+            self.export(&mut ledger, &mut request_size).await
+        });
+        let last = last.await;
         if last.unwrap_or(Ok(Some(Duration::ZERO)))?.is_some() {
             tracing::warn!("the last metrics were not exported: the next relay will tell of them");
         }
@@ -90,6 +101,10 @@ impl Exporter {
                  restore): new series begin"
             );
         }
+        Ok(ledger)
+    }
+
+    fn say_if_buckets_change(&self, ledger: &Ledger) {
         if let Some(told) = ledger.buckets().filter(|told| **told != self.settings.buckets) {
             let now = &self.settings.buckets;
             tracing::warn!(
@@ -97,7 +112,6 @@ impl Exporter {
                  both are too high"
             );
         }
-        Ok(ledger)
     }
 
     /// Adds up what is pending, and tells of it. Unless all of it is told: how long the receiver asks to wait.
@@ -163,19 +177,21 @@ impl Exporter {
         }
     }
 
-    /// The runs in flight, if they can be read. A table that cannot costs these two metrics, and nothing else: zeros
-    /// would say that nothing is in flight.
+    /// The runs in flight, if there is a table and it can be read. One that cannot costs these two metrics, and nothing
+    /// else: zeros would say that nothing is in flight.
     async fn in_flight(&self) -> Result<Option<Vec<InFlight>>, StoreError> {
-        match self.store.in_flight().await {
-            Err(StoreError::Database(sqlx::Error::Database(error))) => {
-                tracing::error!(
-                    "the table cannot be read, so nobody knows what is in flight: {}",
-                    error.message()
-                );
-                Ok(None)
+        let read = async {
+            match self.store.attached_table().await? {
+                Some(_) => self.store.in_flight().await.map(Some),
+                None => Ok(None),
             }
-            read => read.map(Some),
+        };
+        let read = read.await;
+        if let Some(said) = read.as_ref().err().and_then(StoreError::refusal) {
+            tracing::error!("the table cannot be read, so nobody knows what is in flight: {said}");
+            return Ok(None);
         }
+        read
     }
 
     /// Sends requests in order, until one is not taken.
@@ -186,7 +202,7 @@ impl Exporter {
         is_repeated: bool,
         request_size: &mut usize,
     ) -> Fate {
-        let (mut items, mut thrown_away, mut refused) = (0, 0, None);
+        let mut refused = None;
         // Whether anything of it may be there already.
         let mut is_untouched = !is_repeated;
         for request in requests {
@@ -204,8 +220,6 @@ impl Exporter {
                     } else if !message.is_empty() {
                         tracing::warn!("the receiver of the metrics warns: {message}");
                     }
-                    items += request.items as u64;
-                    thrown_away += *rejected;
                     is_untouched = false;
                     continue;
                 }
@@ -228,9 +242,11 @@ impl Exporter {
                     is_untouched = false;
                     continue;
                 }
-                Answer::Misconfigured(_) => {
+                Answer::Misconfigured(cause) => {
                     tracing::error!("{said}");
-                    (true, None)
+                    // Nobody mends it within a moment. Of two stores behind a Collector one may refuse the credentials,
+                    // and the other have taken the points.
+                    (cause.kind() != Kind::Credentials, Some(self.config.interval))
                 }
                 Answer::Retry { cause, after } | Answer::TooLarge { cause, after } => {
                     tracing::warn!("{said}");
@@ -244,11 +260,6 @@ impl Exporter {
             return if is_lost && is_untouched { Fate::Lost(asked) } else { Fate::Unknown(asked) };
         }
         self.monitor.update(|state| {
-            if items > 0 {
-                state.acknowledged_at = Some(SystemTime::now());
-            }
-            state.delivered_items += items;
-            state.rejected_items += thrown_away;
             state.metrics = Some(refused.map_or(SenderState::Idle, SenderState::Refused));
         });
         Fate::Told

@@ -12,6 +12,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::monitor::{Monitor, SenderState, Snapshot};
+use crate::otlp::Signal;
 use crate::store::{Store, StoreStatus};
 
 /// A probe waits for a second by default (Kubernetes): the answer has to come before.
@@ -59,20 +60,20 @@ fn role(snapshot: &Snapshot) -> &'static str {
     }
 }
 
+fn describe_sender(state: &SenderState) -> Value {
+    match state {
+        SenderState::Busy => json!({ "state": "busy" }),
+        SenderState::Idle => json!({ "state": "idle" }),
+        SenderState::Waiting(why) => json!({ "state": "waiting", "problem": why }),
+        SenderState::Refused(why) => json!({ "state": "refused", "problem": why }),
+    }
+}
+
 fn describe(snapshot: &Snapshot, status: &StoreStatus) -> Value {
-    let senders: serde_json::Map<String, Value> = snapshot
-        .senders
-        .iter()
-        .map(|(channel, state)| {
-            let state = match state {
-                SenderState::Busy => json!({ "state": "busy" }),
-                SenderState::Idle => json!({ "state": "idle" }),
-                SenderState::Waiting(why) => json!({ "state": "waiting", "problem": why }),
-                SenderState::Refused(why) => json!({ "state": "refused", "problem": why }),
-            };
-            (channel.to_string(), state)
-        })
-        .collect();
+    let channels = snapshot.senders.iter().map(|(channel, state)| (channel.to_string(), state));
+    let metrics = snapshot.metrics.iter().map(|state| (Signal::Metrics.to_string(), state));
+    let senders: serde_json::Map<String, Value> =
+        channels.chain(metrics).map(|(name, state)| (name, describe_sender(state))).collect();
     let acknowledged = snapshot.acknowledged_at.and_then(|at| SystemTime::now().duration_since(at).ok());
     json!({
         "ready": true,

@@ -36,9 +36,9 @@ pub struct Snapshot {
     pub metrics: Option<SenderState>,
     /// When a receiver last acknowledged a request.
     pub acknowledged_at: Option<SystemTime>,
-    /// Spans, records and points that were acknowledged.
+    /// Spans and records that were acknowledged.
     pub delivered_items: u64,
-    /// Spans, records and points that a receiver took and threw away (`partial_success`).
+    /// Spans and records that a receiver took and threw away (`partial_success`).
     pub rejected_items: u64,
 }
 

@@ -118,13 +118,12 @@ impl Projector {
             }
             // The table may be renamed or gone, or hold what cannot be read. That stops nothing of what is
             // journalled and stored.
-            Err(StoreError::Database(sqlx::Error::Database(error))) => {
-                tracing::error!(
-                    "the table cannot be compared with the journal, so what it missed stays missing: {}",
-                    error.message()
-                );
-            }
-            Err(error) => return Err(error),
+            Err(error) => match error.refusal() {
+                Some(said) => tracing::error!(
+                    "the table cannot be compared with the journal, so what it missed stays missing: {said}"
+                ),
+                None => return Err(error),
+            },
         }
         Ok(Instant::now())
     }

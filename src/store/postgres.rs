@@ -44,9 +44,9 @@ pub(super) struct PgStore {
 
 impl PgStore {
     pub(super) fn new(options: PgConnectOptions) -> Self {
-        // One for each task of a relay: lease, projector, and a sender a channel.
+        // One for each task of a relay: lease, projector, exporter, a sender a channel, and whoever looks on.
         let pool = PgPoolOptions::new()
-            .max_connections(6)
+            .max_connections(8)
             .acquire_timeout(Duration::from_secs(5))
             .idle_timeout(Duration::from_mins(1))
             .connect_lazy_with(options);

@@ -33,6 +33,9 @@ on_every_database!(
     a_table_that_is_gone_costs_only_what_is_read_from_it,
     a_table_that_cannot_be_read_is_not_told_as_empty,
     the_last_word_is_said_at_a_clean_stop,
+    a_receiver_that_hangs_holds_no_one_at_a_stop,
+    exemplars_can_be_left_out,
+    after_a_detach_nothing_is_said_of_what_is_in_flight,
 );
 
 const INTERVAL_MS: u64 = 20;
@@ -283,10 +286,11 @@ async fn a_database_that_went_back_in_time_has_new_series(database: &Database) {
     let series = database.own("series");
     session.execute(&format!("UPDATE {series} SET head = replace(head, '{instance}', 'of-old')")).await;
     succeed(&mut session, "triage", 3..=3).await;
+    // Of another database, as far as a receiver can tell.
+    let receiver = Receiver::grpc().await;
     assert_eq!(start(&store, &receiver).drain().await.unwrap(), Ended::Idle);
-    // The same name here, since the database is the same: so this reset is visible, and counts from zero.
     let samples = Samples::of(&receiver);
-    assert_eq!((samples.increase(ENDED), samples.last(SUCCEEDED)), (3, Some(1.0)));
+    assert_eq!((samples.increase(ENDED), samples.last(SUCCEEDED)), (1, Some(1.0)));
 }
 
 async fn a_name_without_end_is_told_and_said(database: &Database) {
@@ -347,4 +351,40 @@ async fn the_last_word_is_said_at_a_clean_stop(database: &Database) {
     assert_eq!((samples.increase(ENDED), samples.last(SUCCEEDED)), (2, Some(2.0)));
     assert_eq!(monitor.snapshot().metrics, Some(SenderState::Idle));
     assert!(receiver.requests().iter().all(|request| request.signal == Signal::Metrics));
+}
+
+async fn a_receiver_that_hangs_holds_no_one_at_a_stop(database: &Database) {
+    let (store, _) = database.attach().await;
+    let receiver = Receiver::grpc().await;
+    receiver.rule(|_| Reply::Hang);
+    succeed(&mut database.connect().await, "triage", 1..=2).await;
+    // Longer than the test may take.
+    let relay = relay(&store, &receiver, &[("OTEL_EXPORTER_OTLP_TIMEOUT", "3600000")]).spawn();
+    eventually("a request", async || receiver.attempts() > 0).await;
+    relay.stop().await.unwrap();
+    receiver.rule(|_| Reply::Accept);
+    assert_eq!(start(&store, &receiver).drain().await.unwrap(), Ended::Idle);
+    let samples = Samples::of(&receiver);
+    assert_eq!((samples.increase(ENDED), samples.last(SUCCEEDED)), (2, Some(2.0)));
+}
+
+async fn exemplars_can_be_left_out(database: &Database) {
+    let (store, _) = database.attach().await;
+    succeed(&mut database.connect().await, "triage", 1..=2).await;
+    let off = [("OTEL_METRICS_EXEMPLAR_FILTER", "always_off")];
+    let receiver = Receiver::grpc().await;
+    assert_eq!(relay(&store, &receiver, &off).spawn().drain().await.unwrap(), Ended::Idle);
+    let told =
+        metrics(&receiver).iter().map(|request| format!("{:?}", request.metrics())).collect::<String>();
+    assert!(told.contains("HistogramDataPoint") && !told.contains("Exemplar {"), "{told}");
+}
+
+async fn after_a_detach_nothing_is_said_of_what_is_in_flight(database: &Database) {
+    let (store, _) = database.attach().await;
+    database.connect().await.queue("triage", 1).await;
+    store.detach(false).await.unwrap();
+    let receiver = Receiver::grpc().await;
+    assert_eq!(start(&store, &receiver).drain().await.unwrap(), Ended::Idle);
+    let samples = Samples::of(&receiver);
+    assert!(samples.series().all(|series| !series.starts_with("workflow.run.active")));
 }

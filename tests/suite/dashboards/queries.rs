@@ -94,7 +94,7 @@ fn of_label_values(variable: &Value, say: &mut dyn FnMut(String)) {
     let parts = query.strip_prefix("label_values(").and_then(|rest| rest.strip_suffix(')'));
     match parts.and_then(|parts| parts.rsplit_once(", ")) {
         Some((series, label)) => {
-            promql::problems(&format!("sum by ({label}) ({series})"), &BTreeSet::new(), say)
+            promql::problems(&format!("sum by ({label}) ({series})"), &BTreeSet::new(), say);
         }
         None => say(format!("no label_values(series, label): {query}")),
     }

@@ -68,7 +68,7 @@ fn a_database_that_goes_away_is_waited_for() {
         assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     };
     outage(false);
-    relay.wait_to_say("WARN");
+    relay.wait_to_say("not currently accepting connections");
     outage(true);
     let leases = || relay.stderr().matches("took the lease").count();
     wait_for("the lease anew", || (leases() >= 2).then_some(()));
