@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help lint lint-rust lint-deny lint-shell test docs-check collector prometheus
+.PHONY: help lint lint-rust lint-deny lint-shell test bench docs-check collector prometheus
 
 # Tools that are built once lie outside the tree, so that a clean clone finds them.
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/runspan
@@ -46,6 +46,9 @@ lint-shell:
 
 test: ## All tests, with PostgreSQL, Redis, the Collector and Prometheus: make test ARGS='a_name -- --nocapture'
 	tests/with-services cargo test --locked --features services $(ARGS)
+
+bench: ## What it costs and how fast it is: make bench ARGS='writer drain' (all parts: about half an hour)
+	tests/with-services cargo bench --locked --features services --bench measure -- $(ARGS)
 
 docs-check: ## The page on events and queries against the code and the catalogue; needs no services
 	cargo test --locked --test suite docs::

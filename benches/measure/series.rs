@@ -1,13 +1,11 @@
 //! What the durable series cost: the drain, an export of them, and the database that holds them.
 //!
-//! `tests/with-services cargo bench --bench series` (without the services: on SQLite alone). Each round takes
-//! every variant in turn; what counts are the ratios of one run.
+//! Each round takes every variant in turn; what counts are the ratios of one run.
 
 mod drain;
 mod export;
 mod made;
 mod record;
-mod shown;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,28 +16,23 @@ use runspan::runs;
 use runspan::runtime::Database;
 use runspan::store::{self, DatabaseUrl, Lease, Plan, Store};
 
-type Failure = Box<dyn std::error::Error>;
+use super::Failure;
 
 const ROUNDS: usize = 21;
 const INTERVAL: Duration = Duration::from_mins(1);
 /// 2027, in microseconds.
 const START: i64 = 1_800_000_000_000_000;
-/// The argument of the child whose memory is measured, before its number of names.
-const PEAK: &str = "--peak";
 
-#[tokio::main]
-async fn main() -> Result<(), Failure> {
-    let arguments: Vec<String> = std::env::args().collect();
-    if let Some(flag) = arguments.iter().position(|argument| argument == PEAK) {
-        return export::peak(arguments[flag + 1].parse()?);
-    }
+pub(crate) use self::export::peak;
+
+pub(crate) async fn run() -> Result<(), Failure> {
     export::exports()?;
     export::peaks()?;
     let directory = tempfile::tempdir()?;
     measure("SQLite", &format!("sqlite:{}", directory.path().join("bench.db").display()).parse()?).await?;
     match std::env::var("RUNSPAN_TEST_POSTGRES_URL") {
         Ok(url) => measure("PostgreSQL", &url.parse()?).await?,
-        Err(_) => eprintln!("PostgreSQL is not measured: run tests/with-services cargo bench --bench series"),
+        Err(_) => eprintln!("PostgreSQL is not measured: run make bench ARGS=series"),
     }
     Ok(())
 }

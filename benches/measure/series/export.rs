@@ -13,8 +13,9 @@ use runspan::semconv::Event;
 use runspan::series::{Buckets, Key, Ledger, MAX_WORKFLOWS, Totals};
 
 use super::made::{all_of, observe, workflow};
-use super::shown::{Spread, kib, millis, table};
-use super::{Failure, INTERVAL, PEAK, ROUNDS, START, encoder};
+use super::{Failure, INTERVAL, ROUNDS, START, encoder};
+use crate::PEAK;
+use crate::shown::{Spread, kib, millis, table};
 
 /// More names than have series of their own.
 const TOO_MANY: usize = 5_000;

@@ -14,8 +14,8 @@ use runspan::series::{Buckets, Key, Kind, Totals};
 use runspan::store::{Channel, Commit, NewRequest};
 use runspan::trace_context::SpanContext;
 
-use super::shown::{Spread, kib, millis, table};
 use super::{Bench, Failure, ROUNDS, START};
+use crate::shown::{Spread, kib, millis, table};
 
 /// Three entries each.
 const RUNS: i64 = 10_000;

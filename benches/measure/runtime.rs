@@ -1,7 +1,6 @@
 //! What the runtime costs beside the statements that it stands for, and the journal beside both.
 //!
-//! `tests/with-services cargo bench --bench runtime` (without the services: on SQLite alone). Each round takes
-//! every variant in turn; what counts are the ratios of one run.
+//! Each round takes every variant in turn; what counts are the ratios of one run.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,7 +15,7 @@ use runspan::runtime::{Database, Delivery, ExecutorSettings, Outcome, Registry, 
 use runspan::store::{self, DatabaseUrl, Plan};
 use tokio_util::sync::CancellationToken;
 
-type Failure = Box<dyn std::error::Error>;
+use super::Failure;
 
 /// Runs a variant and round.
 const RUNS: i64 = 2_000;
@@ -24,14 +23,13 @@ const ROUNDS: usize = 7;
 /// Handlers, or statements of the same kind, at a time.
 const CONCURRENCY: usize = 16;
 
-#[tokio::main]
-async fn main() -> Result<(), Failure> {
+pub(crate) async fn run() -> Result<(), Failure> {
     let directory = tempfile::tempdir()?;
     measure("SQLite", &format!("sqlite:{}", directory.path().join("bench.db").display()).parse()?).await?;
     match std::env::var("RUNSPAN_TEST_POSTGRES_URL") {
         Ok(url) => measure("PostgreSQL", &url.parse()?).await?,
         Err(_) => {
-            eprintln!("PostgreSQL is not measured: run tests/with-services cargo bench --bench runtime");
+            eprintln!("PostgreSQL is not measured: run make bench ARGS=runtime");
         }
     }
     Ok(())

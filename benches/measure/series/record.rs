@@ -8,8 +8,8 @@ use runspan::series::{Buckets, Key, Ledger, MAX_WORKFLOWS};
 use runspan::store::Commit;
 
 use super::made::{all_of, observe, workflow};
-use super::shown::{Spread, millis, table};
 use super::{Bench, Failure, INTERVAL, ROUNDS, START};
+use crate::shown::{Spread, millis, table};
 
 impl Bench {
     /// What an export costs the database.

@@ -1,0 +1,46 @@
+//! What runspan costs, how fast it is and how it grows: every figure that the documentation claims.
+//!
+//! `make bench` takes every part, `make bench ARGS='writer drain'` some. Alternatives are measured side by side, in
+//! turn within each round; what counts are the ratios of one run. Tables go to standard output, and with every
+//! round's figures as JSON to `target/bench/`.
+
+mod report;
+mod runtime;
+mod series;
+mod shown;
+
+type Failure = Box<dyn std::error::Error>;
+
+/// Each part and what it tells.
+const PARTS: [(&str, &str); 2] = [
+    ("runtime", "what the bundled runtime costs beside the statements that it stands for"),
+    ("series", "what the durable metrics cost the drain, an export of them, and the database"),
+];
+
+/// The argument of a child whose memory is measured, before its number of names.
+const PEAK: &str = "--peak";
+
+#[tokio::main]
+async fn main() -> Result<(), Failure> {
+    // cargo adds one of its own.
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    if let [PEAK, names] = arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        return series::peak(names.parse()?);
+    }
+    if let Some(unknown) = arguments.iter().find(|argument| PARTS.iter().all(|(part, _)| part != argument)) {
+        let parts = PARTS.map(|(part, tells)| format!("  {part:9} {tells}")).join("\n");
+        eprintln!("there is no part {unknown:?}; the parts are\n{parts}");
+        std::process::exit(2);
+    }
+    for (part, tells) in PARTS {
+        if arguments.is_empty() || arguments.iter().any(|argument| argument == part) {
+            println!("## {part}: {tells}\n");
+            match part {
+                "runtime" => runtime::run().await?,
+                "series" => series::run().await?,
+                _ => unreachable!("a part of PARTS"),
+            }
+        }
+    }
+    Ok(())
+}
