@@ -284,8 +284,13 @@ pub trait Store: Attach + SeriesStore {
     /// Where the last commit left the journal.
     async fn position(&self, instance: &str) -> Result<Position, StoreError>;
 
-    /// Up to `limit` entries after `position`, oldest first.
-    async fn read(&self, position: Position, limit: usize) -> Result<Batch, StoreError>;
+    /// Up to `limit` entries after `position`, oldest first, but for those that a commit under way consumes.
+    async fn read(
+        &self,
+        position: Position,
+        under_way: &[i64],
+        limit: usize,
+    ) -> Result<Batch, StoreError>;
 
     /// Those of `runs` that are open.
     async fn open_runs(&self, runs: &[RunId]) -> Result<HashMap<RunId, OpenRun>, StoreError>;

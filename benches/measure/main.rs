@@ -4,6 +4,10 @@
 //! turn within each round; what counts are the ratios of one run. Tables go to standard output, and with every
 //! round's figures as JSON to `target/bench/`.
 
+mod backlog;
+mod bare;
+mod drain;
+mod receiver;
 mod report;
 mod runtime;
 mod series;
@@ -12,7 +16,8 @@ mod shown;
 type Failure = Box<dyn std::error::Error>;
 
 /// Each part and what it tells.
-const PARTS: [(&str, &str); 2] = [
+const PARTS: [(&str, &str); 3] = [
+    ("drain", "how fast a backlog is drained, beside what sends the same spans from memory"),
     ("runtime", "what the bundled runtime costs beside the statements that it stands for"),
     ("series", "what the durable metrics cost the drain, an export of them, and the database"),
 ];
@@ -36,6 +41,7 @@ async fn main() -> Result<(), Failure> {
         if arguments.is_empty() || arguments.iter().any(|argument| argument == part) {
             println!("## {part}: {tells}\n");
             match part {
+                "drain" => drain::run().await?,
                 "runtime" => runtime::run().await?,
                 "series" => series::run().await?,
                 _ => unreachable!("a part of PARTS"),

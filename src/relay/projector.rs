@@ -1,6 +1,6 @@
 //! Journal → outbox: read a batch, project it, commit it, all of it or nothing.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use super::monitor::Monitor;
 use super::{RelayError, Settings};
 use crate::journal::{Change, Entry};
 use crate::otlp::encode::{self, Encoded, Encoder};
-use crate::projection::{Projected, project};
+use crate::projection::{OpenRun, Projected, project};
 use crate::run::RunId;
 use crate::store::{Batch, Channel, Commit, Lease, NewRequest, Position, Store, StoreError};
 
@@ -33,6 +33,12 @@ pub(super) struct Projector {
     pub(super) projected: CancellationToken,
 }
 
+/// A batch, projected: all that is left is to make it true.
+struct Prepared {
+    begun: Instant,
+    commit: Commit,
+}
+
 impl Projector {
     pub(super) async fn run(self) -> Result<(), RelayError> {
         let mut position = self.store.position(&self.instance).await?;
@@ -41,10 +47,14 @@ impl Projector {
         let mut reconciled = None;
         let mut trimmed = Instant::now();
         let mut pause = BUSY_POLL;
+        // Of a backlog, the batch behind the one that is committed.
+        let mut ahead = None;
         while !self.stop.is_cancelled() {
-            let begun = Instant::now();
-            let batch = self.store.read(position, self.settings.batch).await?;
-            let read = batch.entries.len();
+            let prepared = match ahead.take() {
+                Some(prepared) => prepared,
+                None => self.prepare(position, None).await?,
+            };
+            let read = prepared.commit.consumed.len();
             if read == 0 {
                 let is_due = |at: Instant| at.elapsed() > self.settings.reconcile_every;
                 if reconciled.is_none_or(is_due) {
@@ -54,8 +64,15 @@ impl Projector {
                 pause = (pause * 2).min(self.settings.idle_poll);
             } else {
                 self.monitor.update(|state| state.journal_empty = false);
-                position = self.commit(batch).await?;
-                self.counts.cycle(begun.elapsed());
+                position = prepared.commit.position;
+                if read < self.settings.batch {
+                    self.commit(&prepared).await?;
+                } else {
+                    let next = self.prepare(position, Some(&prepared.commit));
+                    let (committed, next) = tokio::join!(self.commit(&prepared), next);
+                    committed?;
+                    ahead = Some(next?);
+                }
                 pause = BUSY_POLL;
                 if trimmed.elapsed() > self.settings.trim_every {
                     self.trim().await?;
@@ -70,12 +87,19 @@ impl Projector {
         Ok(())
     }
 
-    /// Projects a batch and makes it true; where the journal then stands.
-    async fn commit(&self, batch: Batch) -> Result<Position, StoreError> {
-        let position = batch.position;
+    /// Reads a batch and projects it, over what the batch before it leaves, if that is under way still: what it
+    /// consumes is not read again, and the runs that it changes are as it will have made them.
+    async fn prepare(&self, position: Position, before: Option<&Commit>) -> Result<Prepared, StoreError> {
+        let begun = Instant::now();
+        let under_way = before.map_or(&[][..], |before| &before.consumed);
+        let Batch { entries: read, position } =
+            self.store.read(position, under_way, self.settings.batch).await?;
         let mut commit = Commit { position, ..Commit::default() };
-        let mut entries = Vec::with_capacity(batch.entries.len());
-        for (seq, entry) in batch.entries {
+        if read.is_empty() {
+            return Ok(Prepared { begun, commit });
+        }
+        let mut entries = Vec::with_capacity(read.len());
+        for (seq, entry) in read {
             commit.consumed.push(seq);
             match entry {
                 Ok(entry) => entries.push(entry),
@@ -85,7 +109,7 @@ impl Projector {
                 }
             }
         }
-        let open = self.store.open_runs(&runs_of(&entries)).await?;
+        let open = self.open_runs(runs_of(&entries), before).await?;
         let (encoder, channels) = (self.encoder.clone(), self.channels.clone());
         let buckets = self.settings.buckets.clone();
         // Encoding a batch takes tens of milliseconds: not on a thread that others wait for.
@@ -104,9 +128,32 @@ impl Projector {
         commit.closed = projected.closed;
         commit.requests = requests;
         commit.totals = projected.totals;
-        self.store.commit(&self.lease, &self.instance, &commit).await?;
+        Ok(Prepared { begun, commit })
+    }
+
+    /// Those of `runs` that are open once `before` is committed.
+    async fn open_runs(
+        &self,
+        mut runs: HashSet<RunId>,
+        before: Option<&Commit>,
+    ) -> Result<HashMap<RunId, OpenRun>, StoreError> {
+        let mut open = HashMap::new();
+        if let Some(before) = before {
+            open.extend(before.opened.iter().filter(|(run, _)| runs.remove(run)).cloned());
+            before.closed.iter().for_each(|run| {
+                runs.remove(run);
+            });
+        }
+        let runs: Vec<RunId> = runs.into_iter().collect();
+        open.extend(self.store.open_runs(&runs).await?);
+        Ok(open)
+    }
+
+    async fn commit(&self, Prepared { begun, commit }: &Prepared) -> Result<(), StoreError> {
+        self.store.commit(&self.lease, &self.instance, commit).await?;
         self.monitor.requests_arrived(commit.requests.iter().map(|request| request.channel));
-        Ok(position)
+        self.counts.cycle(begun.elapsed());
+        Ok(())
     }
 
     async fn reconcile(&self) -> Result<Instant, StoreError> {
@@ -144,7 +191,7 @@ impl Projector {
 }
 
 /// The runs that these entries may change: their own, and their parents.
-fn runs_of(entries: &[Entry]) -> Vec<RunId> {
+fn runs_of(entries: &[Entry]) -> HashSet<RunId> {
     let mut runs = HashSet::new();
     for entry in entries {
         if let Change::Transition { run, .. } = entry.change {
@@ -152,7 +199,7 @@ fn runs_of(entries: &[Entry]) -> Vec<RunId> {
             runs.extend(entry.context.lineage.as_ref().map(|lineage| lineage.parent));
         }
     }
-    runs.into_iter().collect()
+    runs
 }
 
 fn encode_all(encoder: &Encoder, channels: &[Channel], projected: &Projected) -> Vec<NewRequest> {

@@ -178,9 +178,18 @@ impl Store for PgStore {
         Ok(Position { low: row.try_get(1)?, pending })
     }
 
-    async fn read(&self, position: Position, limit: usize) -> Result<Batch, StoreError> {
-        let rows =
-            sqlx::query(rows::READ).bind(position.low).bind(stored(limit)).fetch_all(&self.pool).await?;
+    async fn read(
+        &self,
+        position: Position,
+        under_way: &[i64],
+        limit: usize,
+    ) -> Result<Batch, StoreError> {
+        let rows = sqlx::query(rows::READ)
+            .bind(position.low)
+            .bind(stored(limit))
+            .bind(under_way)
+            .fetch_all(&self.pool)
+            .await?;
         let Some(last) = rows.last() else { return Ok(Batch { entries: Vec::new(), position }) };
         let position = position.advance(last.try_get(0)?, last.try_get("xmin")?, last.try_get("bound")?);
         let entry = |row: &PgRow| -> Result<_, StoreError> {

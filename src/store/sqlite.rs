@@ -183,10 +183,16 @@ impl Store for SqliteStore {
         Ok(Position::default())
     }
 
-    async fn read(&self, position: Position, limit: usize) -> Result<Batch, StoreError> {
+    async fn read(
+        &self,
+        position: Position,
+        under_way: &[i64],
+        limit: usize,
+    ) -> Result<Batch, StoreError> {
         let rows = sqlx::query(AssertSqlSafe(rows::read()))
             .bind(position.low)
             .bind(stored(limit))
+            .bind(rows::json(&under_way))
             .fetch_all(&self.pool)
             .await?;
         let seqs = rows.iter().map(|row| row.try_get(0)).collect::<Result<Vec<i64>, _>>()?;

@@ -153,7 +153,7 @@ impl Bench {
             logged_kib: 0.0,
         };
         loop {
-            let batch = self.store.read(position, BATCH).await?;
+            let batch = self.store.read(position, &[], BATCH).await?;
             if batch.entries.is_empty() {
                 laps.logged_kib = self.logged().await? - logged;
                 return Ok(laps);

@@ -24,7 +24,7 @@ pub(super) const READ: &str = "
            coalesce(reconciled, false),
            (SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint) AS xmin,
            (SELECT pg_current_xact_id()::text::bigint) AS bound
-    FROM runspan.journal WHERE seq > $1 ORDER BY seq LIMIT $2";
+    FROM runspan.journal WHERE seq > $1 AND seq NOT IN (SELECT unnest($3::bigint[])) ORDER BY seq LIMIT $2";
 
 /// How journal and outbox stand, in one statement.
 pub(super) const STATUS: &str = "

@@ -1,0 +1,94 @@
+//! A PostgreSQL database whose journal holds a backlog that its own triggers wrote.
+
+use std::sync::Arc;
+
+use runspan::runs;
+use runspan::runtime::Database;
+use runspan::store::{self, DatabaseUrl, Plan, Store};
+use sqlx::postgres::PgPool;
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
+
+use crate::Failure;
+
+/// A database of its own on the server of tests/with-services.
+pub(crate) struct Backlog {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) pool: PgPool,
+    pub(crate) url: DatabaseUrl,
+    admin: String,
+    name: String,
+}
+
+impl Backlog {
+    /// An attached database, empty; `None` without a server.
+    pub(crate) async fn new(part: &str) -> Result<Option<Self>, Failure> {
+        let Ok(admin) = std::env::var("RUNSPAN_TEST_POSTGRES_URL") else {
+            eprintln!("there is no PostgreSQL to measure: run make bench ARGS={part}");
+            return Ok(None);
+        };
+        let name = format!("bench_{}", uuid::Uuid::new_v4().simple());
+        let mut server = PgConnection::connect(&admin).await?;
+        sqlx::query(AssertSqlSafe(format!("CREATE DATABASE {name}"))).execute(&mut server).await?;
+        let mut url = url::Url::parse(&admin)?;
+        url.set_path(&name);
+        let url: DatabaseUrl = url.as_str().parse()?;
+        let database = Database::connect(&url, 4).await?;
+        runs::migrate(database.acquire().await?.runs()).await?;
+        let Database::Postgres(pool) = database else {
+            return Err("the server of the tests is no PostgreSQL".into());
+        };
+        let store = store::open(&url)?;
+        store.attach(&Plan { table: "workflow_runs".to_owned(), grant: None }).await?;
+        Ok(Some(Self { store, pool, url, admin, name }))
+    }
+
+    pub(crate) async fn remove(self) -> Result<(), Failure> {
+        self.pool.close().await;
+        let mut server = PgConnection::connect(&self.admin).await?;
+        let sql = format!("DROP DATABASE {} WITH (FORCE)", self.name);
+        sqlx::query(AssertSqlSafe(sql)).execute(&mut server).await?;
+        Ok(())
+    }
+
+    /// `runs` that succeed, `in_flight` of them at a time, of `workflows` names: three entries each, which are put
+    /// aside in `backlog`.
+    pub(crate) async fn write(&self, runs: u32, in_flight: u32, workflows: u32) -> Result<(), Failure> {
+        self.execute(&format!(
+            "DO $$
+             BEGIN
+                 FOR head IN 1..{runs} BY {in_flight} LOOP
+                     INSERT INTO workflow_runs
+                         (id, workflow_name, target_type, target_owner, target_repo, target_number, delivery_id)
+                     SELECT gen_random_uuid(), 'workflow-' || n % {workflows}, 'issue', 'acme', 'widgets', n,
+                         gen_random_uuid()::text
+                     FROM generate_series(head, head + {in_flight} - 1) n;
+                     UPDATE workflow_runs SET status = 'running' WHERE status = 'queued';
+                     UPDATE workflow_runs SET status = 'succeeded' WHERE status = 'running';
+                 END LOOP;
+             END $$"
+        ))
+        .await?;
+        self.execute("CREATE TABLE backlog AS SELECT * FROM runspan.journal ORDER BY seq").await?;
+        self.execute("TRUNCATE workflow_runs").await?;
+        self.restore().await
+    }
+
+    /// The backlog as it was written, and nothing else.
+    pub(crate) async fn restore(&self) -> Result<(), Failure> {
+        for sql in [
+            "TRUNCATE runspan.journal, runspan.open_runs, runspan.outbox, runspan.commits, runspan.deltas, runspan.series",
+            "INSERT INTO runspan.journal SELECT * FROM backlog ORDER BY seq",
+            "UPDATE runspan.lease SET expires_at = 'epoch'",
+            "ANALYZE runspan.journal",
+            "CHECKPOINT",
+        ] {
+            self.execute(sql).await?;
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn execute(&self, sql: &str) -> Result<(), Failure> {
+        sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&self.pool).await?;
+        Ok(())
+    }
+}
