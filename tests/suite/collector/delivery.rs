@@ -94,6 +94,7 @@ async fn a_full_queue_refuses_and_all_that_it_took_arrives_once() {
             let Answer::Retry { cause, .. } = answer else { panic!("{signal:?} {protocol}: {answer:?}") };
             assert_eq!(cause.kind(), Kind::Unavailable, "{signal:?} {protocol}: {cause}");
         }
+        refusals_are_counted(&gateway, signal);
         backends.of(signal).rule(|_| Reply::Accept);
         arrived(&backends, signal, taken).await;
         let count: usize = backends.of(signal).requests().iter().map(|request| names(request).len()).sum();
@@ -178,6 +179,21 @@ async fn what_a_backend_refuses_for_good_is_dropped_and_counted() {
         telemetry.lines().find(failed).filter(|line| line.ends_with(" 1")).map(drop)
     });
     assert_eq!(backends.loki.attempts(), 1);
+}
+
+/// That the Collector tells of them under the names that the alerts ask for.
+fn refusals_are_counted(gateway: &Gateway, signal: Signal) {
+    let items = match signal {
+        Signal::Traces => "spans",
+        Signal::Metrics => "metric_points",
+        Signal::Logs => "log_records",
+    };
+    let telemetry = gateway.telemetry();
+    for counter in ["receiver_refused", "exporter_enqueue_failed"] {
+        let name = format!("otelcol_{counter}_{items}{{");
+        let counted = |line: &str| line.starts_with(&name) && !line.ends_with(" 0");
+        assert!(telemetry.lines().any(counted), "{name}\n{telemetry}");
+    }
 }
 
 /// Sends until the queue is full; says how many were taken.
