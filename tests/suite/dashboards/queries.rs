@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use regex::Regex;
 use serde_json::Value;
 
-use super::{list, names, provisioning, strings, text_of};
+use super::{list, names, strings, text_of};
 use crate::promql;
 
 type Variables<'a> = BTreeMap<&'a str, &'a Value>;
@@ -33,17 +33,13 @@ pub(super) fn of_panel(panel: &Value, variables: &Variables<'_>, say: &mut dyn F
     of_mentions(panel, variables, say);
 }
 
-/// That it is one which the dashboard lets choose, or a provisioned one.
+/// That the dashboard lets choose it, so that it works beside data sources which are there already.
 fn of_source(source: &Value, variables: &Variables<'_>, say: &mut dyn FnMut(String)) {
     let (kind, uid) = (text_of(&source["type"]), text_of(&source["uid"]));
-    let known = match uid.strip_prefix("${").and_then(|uid| uid.strip_suffix('}')) {
-        Some(name) => variables
-            .get(name)
-            .is_some_and(|variable| variable["type"] == "datasource" && variable["query"] == kind),
-        None => provisioning::sources().iter().any(|known| known["uid"] == uid && known["type"] == kind),
-    };
-    if !known {
-        say(format!("its data source {uid:?} is neither a variable nor provisioned as {kind:?}"));
+    let name = uid.strip_prefix("${").and_then(|uid| uid.strip_suffix('}'));
+    let variable = name.and_then(|name| variables.get(name));
+    if !variable.is_some_and(|variable| variable["type"] == "datasource" && variable["query"] == kind) {
+        say(format!("its data source {uid:?} is no variable for one of {kind:?}"));
     }
 }
 

@@ -23,12 +23,12 @@ fn right() -> String {
         "properties": [{ "id": "color", "value": { "fixedColor": "red", "mode": "fixed" } }],
     }]);
     let traceql = "{ span.outcome = \"failed\" } | select(span.reason)";
-    let tempo = json!({ "type": "tempo", "uid": "tempo" });
+    let tempo = json!({ "type": "tempo", "uid": "${tempo}" });
     let spans = json!({ "datasource": tempo, "query": traceql, "queryType": "traceql", "refId": "A" });
     let logql = "{service_name=~\".+\"} | event=\"workflow.run.failed\"";
-    let lines = json!({ "datasource": { "type": "loki", "uid": "loki" }, "expr": logql, "refId": "A" });
+    let lines = json!({ "datasource": { "type": "loki", "uid": "${loki}" }, "expr": logql, "refId": "A" });
     let select = "SELECT run_id FROM runspan.stuck WHERE workflow_name ~ '${workflow:regex}'";
-    let postgres = json!({ "type": "grafana-postgresql-datasource", "uid": "runs" });
+    let postgres = json!({ "type": "grafana-postgresql-datasource", "uid": "${runs}" });
     let rows = json!({ "datasource": postgres, "rawSql": select, "refId": "A" });
     let dashboard = json!({
         "uid": "runs", "title": "Runs", "schemaVersion": 41,
@@ -41,6 +41,9 @@ fn right() -> String {
         ],
         "templating": { "list": [
             { "name": "prometheus", "type": "datasource", "query": "prometheus" },
+            { "name": "tempo", "type": "datasource", "query": "tempo" },
+            { "name": "loki", "type": "datasource", "query": "loki" },
+            { "name": "runs", "type": "datasource", "query": "grafana-postgresql-datasource" },
             { "name": "workflow", "type": "query", "datasource": prometheus,
               "definition": "label_values(workflow_run_active, workflowName)",
               "query": { "query": "label_values(workflow_run_active, workflowName)" } },
@@ -55,7 +58,7 @@ fn a_right_dashboard_has_no_problems() {
 }
 
 /// What is right, and what is wrong in its place.
-const PLANTED: [(&str, &str); 29] = [
+const PLANTED: [(&str, &str); 30] = [
     (r#""schemaVersion": 41"#, r#""schemaVersion": 42, "spec": {}"#),
     (r#""schemaVersion": 41,"#, r#""schemaVersion": 43,"#),
     (r#""id": 2"#, r#""id": 1"#),
@@ -65,8 +68,9 @@ const PLANTED: [(&str, &str); 29] = [
     (r#""description": "What it says.""#, r#""description": "…""#),
     (r#""noValue": "none""#, r#""noValue": null"#),
     (r#""unit": "s""#, r#""unit": """#),
+    (r#""uid": "${prometheus}""#, r#""uid": "${mimir}""#),
     (r#""uid": "${prometheus}""#, r#""uid": "${tempo}""#),
-    (r#""uid": "tempo""#, r#""uid": "traces""#),
+    (r#""uid": "${tempo}""#, r#""uid": "tempo""#),
     (r#""fixedColor": "red""#, r#""fixedColor": "blue""#),
     ("/d/runs", "/d/walks"),
     ("var-workflow", "var-workflows"),
@@ -119,11 +123,13 @@ fn what_is_wrong_is_named_with_its_panel() {
         wrong.json: Runs: no word for when there is no data (noValue)
     "unit": "s" → "unit": ""
         wrong.json: Runs: no unit
+    "uid": "${prometheus}" → "uid": "${mimir}"
+        wrong.json: Runs: its data source "${mimir}" is no variable for one of "prometheus"
+        wrong.json: Runs: there is no variable $mimir
     "uid": "${prometheus}" → "uid": "${tempo}"
-        wrong.json: Runs: its data source "${tempo}" is neither a variable nor provisioned as "prometheus"
-        wrong.json: Runs: there is no variable $tempo
-    "uid": "tempo" → "uid": "traces"
-        wrong.json: Latest: its data source "traces" is neither a variable nor provisioned as "tempo"
+        wrong.json: Runs: its data source "${tempo}" is no variable for one of "prometheus"
+    "uid": "${tempo}" → "uid": "tempo"
+        wrong.json: Latest: its data source "tempo" is no variable for one of "tempo"
     "fixedColor": "red" → "fixedColor": "blue"
         wrong.json: Runs: failed is "blue" here, red elsewhere
     /d/runs → /d/walks
