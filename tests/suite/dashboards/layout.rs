@@ -123,7 +123,25 @@ pub(super) fn of_panel(panel: &Value, say: &mut dyn FnMut(String)) {
     if has_numbers && text_of(&defaults["unit"]).is_empty() {
         say("no unit".to_owned());
     }
+    if ["stat", "timeseries", "state-timeline"].contains(&kind) {
+        of_thresholds(defaults, say);
+    }
     if kind != "text" && text_of(&defaults["noValue"]).is_empty() {
         say("no word for when there is no data (noValue)".to_owned());
+    }
+}
+
+/// That it says from where on a value is bad, and shows that. (One step says that none is; without any, Grafana takes 80
+/// for bad.)
+fn of_thresholds(defaults: &Value, say: &mut dyn FnMut(String)) {
+    let is_drawn = match text_of(&defaults["color"]["mode"]) {
+        "thresholds" => true,
+        _ => !["", "off"].contains(&text_of(&defaults["custom"]["thresholdsStyle"]["mode"])),
+    };
+    match list(&defaults["thresholds"]["steps"]).len() {
+        0 => say("no thresholds".to_owned()),
+        1 => {}
+        _ if is_drawn => {}
+        _ => say("its thresholds are not drawn".to_owned()),
     }
 }

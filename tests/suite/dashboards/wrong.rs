@@ -22,6 +22,9 @@ fn right() -> String {
         "matcher": { "id": "byName", "options": "failed" },
         "properties": [{ "id": "color", "value": { "fixedColor": "red", "mode": "fixed" } }],
     }]);
+    runs["fieldConfig"]["defaults"]["custom"] = json!({ "thresholdsStyle": { "mode": "dashed" } });
+    runs["fieldConfig"]["defaults"]["thresholds"] =
+        json!({ "steps": [{ "color": "green", "value": null }, { "color": "red", "value": 9 }] });
     let traceql = "{ span.outcome = \"failed\" } | select(span.reason)";
     let tempo = json!({ "type": "tempo", "uid": "${tempo}" });
     let spans = json!({ "datasource": tempo, "query": traceql, "queryType": "traceql", "refId": "A" });
@@ -58,7 +61,7 @@ fn a_right_dashboard_has_no_problems() {
 }
 
 /// What is right, and what is wrong in its place.
-const PLANTED: [(&str, &str); 30] = [
+const PLANTED: [(&str, &str); 32] = [
     (r#""schemaVersion": 41"#, r#""schemaVersion": 42, "spec": {}"#),
     (r#""schemaVersion": 41,"#, r#""schemaVersion": 43,"#),
     (r#""id": 2"#, r#""id": 1"#),
@@ -68,6 +71,8 @@ const PLANTED: [(&str, &str); 30] = [
     (r#""description": "What it says.""#, r#""description": "…""#),
     (r#""noValue": "none""#, r#""noValue": null"#),
     (r#""unit": "s""#, r#""unit": """#),
+    (r#""steps""#, r#""stops""#),
+    (r#""mode": "dashed""#, r#""mode": "off""#),
     (r#""uid": "${prometheus}""#, r#""uid": "${mimir}""#),
     (r#""uid": "${prometheus}""#, r#""uid": "${tempo}""#),
     (r#""uid": "${tempo}""#, r#""uid": "tempo""#),
@@ -104,7 +109,7 @@ fn what_is_wrong_is_named_with_its_panel() {
     }
     insta::assert_snapshot!(said, @r#"
     "schemaVersion": 41 → "schemaVersion": 42, "spec": {}
-        wrong.json: line 160: not in two spaces, with keys in their order
+        wrong.json: line 177: not in two spaces, with keys in their order
         wrong.json: no classic dashboard (schemaVersion up to 42, panels, no spec)
     "schemaVersion": 41, → "schemaVersion": 43,
         wrong.json: no classic dashboard (schemaVersion up to 42, panels, no spec)
@@ -123,6 +128,11 @@ fn what_is_wrong_is_named_with_its_panel() {
         wrong.json: Runs: no word for when there is no data (noValue)
     "unit": "s" → "unit": ""
         wrong.json: Runs: no unit
+    "steps" → "stops"
+        wrong.json: null at /panels/0/fieldConfig/defaults/thresholds/stops/0/value
+        wrong.json: Runs: no thresholds
+    "mode": "dashed" → "mode": "off"
+        wrong.json: Runs: its thresholds are not drawn
     "uid": "${prometheus}" → "uid": "${mimir}"
         wrong.json: Runs: its data source "${mimir}" is no variable for one of "prometheus"
         wrong.json: Runs: there is no variable $mimir
