@@ -29,6 +29,10 @@ impl Way {
     async fn open() -> Self {
         let backends = Backends::start().await;
         let database = Database::attached();
+        database.sql(
+            "CREATE SEQUENCE numbers; CREATE TABLE refusals (workflow_name text);
+             CREATE TABLE waits (id uuid PRIMARY KEY, workflow_name text NOT NULL, seconds float8 NOT NULL)",
+        );
         let [telemetry] = super::collector::free_ports();
         let prometheus = Prometheus::start(telemetry);
         let (endpoint, telemetry) = (prometheus.otlp(), telemetry.to_string());
@@ -58,6 +62,11 @@ impl Way {
             "UPDATE workflow_runs SET updated_at = clock_timestamp(), status = 'failed',
                  state = '{\"failedReason\": \"enqueue failed: no route\"}'
              WHERE status = 'queued' AND workflow_name <> 'stays'",
+        );
+        // The row forgets when it first ran.
+        self.database.sql(
+            "INSERT INTO waits SELECT id, workflow_name, extract(epoch FROM updated_at - created_at)
+             FROM workflow_runs WHERE workflow_name <> 'stays' AND id NOT IN (SELECT id FROM waits)",
         );
         self.database.sql(
             "UPDATE workflow_runs SET updated_at = clock_timestamp(),
@@ -102,11 +111,53 @@ struct Truth {
     succeeded: f64,
     incomplete: f64,
     failed: f64,
+    handler: f64,
+    owner_lost: f64,
+    enqueue_failed: f64,
     refused: f64,
     queued: f64,
     active: f64,
+    p50: Option<f64>,
     p95: Option<f64>,
     p99: Option<f64>,
+    wait_p50: Option<f64>,
+    wait_p95: Option<f64>,
+}
+
+impl Truth {
+    /// How many runs ended so.
+    fn ended_as(&self, outcome: &str) -> f64 {
+        match outcome {
+            "succeeded" => self.succeeded,
+            "incomplete" => self.incomplete,
+            "failed" => self.failed,
+            "deleted" => 0.0,
+            other => panic!("no run ends as {other}"),
+        }
+    }
+
+    /// How many failed so.
+    fn failed_by(&self, error_type: &str) -> f64 {
+        match error_type {
+            "handler" => self.handler,
+            "owner_lost" => self.owner_lost,
+            "enqueue_failed" => self.enqueue_failed,
+            other => panic!("no run fails by {other}"),
+        }
+    }
+
+    /// How many events of this name there were, if SQL can tell.
+    fn events(&self, event: &str) -> Option<f64> {
+        match event.strip_prefix("workflow.run.")? {
+            "queued" => Some(self.queued),
+            "completed" => Some(self.runs),
+            "dispatch_refused" => Some(self.refused),
+            "enqueue_failed" => Some(self.enqueue_failed),
+            "conflict" | "handed_off" => Some(0.0),
+            "running" => None,
+            outcome => Some(self.ended_as(outcome)),
+        }
+    }
 }
 
 fn truth(database: &Database, by: &str) -> Vec<Truth> {
@@ -115,11 +166,20 @@ fn truth(database: &Database, by: &str) -> Vec<Truth> {
              count(*) FILTER (WHERE status = 'succeeded') AS succeeded,
              count(*) FILTER (WHERE status = 'incomplete') AS incomplete,
              count(*) FILTER (WHERE status = 'failed') AS failed,
+             count(*) FILTER (WHERE reason = 'no such branch') AS handler,
+             count(*) FILTER (WHERE reason LIKE 'owner lost:%') AS owner_lost,
+             count(*) FILTER (WHERE reason LIKE 'enqueue failed:%') AS enqueue_failed,
              (SELECT count(*) FROM refusals r WHERE {by} IN (r.workflow_name, 'all')) AS refused,
              count(*) AS queued, count(*) FILTER (WHERE NOT ended) AS active,
+             percentile_disc(0.5) WITHIN GROUP (ORDER BY took) FILTER (WHERE ended) AS p50,
              percentile_disc(0.95) WITHIN GROUP (ORDER BY took) FILTER (WHERE ended) AS p95,
-             percentile_disc(0.99) WITHIN GROUP (ORDER BY took) FILTER (WHERE ended) AS p99
+             percentile_disc(0.99) WITHIN GROUP (ORDER BY took) FILTER (WHERE ended) AS p99,
+             (SELECT percentile_disc(0.5) WITHIN GROUP (ORDER BY seconds) FROM waits r
+                  WHERE {by} IN (r.workflow_name, 'all')) AS wait_p50,
+             (SELECT percentile_disc(0.95) WITHIN GROUP (ORDER BY seconds) FROM waits r
+                  WHERE {by} IN (r.workflow_name, 'all')) AS wait_p95
          FROM (SELECT *, status NOT IN ('queued', 'running') AS ended,
+                      CASE status WHEN 'failed' THEN state ->> 'failedReason' END AS reason,
                       extract(epoch FROM updated_at - created_at)::float8 AS took FROM workflow_runs) w
          GROUP BY 1"
     ))
@@ -128,7 +188,6 @@ fn truth(database: &Database, by: &str) -> Vec<Truth> {
 #[tokio::test(flavor = "multi_thread")]
 async fn dashboards_say_what_sql_says() {
     let way = Way::open().await;
-    way.database.sql("CREATE SEQUENCE numbers; CREATE TABLE refusals (workflow_name text)");
     let relay = way.relay();
     for _ in 0..8 {
         way.write(150);
@@ -142,20 +201,24 @@ async fn dashboards_say_what_sql_says() {
         .map(|it| (it.workflow_name.clone(), it))
         .collect();
     assert_eq!(each.len(), 5);
-    let mut compared = 0;
+    let (mut asked, mut compared) = (0, 0);
     for (panel, expr) in panels("1h") {
         let Some((value, within_a_bucket)) = meaning(&panel) else { continue };
-        let of_one = panel.starts_with("Each workflow");
+        asked += 1;
+        let before = compared;
         for (labels, found) in way.prometheus.query(&expr, Some(at)) {
-            let truth = if of_one { &each[&labels["workflowName"]] } else { &all };
-            let expected = value(truth);
+            let truth = labels.get("workflowName").map_or(&all, |name| &each[name]);
+            let expected = value(truth, &labels);
             let right = if within_a_bucket { same_bucket(found, expected) } else { close(found, expected) };
             assert!(right, "{panel}: {labels:?} is {found}, SQL says {expected}\n{truth:?}\n{expr}");
             compared += 1;
         }
+        assert!(compared > before, "{panel}: nothing to compare");
     }
-    // Six numbers over all, and of five workflows (one of which has no end yet) nine each.
-    assert!(compared >= 6 + 5 * 3 + 4 * 4, "only {compared} numbers were compared");
+    assert_eq!(asked, 31, "a panel of another name would be compared with nothing");
+    // Sixteen numbers over all, and of five workflows (one of which has no end yet) twelve each.
+    assert!(compared >= 16 + 5 * 5 + 4 * 7, "only {compared} numbers were compared");
+    recordings_say_what_sql_says(&way, &each, at);
     // What always fails is at 0 %, not absent.
     let never = "Each workflow B";
     let (_, success) = panels("1h").into_iter().find(|(panel, _)| panel == never).unwrap();
@@ -185,23 +248,67 @@ fn panels(range: &str) -> Vec<(String, String)> {
     dashboards::promql(&values).into_iter().map(|query| (query.panel, soon(query.expr))).collect()
 }
 
-/// What SQL says to a panel.
-type Meaning = fn(&Truth) -> f64;
+/// What is recorded of one moment (what is recorded of that takes hours) says what SQL says.
+fn recordings_say_what_sql_says(way: &Way, each: &BTreeMap<String, Truth>, at: f64) {
+    let mut compared = 0;
+    for (name, expr) in rules::expressions().iter().filter(|(_, expr)| !expr.contains(':')) {
+        let level = name.split(':').next().unwrap();
+        if !level.starts_with("job_workflowName_") {
+            continue;
+        }
+        for (labels, found) in way.prometheus.query(expr, Some(at)) {
+            let truth = &each[&labels["workflowName"]];
+            let expected = match level {
+                "job_workflowName_outcome" => truth.ended_as(&labels["outcome"]),
+                "job_workflowName_event" => truth.events(&labels["event"]).unwrap_or(found),
+                _ if labels["le"] == "+Inf" => truth.runs,
+                _ => continue,
+            };
+            assert!(close(found, expected), "{name}: {labels:?} is {found}, SQL says {expected}\n{truth:?}");
+            compared += 1;
+        }
+    }
+    assert!(compared > 5 * (6 * 4 + 1), "only {compared} recorded numbers were compared");
+}
+
+/// What SQL says to a series of a panel.
+type Meaning = fn(&Truth, &BTreeMap<String, String>) -> f64;
 
 /// What a panel ought to say, and whether that is a quantile, which a histogram knows to within a bucket only.
 fn meaning(panel: &str) -> Option<(Meaning, bool)> {
+    let quantile = |seconds: Meaning| Some((seconds, true));
     let value: Meaning = match panel {
-        "Runs A" | "Each workflow A" => |it| it.runs,
-        "Success rate A" | "Each workflow B" => |it| it.succeeded / it.runs,
-        "Incomplete rate A" | "Each workflow C" => |it| it.incomplete / it.runs,
-        "Refusal rate A" | "Each workflow H" => |it| it.refused / (it.refused + it.queued),
-        "Each workflow G" => |it| it.refused,
-        "In flight A" | "Each workflow I" => |it| it.active,
-        "p95 duration A" | "Each workflow D" => |it| it.p95.unwrap_or(f64::NAN),
-        "Each workflow E" => |it| it.p99.unwrap_or(f64::NAN),
+        "Duration A" => return quantile(|it, _| it.p50.unwrap_or(f64::NAN)),
+        "p95 duration A" | "Each workflow D" | "Duration B" | "p95 duration, the ten slowest A" => {
+            return quantile(|it, _| it.p95.unwrap_or(f64::NAN));
+        }
+        "Each workflow E" | "Duration C" => return quantile(|it, _| it.p99.unwrap_or(f64::NAN)),
+        "Queue wait A" => return quantile(|it, _| it.wait_p50.unwrap_or(f64::NAN)),
+        "Queue wait p95 A" | "Each workflow F" | "Queue wait B" => {
+            return quantile(|it, _| it.wait_p95.unwrap_or(f64::NAN));
+        }
+        "Runs A" | "Each workflow A" => |it, _| it.runs,
+        "Success rate A" | "Each workflow B" | "Success rate, the ten worst A" => {
+            |it, _| it.succeeded / it.runs
+        }
+        "Incomplete rate A" | "Each workflow C" | "Incomplete rate, the ten worst A" => {
+            |it, _| it.incomplete / it.runs
+        }
+        "Refusal rate A" | "Each workflow H" | "Refusal rate, the ten highest A" => {
+            |it, _| it.refused / (it.refused + it.queued)
+        }
+        "Each workflow G" => |it, _| it.refused,
+        // Nothing that is in flight here runs.
+        "In flight A" | "Each workflow I" | "What is in flight A" => |it, _| it.active,
+        "What is in flight B" | "Mended and odd A" => |_, _| 0.0,
+        "Runs by outcome A" => |it, labels| it.ended_as(&labels["outcome"]),
+        "Failures by error type A" => |it, labels| it.failed_by(&labels["error_type"]),
+        "Refusals by reason A" => {
+            |it, labels| if labels["error_type"] == "context-mismatch" { it.refused } else { 0.0 }
+        }
         _ => return None,
     };
-    Some((value, matches!(panel, "p95 duration A" | "Each workflow D" | "Each workflow E")))
+    Some((value, false))
 }
 
 fn close(found: f64, expected: f64) -> bool {
@@ -324,7 +431,6 @@ const OUTAGE: Duration = Duration::from_mins(1);
 #[tokio::test(flavor = "multi_thread")]
 async fn relays_that_die_and_a_gateway_that_is_away_change_no_total() {
     let mut way = Way::open().await;
-    way.database.sql("CREATE SEQUENCE numbers; CREATE TABLE refusals (workflow_name text)");
     // Two, of which one works: what kills it moves the work to the other.
     let mut relays = [way.relay(), way.relay()];
     for kill in 0..20 {
@@ -353,12 +459,7 @@ async fn relays_that_die_and_a_gateway_that_is_away_change_no_total() {
     }
     let at = way.counted();
     let each = truth(&way.database, "w.workflow_name");
-    for (outcome, count) in [
-        ("succeeded", |it: &Truth| it.succeeded),
-        ("failed", |it| it.failed),
-        ("incomplete", |it| it.incomplete),
-    ] as [(&str, Meaning); 3]
-    {
+    for outcome in ["succeeded", "failed", "incomplete"] {
         let selector = format!("workflow_run_duration_seconds_count{{outcome=\"{outcome}\"}}");
         for expr in [
             format!("sum by (workflowName) ({selector})"),
@@ -372,7 +473,8 @@ async fn relays_that_die_and_a_gateway_that_is_away_change_no_total() {
                 .collect();
             for truth in &each {
                 let found = found.get(&truth.workflow_name).copied().unwrap_or_default();
-                assert!(close(found, count(truth)), "{expr}: {} is {found}\n{truth:?}", truth.workflow_name);
+                let count = truth.ended_as(outcome);
+                assert!(close(found, count), "{expr}: {} is {found}\n{truth:?}", truth.workflow_name);
             }
         }
     }
