@@ -34,7 +34,7 @@ const DEFAULT: [i64; 20] = [
 const MOST: usize = 100;
 
 /// Ten years: what is longer is a mistyped unit.
-const LONGEST_SECONDS: f64 = 315_360_000.0;
+const LONGEST: i64 = 315_360_000_000_000;
 
 /// Upper bounds, in microseconds, rising. A value that equals a bound is below it (OTLP's `explicit_bounds`, and
 /// Prometheus' `le`). Beyond the last there is one more bucket.
@@ -48,7 +48,7 @@ const LONGEST_SECONDS: f64 = 315_360_000.0;
 /// # Ok::<(), runspan::series::InvalidBuckets>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "Vec<i64>", into = "Vec<i64>")]
+#[serde(try_from = "Vec<i64>", into = "Vec<i64>")]
 pub struct Buckets(Arc<[i64]>);
 
 /// Why a list of bounds cannot be one.
@@ -117,9 +117,26 @@ impl Default for Buckets {
     }
 }
 
-impl From<Vec<i64>> for Buckets {
-    fn from(micros: Vec<i64>) -> Self {
-        Self(micros.into())
+/// Microseconds.
+impl TryFrom<Vec<i64>> for Buckets {
+    type Error = InvalidBuckets;
+
+    fn try_from(micros: Vec<i64>) -> Result<Self, InvalidBuckets> {
+        if micros.is_empty() {
+            return Err(InvalidBuckets::Empty);
+        }
+        let mut last = 0;
+        for (bound, position) in micros.iter().copied().zip(1..) {
+            let text = || seconds(bound).to_string();
+            if !(1..=LONGEST).contains(&bound) {
+                return Err(InvalidBuckets::NotSeconds { position, text: text() });
+            }
+            if bound <= last {
+                return Err(InvalidBuckets::NotRising { position, text: text() });
+            }
+            last = bound;
+        }
+        if micros.len() > MOST { Err(InvalidBuckets::TooMany(micros.len())) } else { Ok(Self(micros.into())) }
     }
 }
 
@@ -138,19 +155,15 @@ impl FromStr for Buckets {
         }
         let mut bounds = Vec::new();
         for (text, position) in text.split(',').map(str::trim).zip(1..) {
-            let shown = || text.chars().take(20).filter(|c| !c.is_control()).collect();
-            let value = text.parse::<f64>().ok().filter(|value| (1e-6..=LONGEST_SECONDS).contains(value));
+            let value = text.parse::<f64>().ok().filter(|value| (1e-6..=seconds(LONGEST)).contains(value));
             let Some(value) = value else {
-                return Err(InvalidBuckets::NotSeconds { position, text: shown() });
+                let text = text.chars().take(20).filter(|c| !c.is_control()).collect();
+                return Err(InvalidBuckets::NotSeconds { position, text });
             };
             #[expect(clippy::cast_possible_truncation, reason = "bounded above")]
-            let micros = (value * 1e6).round() as i64;
-            if bounds.last().is_some_and(|last| *last >= micros) {
-                return Err(InvalidBuckets::NotRising { position, text: shown() });
-            }
-            bounds.push(micros);
+            bounds.push((value * 1e6).round() as i64);
         }
-        if bounds.len() > MOST { Err(InvalidBuckets::TooMany(bounds.len())) } else { Ok(bounds.into()) }
+        bounds.try_into()
     }
 }
 

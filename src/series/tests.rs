@@ -451,6 +451,18 @@ fn lists_of_buckets() {
     assert!(
         of(&(1..=101).map(|bound| bound.to_string()).collect::<Vec<_>>().join(",")).contains("101 buckets")
     );
+    // In the program too, and in what a database holds.
+    let refused = [vec![], vec![0], vec![2_000_000, 1_000_000]].map(|micros| {
+        let stored = serde_json::from_value::<Buckets>(serde_json::json!(micros));
+        let said = Buckets::try_from(micros).unwrap_err().to_string();
+        assert_eq!(stored.unwrap_err().to_string(), said);
+        said + "\n"
+    });
+    insta::assert_snapshot!(refused.concat(), @r#"
+    the list of buckets is empty: write seconds, rising, as in 0.5,1,5,60
+    bucket 1 is "0", not a number of seconds above 0: write e.g. 0.5,1,5,60
+    bucket 2 (1) is not above the one before it: write them rising, each once
+    "#);
     let buckets = buckets("1,10");
     // A value on a bound is below it (`le`).
     assert_eq!([0, 1_000_000, 1_000_001, 10_000_001].map(|micros| buckets.index(micros)), [0, 0, 1, 2]);
