@@ -53,6 +53,7 @@ pub fn project(
         spans: Vec::new(),
         records: Vec::new(),
         totals: Totals::new(buckets),
+        said_of: HashMap::new(),
     };
     for entry in entries {
         projection.apply(entry);
@@ -77,6 +78,8 @@ struct Projection {
     spans: Vec<Span>,
     records: Vec<Record>,
     totals: Totals,
+    /// What is said of each run in all its spans and records.
+    said_of: HashMap<RunId, Attributes>,
 }
 
 /// One transition of one run, with what the entry says around it.
@@ -156,6 +159,7 @@ impl Projection {
             Before::Known(_) | Before::Unknown => Wait::Unknown,
         };
         let reconciled = step.reconciled || !inserted;
+        self.said_of.remove(&step.run);
         let mut open = OpenRun::new(context, step.created_at, wait, step.link);
         let queued_at = open.queued_at;
         self.happened(step.run, &mut open, Event::Queued, queued_at, reconciled);
@@ -184,7 +188,8 @@ impl Projection {
 
     /// The first wait ended.
     fn waited(&mut self, run: RunId, open: &OpenRun, at: Timestamp) {
-        self.spans.push(open.queue_span(run, at));
+        let attributes = self.said_of(run, &open.context);
+        self.spans.push(open.queue_span(run, attributes, at));
         let key = Key::queue_duration(&open.context.workflow_name);
         self.observe(key, run, &open.context, open.queued_at, at);
     }
@@ -278,7 +283,8 @@ impl Projection {
         let key = Key::duration(&open.context.workflow_name, outcome, error_type);
         self.observe(key, run, &open.context, open.queued_at, at);
         let error = (outcome == Outcome::Failed).then(|| reason.unwrap_or_default());
-        self.spans.push(open.span(run, all, last_events, error));
+        let attributes = self.said_of(run, &open.context);
+        self.spans.push(open.span(run, attributes, all, last_events, error));
         self.keep(run, None, true);
     }
 
@@ -288,6 +294,8 @@ impl Projection {
         attributes
             .set_if(field::FROM_STATUS, before.map(Status::as_str))
             .set_if(field::TO_STATUS, step.to.map(Status::as_str));
+        // The entry's own context, which may be another than the run's.
+        self.said_of.remove(&step.run);
         self.record(Event::Conflict, step.at, step.run, &context, attributes, None, step.reconciled);
         let alive = step.to.filter(|status| status.outcome().is_none());
         let remains = alive.map(|status| OpenRun::remains(context, status, step.at));
@@ -334,7 +342,7 @@ impl Projection {
         reconciled: bool,
     ) {
         self.totals.count(Key::events(Some(&context.workflow_name), event, error_type));
-        let mut attributes = Attributes::of_run(run, context);
+        let mut attributes = self.said_of(run, context);
         attributes.extend(own).set_if(field::RECONCILED, reconciled.then_some(true));
         self.records.push(Record {
             event,
@@ -343,6 +351,11 @@ impl Projection {
             context: Some(SpanContext::of_run(run, context.root_of(run))),
             attributes,
         });
+    }
+
+    /// Made once a run and batch: it is most of what spans and records say.
+    fn said_of(&mut self, run: RunId, context: &Context) -> Attributes {
+        self.said_of.entry(run).or_insert_with(|| Attributes::of_run(run, context)).clone()
     }
 
     fn take(&mut self, run: RunId) -> Option<OpenRun> {

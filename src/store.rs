@@ -285,12 +285,7 @@ pub trait Store: Attach + SeriesStore {
     async fn position(&self, instance: &str) -> Result<Position, StoreError>;
 
     /// Up to `limit` entries after `position`, oldest first, but for those that a commit under way consumes.
-    async fn read(
-        &self,
-        position: Position,
-        under_way: &[i64],
-        limit: usize,
-    ) -> Result<Batch, StoreError>;
+    async fn read(&self, position: Position, under_way: &[i64], limit: usize) -> Result<Batch, StoreError>;
 
     /// Those of `runs` that are open.
     async fn open_runs(&self, runs: &[RunId]) -> Result<HashMap<RunId, OpenRun>, StoreError>;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use runspan::runs;
 use runspan::runtime::Database;
-use runspan::store::{self, DatabaseUrl, Plan, Store};
+use runspan::store::{self, Plan, Store};
 use sqlx::postgres::PgPool;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
@@ -14,7 +14,7 @@ use crate::Failure;
 pub(crate) struct Backlog {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) pool: PgPool,
-    pub(crate) url: DatabaseUrl,
+    url: String,
     admin: String,
     name: String,
 }
@@ -31,15 +31,19 @@ impl Backlog {
         sqlx::query(AssertSqlSafe(format!("CREATE DATABASE {name}"))).execute(&mut server).await?;
         let mut url = url::Url::parse(&admin)?;
         url.set_path(&name);
-        let url: DatabaseUrl = url.as_str().parse()?;
-        let database = Database::connect(&url, 4).await?;
+        let database = Database::connect(&url.as_str().parse()?, 16).await?;
         runs::migrate(database.acquire().await?.runs()).await?;
         let Database::Postgres(pool) = database else {
             return Err("the server of the tests is no PostgreSQL".into());
         };
-        let store = store::open(&url)?;
+        let store = store::open(&url.as_str().parse()?)?;
         store.attach(&Plan { table: "workflow_runs".to_owned(), grant: None }).await?;
-        Ok(Some(Self { store, pool, url, admin, name }))
+        Ok(Some(Self { store, pool, url: url.into(), admin, name }))
+    }
+
+    /// As `DATABASE_URL` has it.
+    pub(crate) fn url(&self) -> &str {
+        &self.url
     }
 
     pub(crate) async fn remove(self) -> Result<(), Failure> {
@@ -55,28 +59,59 @@ impl Backlog {
     pub(crate) async fn write(&self, runs: u32, in_flight: u32, workflows: u32) -> Result<(), Failure> {
         self.execute(&format!(
             "DO $$
+             DECLARE ids uuid[];
              BEGIN
                  FOR head IN 1..{runs} BY {in_flight} LOOP
-                     INSERT INTO workflow_runs
-                         (id, workflow_name, target_type, target_owner, target_repo, target_number, delivery_id)
-                     SELECT gen_random_uuid(), 'workflow-' || n % {workflows}, 'issue', 'acme', 'widgets', n,
-                         gen_random_uuid()::text
-                     FROM generate_series(head, head + {in_flight} - 1) n;
-                     UPDATE workflow_runs SET status = 'running' WHERE status = 'queued';
-                     UPDATE workflow_runs SET status = 'succeeded' WHERE status = 'running';
+                     WITH begun AS (
+                         INSERT INTO workflow_runs
+                             (id, workflow_name, target_type, target_owner, target_repo, target_number, delivery_id)
+                         SELECT gen_random_uuid(), 'workflow-' || n % {workflows}, 'issue', 'acme', 'widgets', n,
+                             gen_random_uuid()::text
+                         FROM generate_series(head, least(head + {in_flight} - 1, {runs})) n
+                         RETURNING id)
+                     SELECT array_agg(id) INTO ids FROM begun;
+                     UPDATE workflow_runs SET status = 'running' WHERE id = ANY(ids);
+                     UPDATE workflow_runs SET status = 'succeeded' WHERE id = ANY(ids);
                  END LOOP;
              END $$"
         ))
         .await?;
         self.execute("CREATE TABLE backlog AS SELECT * FROM runspan.journal ORDER BY seq").await?;
-        self.execute("TRUNCATE workflow_runs").await?;
+        self.execute("DELETE FROM workflow_runs WHERE target_repo = 'widgets'").await?;
         self.restore().await
+    }
+
+    /// Rows that no trigger sees: runs that ended, and runs that wait, which reconciliation finds.
+    pub(crate) async fn fill_table(&self, ended: u32, waiting: u32) -> Result<(), Failure> {
+        self.execute(&format!(
+            "BEGIN;
+             SET LOCAL session_replication_role = replica;
+             INSERT INTO workflow_runs
+                 (id, workflow_name, target_type, target_owner, target_repo, target_number, status, delivery_id)
+             SELECT gen_random_uuid(), 'old-' || n % 20, 'issue', 'acme', 'gadgets', n,
+                 CASE WHEN n <= {ended} THEN 'succeeded' ELSE 'queued' END, gen_random_uuid()::text
+             FROM generate_series(1, {ended} + {waiting}) n;
+             COMMIT;
+             ANALYZE workflow_runs"
+        ))
+        .await
+    }
+
+    /// How many transactions the database has had, and how many bytes its log.
+    pub(crate) async fn told(&self) -> Result<(f64, f64), Failure> {
+        Ok(sqlx::query_as(
+            "SELECT xact_commit::float8, (pg_current_wal_insert_lsn() - '0/0')::float8
+             FROM pg_stat_database WHERE datname = current_database()",
+        )
+        .fetch_one(&self.pool)
+        .await?)
     }
 
     /// The backlog as it was written, and nothing else.
     pub(crate) async fn restore(&self) -> Result<(), Failure> {
         for sql in [
-            "TRUNCATE runspan.journal, runspan.open_runs, runspan.outbox, runspan.commits, runspan.deltas, runspan.series",
+            "TRUNCATE runspan.journal, runspan.outbox, runspan.commits, runspan.deltas, runspan.series",
+            "DELETE FROM runspan.open_runs o USING backlog b WHERE b.run_id = o.run_id",
             "INSERT INTO runspan.journal SELECT * FROM backlog ORDER BY seq",
             "UPDATE runspan.lease SET expires_at = 'epoch'",
             "ANALYZE runspan.journal",

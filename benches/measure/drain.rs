@@ -19,7 +19,7 @@ use crate::report::Report;
 const RUNS: u32 = 100_000;
 const IN_FLIGHT: u32 = 100;
 const WORKFLOWS: u32 = 20;
-const ROUNDS: usize = 0;
+const ROUNDS: usize = 2;
 
 /// Spans a run: itself and its wait.
 const SPANS: u32 = 2;

@@ -6,9 +6,13 @@
 
 mod backlog;
 mod bare;
+mod child;
 mod drain;
+mod growth;
+mod lateness;
 mod receiver;
 mod report;
+mod rest;
 mod runtime;
 mod series;
 mod shown;
@@ -16,8 +20,11 @@ mod shown;
 type Failure = Box<dyn std::error::Error>;
 
 /// Each part and what it tells.
-const PARTS: [(&str, &str); 3] = [
+const PARTS: [(&str, &str); 6] = [
     ("drain", "how fast a backlog is drained, beside what sends the same spans from memory"),
+    ("lateness", "how long a transition is under way until its span and its record have arrived"),
+    ("growth", "what becomes of the drain as backlog, table, runs in flight and workflow names grow"),
+    ("rest", "what a relay costs while nothing happens"),
     ("runtime", "what the bundled runtime costs beside the statements that it stands for"),
     ("series", "what the durable metrics cost the drain, an export of them, and the database"),
 ];
@@ -29,8 +36,10 @@ const PEAK: &str = "--peak";
 async fn main() -> Result<(), Failure> {
     // cargo adds one of its own.
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
-    if let [PEAK, names] = arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        return series::peak(names.parse()?);
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [PEAK, names] => return series::peak(names.parse()?),
+        [child::RELAY, task] => return child::run(task).await,
+        _ => {}
     }
     if let Some(unknown) = arguments.iter().find(|argument| PARTS.iter().all(|(part, _)| part != argument)) {
         let parts = PARTS.map(|(part, tells)| format!("  {part:9} {tells}")).join("\n");
@@ -42,6 +51,9 @@ async fn main() -> Result<(), Failure> {
             println!("## {part}: {tells}\n");
             match part {
                 "drain" => drain::run().await?,
+                "lateness" => lateness::run().await?,
+                "growth" => growth::run().await?,
+                "rest" => rest::run().await?,
                 "runtime" => runtime::run().await?,
                 "series" => series::run().await?,
                 _ => unreachable!("a part of PARTS"),

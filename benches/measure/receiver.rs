@@ -1,4 +1,4 @@
-//! A receiver that acknowledges what it gets without looking at it: what is measured is who sends.
+//! A receiver that acknowledges what it gets, by default without looking at it: what is measured is who sends.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -11,6 +11,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use runspan::otlp::Signal;
 use runspan::otlp::config::Protocol;
 use tokio::net::TcpListener;
 use tokio_util::task::AbortOnDropHandle;
@@ -19,6 +20,9 @@ use crate::Failure;
 
 /// Five bytes before an empty message: not compressed, no length.
 const EMPTY_GRPC_MESSAGE: &[u8] = &[0; 5];
+
+/// Looks at a request.
+type Look = Arc<dyn Fn(Signal, &[u8]) + Send + Sync>;
 
 /// Stops when it is dropped.
 pub(crate) struct Receiver {
@@ -30,16 +34,30 @@ pub(crate) struct Receiver {
 
 impl Receiver {
     pub(crate) async fn start(protocol: Protocol) -> Result<Self, Failure> {
+        Self::serve(protocol, None).await
+    }
+
+    /// Shows each request (uncompressed) to `look` before it is acknowledged.
+    pub(crate) async fn observing(
+        protocol: Protocol,
+        look: impl Fn(Signal, &[u8]) + Send + Sync + 'static,
+    ) -> Result<Self, Failure> {
+        Self::serve(protocol, Some(Arc::new(look))).await
+    }
+
+    async fn serve(protocol: Protocol, look: Option<Look>) -> Result<Self, Failure> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let endpoint = format!("http://{}", listener.local_addr()?);
         let bytes = Arc::new(AtomicU64::new(0));
         let counter = Arc::clone(&bytes);
         let serving = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let counter = Arc::clone(&counter);
+                let (counter, look) = (Arc::clone(&counter), look.clone());
                 let _ = stream.set_nodelay(true);
                 tokio::spawn(async move {
-                    let service = service_fn(|request| acknowledge(request, Arc::clone(&counter), protocol));
+                    let service = service_fn(|request| {
+                        acknowledge(request, Arc::clone(&counter), look.clone(), protocol)
+                    });
                     let stream = TokioIo::new(stream);
                     // A sender that hangs up is none of the bench's business.
                     let _ = match protocol {
@@ -67,12 +85,26 @@ impl Receiver {
 async fn acknowledge(
     request: Request<Incoming>,
     counter: Arc<AtomicU64>,
+    look: Option<Look>,
     protocol: Protocol,
 ) -> Result<Response<BoxBody<Bytes, Infallible>>, hyper::Error> {
-    let mut body = request.into_body();
+    let (head, mut body) = request.into_parts();
+    let mut seen = Vec::new();
     while let Some(frame) = body.frame().await {
         if let Some(data) = frame?.data_ref() {
             counter.fetch_add(data.len() as u64, Ordering::Relaxed);
+            if look.is_some() {
+                seen.extend_from_slice(data);
+            }
+        }
+    }
+    if let Some(look) = look {
+        let path = head.uri.path().to_lowercase();
+        let signal =
+            Signal::ALL.into_iter().find(|signal| path.contains(signal.as_str().trim_end_matches('s')));
+        let message = if protocol == Protocol::Grpc { seen.get(5..).unwrap_or_default() } else { &seen };
+        if let Some(signal) = signal {
+            look(signal, message);
         }
     }
     let (content_type, body) = match protocol {

@@ -4,8 +4,9 @@
 //! requests, but encoded as they are sent.
 
 mod metrics;
+mod pack;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io::{Read as _, Write as _};
 
 use bytes::Bytes;
@@ -15,7 +16,7 @@ use flate2::write::GzEncoder;
 use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, InstrumentationScope, KeyValue, any_value};
-use opentelemetry_proto::tonic::logs::v1::{LogRecord, ResourceLogs, ScopeLogs};
+use opentelemetry_proto::tonic::logs::v1::LogRecord;
 use opentelemetry_proto::tonic::resource::v1::Resource as ProtoResource;
 use opentelemetry_proto::tonic::trace::v1 as trace;
 use prost::Message;
@@ -60,8 +61,6 @@ pub enum DecodeError {
 pub struct Encoder {
     resource: ProtoResource,
     scope: InstrumentationScope,
-    traces: ExportTraceServiceRequest,
-    logs: ExportLogsServiceRequest,
 }
 
 impl Encoder {
@@ -82,36 +81,48 @@ impl Encoder {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             ..InstrumentationScope::default()
         };
-        let scope_spans = trace::ScopeSpans { scope: Some(scope.clone()), ..trace::ScopeSpans::default() };
-        let scope_logs = ScopeLogs { scope: Some(scope.clone()), ..ScopeLogs::default() };
-        Self {
-            traces: ExportTraceServiceRequest {
-                resource_spans: vec![trace::ResourceSpans {
-                    resource: Some(resource.clone()),
-                    scope_spans: vec![scope_spans],
-                    ..trace::ResourceSpans::default()
-                }],
-            },
-            logs: ExportLogsServiceRequest {
-                resource_logs: vec![ResourceLogs {
-                    resource: Some(resource.clone()),
-                    scope_logs: vec![scope_logs],
-                    ..ResourceLogs::default()
-                }],
-            },
-            resource,
-            scope,
-        }
+        Self { resource, scope }
     }
 
     /// Spans as `ExportTraceServiceRequest`s.
     pub fn spans(&self, spans: &[Span]) -> Vec<Encoded> {
-        requests(&self.traces, spans.iter().map(encode_span))
+        self.pack(spans.iter().map(|span| (&span.attributes, encode_span(span))))
     }
 
     /// Records as `ExportLogsServiceRequest`s.
     pub fn records(&self, records: &[Record]) -> Vec<Encoded> {
-        requests(&self.logs, records.iter().map(encode_record))
+        self.pack(records.iter().map(|record| (&record.attributes, encode_record(record))))
+    }
+
+    /// Packs items into as few requests as the size allows. Each comes with its attributes, and has only those in it
+    /// that it shares with no other.
+    fn pack<'a, T: Item>(&self, items: impl Iterator<Item = (&'a Attributes, T)>) -> Vec<Encoded> {
+        let mut requests = Vec::new();
+        let mut batch = pack::Batch::new(&self.resource, &self.scope);
+        // Encoded once a run, and found by where they lie. To append what is encoded of a message is to merge into it
+        // (Protocol Buffers, "Last One Wins"), so that they need not be part of it.
+        let mut shared = HashMap::new();
+        let mut item = Vec::new();
+        for (attributes, own) in items {
+            let of_run = shared.entry(attributes.shared().as_ptr()).or_insert_with(|| {
+                T::with_attributes(key_values(attributes.shared().iter())).encode_to_vec()
+            });
+            item.clear();
+            item.extend_from_slice(of_run);
+            own.encode(&mut item).expect("a Vec grows");
+            if batch.size_with(&item) > MAX_REQUEST && !batch.is_empty() {
+                requests.push(batch.finish());
+            }
+            let run = match attributes.get(field::RUN_ID) {
+                Some(Value::Text(run)) => Some(run.as_str()),
+                _ => None,
+            };
+            batch.push(&item, run);
+        }
+        if !batch.is_empty() {
+            requests.push(batch.finish());
+        }
+        requests
     }
 }
 
@@ -122,12 +133,14 @@ pub fn lines(records: &[Record]) -> Option<Encoded> {
         serde_json::to_writer(&mut text, record).expect("a record has text keys and plain values only");
         text.push(b'\n');
     }
-    (!records.is_empty()).then(|| Encoded { items: records.len(), runs: records.len(), body: gzip(&text) })
+    (!records.is_empty()).then(|| Encoded { items: records.len(), runs: records.len(), body: gzip(&[&text]) })
 }
 
 /// The body of a stored request as it goes on the wire.
 pub fn unpack(body: &[u8]) -> Result<Bytes, DecodeError> {
-    let mut wire = Vec::new();
+    // The trailer says how much it is (RFC 1952, 2.3.1): room for it at once, as far as that can be true.
+    let said = body.last_chunk().map_or(0, |size| u32::from_le_bytes(*size)) as usize;
+    let mut wire = Vec::with_capacity(said.min(2 * MAX_REQUEST));
     GzDecoder::new(body).read_to_end(&mut wire)?;
     Ok(wire.into())
 }
@@ -152,6 +165,9 @@ trait Request: Message + Default + Clone {
 /// A span or a record.
 trait Item: Message + Clone {
     fn attributes(&self) -> &[KeyValue];
+
+    /// One that has nothing else.
+    fn with_attributes(attributes: Vec<KeyValue>) -> Self;
 }
 
 impl Request for ExportTraceServiceRequest {
@@ -174,32 +190,20 @@ impl Item for trace::Span {
     fn attributes(&self) -> &[KeyValue] {
         &self.attributes
     }
+
+    fn with_attributes(attributes: Vec<KeyValue>) -> Self {
+        Self { attributes, ..Self::default() }
+    }
 }
 
 impl Item for LogRecord {
     fn attributes(&self) -> &[KeyValue] {
         &self.attributes
     }
-}
 
-/// Packs items into as few requests as the size allows.
-fn requests<R: Request>(envelope: &R, items: impl Iterator<Item = R::Item>) -> Vec<Encoded> {
-    let mut requests = Vec::new();
-    let (mut size, mut batch) = (0, Vec::new());
-    for item in items {
-        // Tag and length before each item: below 8 bytes for anything that fits into a request.
-        let length = item.encoded_len() + 8;
-        if size + length > MAX_REQUEST && !batch.is_empty() {
-            requests.push(encode(envelope, std::mem::take(&mut batch)));
-            size = 0;
-        }
-        size += length;
-        batch.push(item);
+    fn with_attributes(attributes: Vec<KeyValue>) -> Self {
+        Self { attributes, ..Self::default() }
     }
-    if !batch.is_empty() {
-        requests.push(encode(envelope, batch));
-    }
-    requests
 }
 
 fn encode<R: Request>(envelope: &R, items: Vec<R::Item>) -> Encoded {
@@ -209,7 +213,7 @@ fn encode<R: Request>(envelope: &R, items: Vec<R::Item>) -> Encoded {
     if let Some(place) = request.items() {
         *place = items;
     }
-    Encoded { items: count, runs, body: gzip(&request.encode_to_vec()) }
+    Encoded { items: count, runs, body: gzip(&[&request.encode_to_vec()]) }
 }
 
 fn halves<R: Request>(body: &[u8]) -> Result<Option<[Encoded; 2]>, DecodeError> {
@@ -230,11 +234,14 @@ fn run_id(item: &impl Item) -> Option<&str> {
     }
 }
 
-fn gzip(bytes: &[u8]) -> Bytes {
-    let mut encoder = GzEncoder::new(Vec::with_capacity(bytes.len() / 8), Compression::fast());
-    encoder.write_all(bytes).and_then(|()| encoder.finish()).expect("writing to memory does not fail").into()
+fn gzip(parts: &[&[u8]]) -> Bytes {
+    let size: usize = parts.iter().map(|part| part.len()).sum();
+    let mut encoder = GzEncoder::new(Vec::with_capacity(size / 8), Compression::fast());
+    let written = parts.iter().try_for_each(|part| encoder.write_all(part));
+    written.and_then(|()| encoder.finish()).expect("writing to memory does not fail").into()
 }
 
+/// Without the attributes that it shares.
 fn encode_span(span: &Span) -> trace::Span {
     trace::Span {
         trace_id: span.context.trace_id.bytes().to_vec(),
@@ -249,7 +256,7 @@ fn encode_span(span: &Span) -> trace::Span {
         .into(),
         start_time_unix_nano: span.start.unix_nanos(),
         end_time_unix_nano: span.end.unix_nanos(),
-        attributes: key_values(&span.attributes),
+        attributes: key_values(span.attributes.own().iter()),
         events: span.events.iter().map(encode_event).collect(),
         dropped_events_count: span.dropped_events,
         links: span.link.iter().map(encode_link).collect(),
@@ -265,7 +272,7 @@ fn encode_event(event: &SpanEvent) -> trace::span::Event {
     trace::span::Event {
         time_unix_nano: event.at.unix_nanos(),
         name: event.event.name().to_owned(),
-        attributes: key_values(&event.attributes),
+        attributes: event.attributes.iter().map(|(key, value)| key_value(key, value)).collect(),
         ..trace::span::Event::default()
     }
 }
@@ -279,10 +286,11 @@ fn encode_link(link: &SpanContext) -> trace::span::Link {
     }
 }
 
+/// Without the attributes that it shares.
 fn encode_record(record: &Record) -> LogRecord {
     let context = record.context.as_ref();
     let mut attributes = vec![key_value(field::EVENT, &Value::from(record.event.name()))];
-    attributes.extend(key_values(&record.attributes));
+    attributes.extend(key_values(record.attributes.own().iter()));
     LogRecord {
         time_unix_nano: record.at.unix_nanos(),
         // The journal observed it as it happened.
@@ -298,8 +306,8 @@ fn encode_record(record: &Record) -> LogRecord {
     }
 }
 
-fn key_values(attributes: &Attributes) -> Vec<KeyValue> {
-    attributes.iter().map(|(key, value)| key_value(key, value)).collect()
+fn key_values<'a>(attributes: impl Iterator<Item = &'a (&'static str, Value)>) -> Vec<KeyValue> {
+    attributes.map(|(key, value)| key_value(key, value)).collect()
 }
 
 fn key_value(key: &str, value: &Value) -> KeyValue {

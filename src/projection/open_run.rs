@@ -124,16 +124,16 @@ impl OpenRun {
         self.events.push(Happened { event, at, child, reconciled });
     }
 
-    /// The run's span, ended now with these last events.
+    /// The run's span, ended now with these last events; `attributes` are those of all that is said of the run.
     pub fn span(
         self,
         run: RunId,
+        mut attributes: Attributes,
         own: Attributes,
         last_events: Vec<SpanEvent>,
         error: Option<String>,
     ) -> Span {
         let root = self.context.root_of(run);
-        let mut attributes = Attributes::of_run(run, &self.context);
         attributes.extend(own);
         let mut events: Vec<SpanEvent> = self.events.into_iter().map(SpanEvent::from).collect();
         events.extend(last_events);
@@ -154,9 +154,8 @@ impl OpenRun {
     }
 
     /// The span of its first wait, which ended at `end`.
-    pub fn queue_span(&self, run: RunId, end: Timestamp) -> Span {
+    pub fn queue_span(&self, run: RunId, mut attributes: Attributes, end: Timestamp) -> Span {
         let context = SpanContext::of_run(run, self.context.root_of(run));
-        let mut attributes = Attributes::of_run(run, &self.context);
         attributes.set(field::QUEUE_WAIT_MS, end.millis_since(self.queued_at));
         Span {
             context: context.queue_span(),

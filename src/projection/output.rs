@@ -1,6 +1,7 @@
 //! What the projection puts out: spans and records as plain data. `otlp::encode` only translates them.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
@@ -52,13 +53,17 @@ impl From<RunId> for Value {
 }
 
 /// Attributes in a fixed order. An absent value is an absent key.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Attributes(Vec<(&'static str, Value)>);
+#[derive(Clone, Debug, Default)]
+pub struct Attributes {
+    /// What every span and record of a run carries: they share it, as it is most of what they say.
+    shared: Option<Arc<[(&'static str, Value)]>>,
+    own: Vec<(&'static str, Value)>,
+}
 
 impl Attributes {
     /// Adds one.
     pub fn set(&mut self, key: &'static str, value: impl Into<Value>) -> &mut Self {
-        self.0.push((key, value.into()));
+        self.own.push((key, value.into()));
         self
     }
 
@@ -70,7 +75,7 @@ impl Attributes {
         self
     }
 
-    /// What every span and record of a run carries.
+    /// What every span and record of a run carries. To be cloned for each.
     pub fn of_run(run: RunId, context: &Context) -> Self {
         let mut attributes = Self::default();
         attributes.set(field::RUN_ID, run).of_context(context);
@@ -79,7 +84,7 @@ impl Attributes {
             .set_if(field::PARENT_RUN_ID, lineage.map(|lineage| lineage.parent))
             .set(field::ROOT_RUN_ID, context.root_of(run))
             .set_if(field::ROOT_WORKFLOW_NAME, context.root_workflow_name());
-        attributes
+        Self { shared: Some(attributes.own.into()), own: Vec::new() }
     }
 
     /// What is known of a run before it has a row.
@@ -95,7 +100,17 @@ impl Attributes {
 
     /// All, in the order they were added.
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, &Value)> {
-        self.0.iter().map(|(key, value)| (*key, value))
+        self.shared().iter().chain(&self.own).map(|(key, value)| (*key, value))
+    }
+
+    /// What is shared with others of the run, first in the order.
+    pub(crate) fn shared(&self) -> &[(&'static str, Value)] {
+        self.shared.as_deref().unwrap_or_default()
+    }
+
+    /// The rest.
+    pub(crate) fn own(&self) -> &[(&'static str, Value)] {
+        &self.own
     }
 
     /// The value of a key.
@@ -105,10 +120,19 @@ impl Attributes {
 
     /// Adds all of `other`.
     pub fn extend(&mut self, other: Self) -> &mut Self {
-        self.0.extend(other.0);
+        self.own.extend_from_slice(other.shared());
+        self.own.extend(other.own);
         self
     }
 }
+
+impl PartialEq for Attributes {
+    fn eq(&self, other: &Self) -> bool {
+        self.iter().eq(other.iter())
+    }
+}
+
+impl Eq for Attributes {}
 
 /// What a span stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

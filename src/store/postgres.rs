@@ -178,12 +178,7 @@ impl Store for PgStore {
         Ok(Position { low: row.try_get(1)?, pending })
     }
 
-    async fn read(
-        &self,
-        position: Position,
-        under_way: &[i64],
-        limit: usize,
-    ) -> Result<Batch, StoreError> {
+    async fn read(&self, position: Position, under_way: &[i64], limit: usize) -> Result<Batch, StoreError> {
         let rows = sqlx::query(rows::READ)
             .bind(position.low)
             .bind(stored(limit))

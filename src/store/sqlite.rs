@@ -183,12 +183,7 @@ impl Store for SqliteStore {
         Ok(Position::default())
     }
 
-    async fn read(
-        &self,
-        position: Position,
-        under_way: &[i64],
-        limit: usize,
-    ) -> Result<Batch, StoreError> {
+    async fn read(&self, position: Position, under_way: &[i64], limit: usize) -> Result<Batch, StoreError> {
         let rows = sqlx::query(AssertSqlSafe(rows::read()))
             .bind(position.low)
             .bind(stored(limit))

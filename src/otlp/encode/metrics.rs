@@ -241,7 +241,7 @@ mod tests {
         let requests = encoder.series(&series, true, crate::otlp::encode::MAX_REQUEST);
         let (mut kept, mut gzipped) = (Vec::new(), 0);
         for request in requests {
-            gzipped += gzip(&request.wire).len();
+            gzipped += gzip(&[&request.wire]).len();
             let request = ExportMetricsServiceRequest::decode(request.wire).unwrap();
             for metric in &request.resource_metrics[0].scope_metrics[0].metrics {
                 let Some(Data::Histogram(histogram)) = &metric.data else { panic!("{metric:?}") };

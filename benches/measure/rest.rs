@@ -1,0 +1,39 @@
+//! What a relay costs at rest.
+
+use std::time::Duration;
+
+use runspan::otlp::config::Protocol;
+
+use crate::Failure;
+use crate::backlog::Backlog;
+use crate::child::Resting;
+use crate::receiver::Receiver;
+use crate::report::Report;
+
+const WINDOW: Duration = Duration::from_secs(20);
+const ROUNDS: usize = 3;
+
+pub(crate) async fn run() -> Result<(), Failure> {
+    let Some(backlog) = Backlog::new("rest").await? else { return Ok(()) };
+    backlog.write(1_000, 100, 20).await?;
+    let receiver = Receiver::start(Protocol::Grpc).await?;
+    let relay = Resting::start(backlog.url(), &receiver.endpoint)?;
+    let mut report = Report::new("a relay at rest", &["a second"]);
+    for round in 0..=ROUNDS {
+        let before = (relay.cpu_seconds()?, backlog.told().await?, receiver.bytes());
+        tokio::time::sleep(WINDOW).await;
+        let after = (relay.cpu_seconds()?, backlog.told().await?, receiver.bytes());
+        // The first is the drain.
+        if round > 0 {
+            let seconds = WINDOW.as_secs_f64();
+            report.add(0, "CPU of the relay, ms", (after.0 - before.0) * 1e3 / seconds);
+            report.add(0, "transactions", (after.1.0 - before.1.0) / seconds);
+            report.add(0, "write-ahead log, bytes", (after.1.1 - before.1.1) / seconds);
+            #[expect(clippy::cast_precision_loss, reason = "small")]
+            report.add(0, "sent, bytes", (after.2 - before.2) as f64 / seconds);
+        }
+    }
+    drop(relay);
+    report.show()?;
+    backlog.remove().await
+}

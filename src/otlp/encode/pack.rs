@@ -1,0 +1,94 @@
+//! Requests put together from encoded items.
+//!
+//! Not with the generated messages: they would ask every part of every item for its length at each of four levels.
+
+use std::collections::HashSet;
+
+use opentelemetry_proto::tonic::common::v1::InstrumentationScope;
+use opentelemetry_proto::tonic::resource::v1::Resource;
+use prost::Message as _;
+use prost::encoding::{WireType, encode_key, encode_varint};
+
+use super::{Encoded, gzip};
+
+// The same in `trace_service.proto` and `trace.proto` as in their kin for logs.
+/// `resource_spans` of a request.
+const RESOURCE_ITEMS: u32 = 1;
+/// `resource` of a `ResourceSpans`.
+const RESOURCE: u32 = 1;
+/// `scope_spans` of a `ResourceSpans`.
+const SCOPE_ITEMS: u32 = 2;
+/// `scope` of a `ScopeSpans`.
+const SCOPE: u32 = 1;
+/// `spans` of a `ScopeSpans`.
+const ITEMS: u32 = 2;
+
+/// The items of one request.
+pub(super) struct Batch {
+    /// The field `resource`, whole.
+    resource: Vec<u8>,
+    /// The field `scope`, whole.
+    scope: Vec<u8>,
+    items: Vec<u8>,
+    count: usize,
+    runs: HashSet<String>,
+}
+
+impl Batch {
+    pub(super) fn new(resource: &Resource, scope: &InstrumentationScope) -> Self {
+        let (mut resource_field, mut scope_field) = (Vec::new(), Vec::new());
+        put(RESOURCE, &resource.encode_to_vec(), &mut resource_field);
+        put(SCOPE, &scope.encode_to_vec(), &mut scope_field);
+        Self {
+            resource: resource_field,
+            scope: scope_field,
+            items: Vec::new(),
+            count: 0,
+            runs: HashSet::new(),
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// How many bytes it would have with one item more, at most.
+    pub(super) fn size_with(&self, item: &[u8]) -> usize {
+        // Three heads: a tag, and a length that fits into five bytes.
+        self.resource.len() + self.scope.len() + self.items.len() + item.len() + 3 * 6
+    }
+
+    /// Adds an item that tells of `run`.
+    pub(super) fn push(&mut self, item: &[u8], run: Option<&str>) {
+        put(ITEMS, item, &mut self.items);
+        self.count += 1;
+        if let Some(run) = run.filter(|run| !self.runs.contains(*run)) {
+            self.runs.insert(run.to_owned());
+        }
+    }
+
+    /// The request; the next begins empty.
+    pub(super) fn finish(&mut self) -> Encoded {
+        let mut of_scope = Vec::new();
+        head(SCOPE_ITEMS, self.scope.len() + self.items.len(), &mut of_scope);
+        let mut beginning = Vec::new();
+        let length = self.resource.len() + of_scope.len() + self.scope.len() + self.items.len();
+        head(RESOURCE_ITEMS, length, &mut beginning);
+        let body = gzip(&[&beginning, &self.resource, &of_scope, &self.scope, &self.items]);
+        let encoded = Encoded { items: self.count, runs: self.runs.len(), body };
+        self.items.clear();
+        self.runs.clear();
+        self.count = 0;
+        encoded
+    }
+}
+
+fn put(tag: u32, bytes: &[u8], buffer: &mut Vec<u8>) {
+    head(tag, bytes.len(), buffer);
+    buffer.extend_from_slice(bytes);
+}
+
+fn head(tag: u32, length: usize, buffer: &mut Vec<u8>) {
+    encode_key(tag, WireType::LengthDelimited, buffer);
+    encode_varint(length as u64, buffer);
+}
