@@ -18,6 +18,7 @@ use crate::receiver::{Received, Receiver, Reply};
 
 on_every_database!(
     every_run_becomes_one_span,
+    a_backlog_comes_to_the_same_in_batches_of_any_size,
     a_signal_that_is_stuck_stops_no_other,
     poison_dies_alone_and_can_be_retried,
     a_receiver_that_refuses_everything_kills_nothing,
@@ -130,6 +131,41 @@ async fn every_run_becomes_one_span(database: &Database) {
             .map(|scope| scope.log_records.len())
             .sum();
         assert_eq!(records, runs.len() * 4, "queued, running, succeeded, completed");
+    }
+}
+
+/// Each batch is projected over what the one before it, which is not committed yet, will leave.
+async fn a_backlog_comes_to_the_same_in_batches_of_any_size(database: &Database) {
+    let (store, _) = database.attach().await;
+    let mut session = database.connect().await;
+    for batch in [1, 2, 5, 1_000] {
+        let mut queued = Vec::new();
+        for number in 1..=12 {
+            queued.push(session.queue("triage", number).await);
+        }
+        for (number, run) in queued.iter().enumerate() {
+            runs::mark_running(session.runs(), *run).await.unwrap();
+            if number % 3 == 0 {
+                session.execute(&format!("DELETE FROM workflow_runs WHERE id = '{run}'")).await;
+            }
+        }
+        for (number, run) in queued.iter().enumerate() {
+            if number % 3 > 0 {
+                runs::mark_succeeded(session.runs(), *run).await.unwrap();
+            }
+        }
+        let receiver = Receiver::grpc().await;
+        let relay = relay(&store, &receiver, &[]).with(Settings { batch, ..settings() });
+        assert_eq!(relay.spawn().drain().await.unwrap(), Ended::Idle);
+        assert_eq!(names(&receiver), ids(&queued), "in batches of {batch}");
+        let requests = receiver.requests();
+        let spans = requests.iter().filter(|request| request.signal == Signal::Traces).flat_map(|request| {
+            request.traces().resource_spans.into_iter().flat_map(|of| of.scope_spans).flat_map(|of| of.spans)
+        });
+        // A run's own and its wait's; three events on each of the former.
+        let events: Vec<usize> = spans.map(|span| span.events.len()).collect();
+        assert_eq!((events.len(), events.iter().sum::<usize>()), (24, 36), "in batches of {batch}");
+        assert_eq!(store.status().await.unwrap().open_runs, 0, "in batches of {batch}");
     }
 }
 

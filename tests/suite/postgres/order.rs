@@ -16,6 +16,7 @@ on_postgres!(
     a_transaction_that_has_not_written_yet_is_not_passed_over,
     an_entry_of_a_later_transaction_at_an_earlier_position_is_not_passed_over,
     more_late_entries_than_a_batch_holds_are_not_passed_over,
+    what_commits_late_comes_before_what_follows_while_a_batch_is_under_way,
     the_mark_moves_past_what_is_consumed,
     a_mark_of_another_history_is_forgotten,
     the_transaction_id_is_drawn_before_the_position,
@@ -55,6 +56,33 @@ async fn an_entry_of_a_long_transaction_is_not_passed_over(database: &Database) 
     }
     slow.execute("COMMIT").await;
     assert_eq!(consume(&relay).await, [early]);
+}
+
+async fn what_commits_late_comes_before_what_follows_while_a_batch_is_under_way(database: &Database) {
+    let relay = Relay::new(database.attach().await.0).await;
+    let (mut slow, mut fast) = (database.connect().await, database.connect().await);
+    slow.execute("BEGIN").await;
+    let late = slow.queue("triage", 1).await;
+    fast.queue("triage", 2).await;
+    let under_way = relay.read(10).await;
+    let (_, commit) = relay.project(under_way).await;
+    slow.execute("COMMIT").await;
+    runs::mark_running(fast.runs(), late).await.unwrap();
+    // The commit is not there yet: its entry is left out, and the earlier one is not.
+    let next = relay.store.read(commit.position, &commit.consumed, 10).await.unwrap();
+    let told: Vec<_> = next
+        .entries
+        .iter()
+        .filter_map(|(_, entry)| match entry.as_ref().unwrap().change {
+            Change::Transition { run, to, .. } => Some((run, to)),
+            Change::Refusal { .. } => None,
+        })
+        .collect();
+    assert_eq!(told, [(late, Some(Status::Queued)), (late, Some(Status::Running))]);
+    // The mark has not passed it: whoever reads after a crash now finds all three.
+    assert_eq!(relay.read(10).await.entries.len(), 3);
+    relay.store.commit(&relay.lease, &relay.instance, &commit).await.unwrap();
+    assert_eq!(consume(&relay).await, [late, late]);
 }
 
 async fn a_transaction_that_has_not_written_yet_is_not_passed_over(database: &Database) {
