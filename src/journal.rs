@@ -201,7 +201,8 @@ impl TryFrom<Row> for Entry {
             },
         };
         let lineage = match (&change, row.parent_run_id) {
-            (Change::Transition { .. }, Some(parent)) => Some(Lineage {
+            // Its own parent it cannot be: no span may be its own.
+            (Change::Transition { run, .. }, Some(parent)) if parent != run.uuid() => Some(Lineage {
                 parent: parent.into(),
                 root: row.root_run_id.unwrap_or(parent).into(),
                 root_workflow_name: row.root_workflow_name,
@@ -262,6 +263,12 @@ mod tests {
             entry.unwrap().change,
             Change::Transition { from: Before::Unknown, to: Some(Status::Succeeded), .. }
         ));
+    }
+
+    #[test]
+    fn a_run_is_not_its_own_parent() {
+        let entry = Entry::try_from(Row { parent_run_id: Some(Uuid::from_u128(7)), ..row() }).unwrap();
+        assert_eq!(entry.context.lineage, None);
     }
 
     #[test]

@@ -13,7 +13,7 @@ mod transport;
 use std::{fmt, time::Duration};
 
 pub use self::{
-    grpc::{NotGrpc, from_grpc, from_grpc_response},
+    grpc::{NotGrpc, drop_unreadable_details, from_grpc, from_grpc_response},
     http::from_http,
     transport::{from_transport, timed_out},
 };

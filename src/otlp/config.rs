@@ -22,6 +22,7 @@ pub use metrics::MetricsConfig;
 pub use resource::{Resource, UNKNOWN_SERVICE};
 
 use super::Signal;
+use crate::redact::redact;
 
 /// Looks up an environment variable.
 pub type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
@@ -413,10 +414,12 @@ fn parse_boolean(value: &str) -> Result<bool, Problem> {
     }
 }
 
-/// The beginning of a value that is no secret, on one line.
+/// The beginning of a value that should be no secret, on one line: what stands there in a secret's place by mistake is
+/// not shown.
 fn excerpt(value: &str) -> String {
     const LONGEST: usize = 40;
-    let mut characters = value.chars().map(|c| if c.is_control() { ' ' } else { c });
+    let clean = redact(value);
+    let mut characters = clean.chars().map(|c| if c.is_control() { ' ' } else { c });
     let mut excerpt: String = characters.by_ref().take(LONGEST).collect();
     if characters.next().is_some() {
         excerpt.push('…');

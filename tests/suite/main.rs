@@ -24,6 +24,7 @@ mod docs;
 #[cfg(feature = "services")]
 mod end_to_end;
 mod fan_out;
+mod fuzz;
 mod journal;
 mod lease;
 mod module_order;

@@ -3,6 +3,7 @@
 use std::{collections::HashMap, fs, path::Path, time::Duration};
 
 use bytes::Bytes;
+use http::{HeaderName, HeaderValue};
 use runspan::otlp::{
     Signal,
     answer::{Answer, Cause, Kind},
@@ -114,6 +115,25 @@ async fn each_grpc_status_is_answered_by_its_row() {
     rows_are_answered(Protocol::Grpc, rows).await;
 }
 
+/// What tonic itself panics on.
+#[tokio::test]
+async fn details_that_nobody_can_read_are_no_details() {
+    let details = ["!", "a", "AA=A", ""];
+    let rows = details.into_iter().flat_map(|details| {
+        let headers = [
+            ("grpc-status", "3"),
+            ("grpc-status-details-bin", details),
+            ("content-type", "application/grpc"),
+        ];
+        let trailers = headers[..2]
+            .iter()
+            .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
+        let reply = Reply::Trailers(trailers.collect());
+        [(Reply::http(200, &headers, ""), "rejected, invalid"), (reply, "rejected, invalid")]
+    });
+    rows_are_answered(Protocol::Grpc, rows).await;
+}
+
 #[tokio::test]
 async fn each_http_status_is_answered_by_its_row() {
     let rows = [
@@ -161,16 +181,18 @@ async fn each_http_status_is_answered_by_its_row() {
     rows_are_answered(Protocol::HttpProtobuf, rows).await;
 }
 
-async fn rows_are_answered<const N: usize>(protocol: Protocol, rows: [(Reply, &str); N]) {
+async fn rows_are_answered(protocol: Protocol, rows: impl IntoIterator<Item = (Reply, &str)>) {
     let receiver = Receiver::start(protocol, None).await;
     let client = client(protocol, &receiver.endpoint(), &[]);
+    let mut sent = 0;
     for (reply, expected) in rows {
+        sent += 1;
         let row = format!("{protocol} {reply:?}");
         receiver.script([reply]);
         let answer = send(&client).await;
         assert_eq!(summary(&answer), expected, "{row}: {answer:?}");
     }
-    assert_eq!(receiver.attempts(), N, "every row is one request, and none is tried again in silence");
+    assert_eq!(receiver.attempts(), sent, "every row is one request, and none is tried again in silence");
 }
 
 #[tokio::test]

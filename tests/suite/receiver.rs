@@ -66,6 +66,8 @@ pub(crate) enum Reply {
     Partial { rejected: i64, message: String },
     /// A gRPC status.
     Grpc(Status),
+    /// A gRPC response without a message, and with these trailers.
+    Trailers(HeaderMap),
     /// An HTTP response as it is.
     Http(Response<Bytes>),
     /// Close the connection before the body of the request is read.
@@ -370,6 +372,7 @@ async fn respond(
         Reply::Accept => (0, String::new()),
         Reply::Partial { rejected, message } => (rejected, message),
         Reply::Grpc(status) => return Ok(status.into_http()),
+        Reply::Trailers(trailers) => return Ok(trailed(Bytes::new(), trailers)),
         Reply::Http(response) => return Ok(response.map(full)),
         Reply::Hang => return std::future::pending().await,
         Reply::ResetUnread | Reply::AcceptThenReset => {
@@ -398,13 +401,18 @@ fn success(response: &[u8], grpc: bool, gzipped: bool) -> Response<Body> {
     frame.extend_from_slice(&message);
     let mut trailers = HeaderMap::new();
     trailers.insert("grpc-status", HeaderValue::from_static("0"));
-    let body = Full::new(frame.freeze()).with_trailers(std::future::ready(Some(Ok(trailers))));
-    let mut response = Response::new(body.boxed());
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    let mut response = trailed(frame.freeze(), trailers);
     if gzipped {
-        headers.insert("grpc-encoding", HeaderValue::from_static("gzip"));
+        response.headers_mut().insert("grpc-encoding", HeaderValue::from_static("gzip"));
     }
+    response
+}
+
+/// A gRPC response.
+fn trailed(body: Bytes, trailers: HeaderMap) -> Response<Body> {
+    let body = Full::new(body).with_trailers(std::future::ready(Some(Ok(trailers))));
+    let mut response = Response::new(body.boxed());
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     response
 }
 

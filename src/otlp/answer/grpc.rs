@@ -2,8 +2,8 @@
 
 use std::{error::Error as _, time::SystemTime};
 
-use http::{HeaderMap, StatusCode};
-use tonic::{Code, Status};
+use http::{HeaderMap, HeaderName, StatusCode};
+use tonic::{Code, Status, metadata::MetadataMap};
 use tonic_types::StatusExt as _;
 
 use super::{Answer, Cause, Kind, LONGEST_WAIT, accepted, from_http, from_transport};
@@ -23,6 +23,22 @@ pub struct NotGrpc {
     pub status: StatusCode,
     /// The headers of the response.
     pub headers: HeaderMap,
+}
+
+/// Where a status has its details, base64 of a `google.rpc.Status`.
+const DETAILS: &str = "grpc-status-details-bin";
+
+/// Takes details out of headers or trailers that are not what gRPC says they are: tonic panics on them (seen with
+/// 0.14.9), and a receiver could end the relay with a single answer.
+pub fn drop_unreadable_details(headers: &mut HeaderMap) {
+    let Some(details) = headers.get(DETAILS) else { return };
+    let alone = MetadataMap::from_headers(HeaderMap::from_iter([(
+        HeaderName::from_static(DETAILS),
+        details.clone(),
+    )]));
+    if alone.get_bin(DETAILS).is_none_or(|details| details.to_bytes().is_err()) {
+        headers.remove(DETAILS);
+    }
 }
 
 /// Reads a status other than OK. `now` is as for [`from_http`].

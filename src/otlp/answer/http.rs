@@ -58,7 +58,7 @@ pub fn from_http(
             Kind::WrongProtocol,
             &format!(
                 ", a redirect{}, which is not followed, set {} to the receiver's own address",
-                redirect_target(headers),
+                redirect_target(config, headers),
                 config.endpoint_variable
             ),
         )),
@@ -126,10 +126,10 @@ fn message(headers: &HeaderMap, body: &[u8]) -> String {
     String::from_utf8_lossy(body).into_owned()
 }
 
-/// Scheme, host and path of a redirect: its query may hold a session.
-fn redirect_target(headers: &HeaderMap) -> String {
+/// Scheme, host and path of a redirect: its query may hold a session, and all of it what we sent.
+fn redirect_target(config: &SignalConfig, headers: &HeaderMap) -> String {
     let location = headers.get(header::LOCATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    match url::Url::parse(location) {
+    match url::Url::parse(&config.headers.scrub(location)) {
         Ok(url) => format!(
             " to {}://{}{}",
             url.scheme(),

@@ -3,7 +3,7 @@ use std::time::{Duration, SystemTime};
 use ::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use proptest::prelude::*;
 use prost::Message as _;
-use tonic::{Code, Status};
+use tonic::Status;
 
 use super::*;
 use crate::otlp::{Signal, config::Env};
@@ -83,6 +83,9 @@ fn a_redirect_is_named_without_its_query() {
     let line = answer.cause().unwrap().to_string();
     assert!(line.contains("to https://login.example/sso,"), "{line}");
     assert!(!line.contains("s3cr3t"), "{line}");
+    let answer = http(307, &[("location", "https://login.example/s3cr3t-t0ken/sso")], b"");
+    let line = answer.cause().unwrap().to_string();
+    assert!(line.contains("to https://login.example/[redacted]/sso,"), "{line}");
 }
 
 #[test]
@@ -169,29 +172,6 @@ proptest! {
                 && (status.is_success() && !["text/html", "application/grpc"].contains(&content_type)
                     || status == 400 && content_type != "application/grpc")
         );
-    }
-
-    #[test]
-    fn no_grpc_answer_panics_or_leaks(
-        code in 0_i32..20,
-        message in "(\\PC|\r|\n|s3cr3t-t0ken){0,400}",
-        details in proptest::collection::vec(any::<u8>(), 0..80),
-    ) {
-        let code = Code::from(code);
-        let status = Status::with_details(code, message, details.into());
-        let answer = from_grpc(&config("grpc"), &status, SystemTime::UNIX_EPOCH);
-        assert_sane(&answer);
-        prop_assert_eq!(matches!(answer, Answer::Rejected(_)), code == Code::InvalidArgument);
-        let accepted = matches!(answer, Answer::Accepted { .. });
-        prop_assert!(!accepted);
-    }
-
-    #[test]
-    fn any_body_of_an_acceptance_is_an_acceptance(body in proptest::collection::vec(any::<u8>(), 0..200)) {
-        let answer = from_grpc_response(&config("grpc"), &body);
-        assert_sane(&answer);
-        let accepted = matches!(answer, Answer::Accepted { .. });
-        prop_assert!(accepted);
     }
 
     #[test]

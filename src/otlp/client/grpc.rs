@@ -9,6 +9,7 @@ use std::{
 
 use bytes::{Buf as _, BufMut as _, Bytes};
 use http::{StatusCode, header, uri::PathAndQuery};
+use http_body_util::BodyExt as _;
 use tonic::{
     Request, Status,
     body::Body,
@@ -112,9 +113,15 @@ impl Service<http::Request<Body>> for Judged {
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let response = self.0.call(request);
         Box::pin(async move {
-            let response = response.await?;
+            let mut response = response.await?;
             if is_grpc(&response) {
-                return Ok(response);
+                answer::drop_unreadable_details(response.headers_mut());
+                return Ok(response.map(|body| {
+                    Body::new(body.map_frame(|mut frame| {
+                        frame.trailers_mut().into_iter().for_each(answer::drop_unreadable_details);
+                        frame
+                    }))
+                }));
             }
             let (head, _) = response.into_parts();
             Err(NotGrpc { status: head.status, headers: head.headers }.into())
