@@ -1,9 +1,11 @@
 //! What is particular to PostgreSQL.
 
 mod fail_open;
+mod grants;
 mod order;
 mod roles;
 mod stuck;
+mod tls;
 mod volume;
 
 use sqlx::AssertSqlSafe;

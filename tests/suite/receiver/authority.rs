@@ -6,7 +6,9 @@ use std::{
     sync::Arc,
 };
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+};
 use rustls::{
     RootCertStore, ServerConfig,
     pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
@@ -24,8 +26,10 @@ impl Authority {
     pub(crate) fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
         let directory = tempfile::tempdir().unwrap();
+        // Nobody else's name: OpenSSL takes what has its signer's for signed by itself.
+        params.distinguished_name.push(DnType::CommonName, directory.path().display().to_string());
+        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
         fs::write(directory.path().join("ca.pem"), issuer.pem()).unwrap();
         Self { issuer, directory }
     }
@@ -41,6 +45,15 @@ impl Authority {
         fs::write(self.path("client.pem"), certificate.pem()).unwrap();
         fs::write(self.path("client.key"), key.serialize_pem()).unwrap();
         (self.path("client.pem"), self.path("client.key"))
+    }
+
+    /// A new certificate for a server of that name, and its key.
+    #[cfg(feature = "services")]
+    pub(crate) fn server_files(&self, name: &str) -> (PathBuf, PathBuf) {
+        let (certificate, key) = self.sign(name, ExtendedKeyUsagePurpose::ServerAuth);
+        fs::write(self.path("server.pem"), certificate.pem()).unwrap();
+        fs::write(self.path("server.key"), key.serialize_pem()).unwrap();
+        (self.path("server.pem"), self.path("server.key"))
     }
 
     /// The configuration of a server called `localhost`.
