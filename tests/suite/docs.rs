@@ -46,6 +46,60 @@ fn the_page_on_metrics_has_them_as_the_catalogue_does() {
     );
 }
 
+#[test]
+fn each_promise_names_tests_that_are_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("docs/guarantees.md")).expect("the page is there");
+    let lines = lines(&page);
+    let mut problems = Vec::new();
+    of_citations(&lines, &|path| fs::read_to_string(root.join(path)).ok(), &mut problems);
+    for heading in ["## For the application", "## For the telemetry"] {
+        let [(_, below)] = sections(&lines, heading)[..] else { panic!("{heading} is there once") };
+        // A promise begins in bold, and is shown before the next one.
+        let promises: Vec<usize> = (0..below.len()).filter(|at| below[*at].text.starts_with("**")).collect();
+        assert!(!promises.is_empty(), "{heading}");
+        for (index, at) in promises.iter().enumerate() {
+            let next = promises.get(index + 1).copied().unwrap_or(below.len());
+            if !below[*at..next].iter().any(|line| line.text.starts_with("Shown by `")) {
+                problems.push(format!("line {}: no test shows it", below[*at].number));
+            }
+        }
+    }
+    // No name of a test is written so that it is not checked.
+    for line in lines.iter().filter(|line| line.code.is_none() && line.text.contains(".rs#")) {
+        let cited = CITATION.find_iter(line.text).count();
+        if line.text.matches(".rs#").count() != cited {
+            problems.push(format!("line {}: a citation that cannot be read", line.number));
+        }
+    }
+    assert!(problems.is_empty(), "docs/guarantees.md:\n{}", problems.join("\n"));
+}
+
+#[test]
+fn each_dependency_has_its_line() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let manifest = fs::read_to_string(root.join("Cargo.toml")).expect("the manifest is there");
+    let page = fs::read_to_string(root.join("docs/dependencies.md")).expect("the page is there");
+    let of_manifest = |section: &str| {
+        let below = manifest.split_once(&format!("\n[{section}]\n")).expect("it has the section").1;
+        let entries = below.lines().take_while(|line| !line.starts_with('['));
+        entries.filter_map(|line| line.split_once(" = ")).map(|(name, _)| name).collect::<Vec<_>>()
+    };
+    let lines = lines(&page);
+    let of_page = |heading: &str| {
+        let [(_, below)] = sections(&lines, heading)[..] else { panic!("{heading} is there once") };
+        let rows = below.iter().filter_map(|line| line.text.strip_prefix("| `")?.split_once("` | "));
+        let rows = rows.inspect(|(name, what)| assert!(what.len() > 8, "{name} has no reason"));
+        rows.map(|(name, _)| name).collect::<Vec<_>>()
+    };
+    let [normal, dev] = ["dependencies", "dev-dependencies"].map(of_manifest);
+    assert_eq!(of_page("## What the program is built of"), normal);
+    assert_eq!(of_page("## What only tests and benches use"), dev);
+    let counts =
+        format!("{} crates are used directly, {} more by tests and benches only", normal.len(), dev.len());
+    assert!(page.contains(&counts), "{counts}");
+}
+
 /// A line of the page.
 struct Line<'a> {
     number: usize,
