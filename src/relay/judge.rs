@@ -250,5 +250,41 @@ mod tests {
             prop_assert_eq!(dead, Vec::<usize>::new());
             prop_assert_eq!(delivered, (0..total).collect::<Vec<_>>());
         }
+
+        #[test]
+        fn nothing_dies_without_proof(
+            answers in prop::collection::vec(
+                (0_i64..20, 1_usize..4, prop::sample::select(vec![
+                    100_u16, 200, 204, 302, 400, 401, 404, 408, 413, 418, 429, 451, 500, 501, 503, 599, 999,
+                ])),
+                0..120,
+            ),
+        ) {
+            let mut judge = Judge::default();
+            // Since when a place has been refused or has made the receiver fail, and whether something was taken since.
+            let mut besieged = BTreeMap::<i64, bool>::new();
+            let mut gone = BTreeSet::new();
+            for (place, items, status) in answers {
+                if gone.contains(&place) {
+                    continue;
+                }
+                let verdict = judge.judge(Facts { id: place, place, items }, &answer(status));
+                match status {
+                    200 | 204 => besieged.values_mut().for_each(|taken| *taken = true),
+                    400 | 500 => {
+                        let taken = besieged.entry(place).or_default();
+                        if verdict == Verdict::Dead {
+                            prop_assert!(*taken && items == 1, "{place} died of {status}");
+                            gone.insert(place);
+                        }
+                    }
+                    _ => prop_assert!(matches!(verdict, Verdict::Keep(_) | Verdict::Halve), "{status}: {verdict:?}"),
+                }
+                prop_assert_eq!(verdict == Verdict::Delivered, matches!(status, 200 | 204));
+                if verdict == Verdict::Delivered {
+                    gone.insert(place);
+                }
+            }
+        }
     }
 }

@@ -73,6 +73,6 @@ fn text() -> impl Strategy<Value = String> {
         2 => prop::sample::select(hostile.to_vec()).prop_map(str::to_owned),
         2 => "\\PC{0,40}",
         1 => any::<String>(),
-        1 => ("\\PC{1,3}", 1_usize..3_000).prop_map(|(text, times)| text.repeat(times)),
+        1 => ("\\PC{1,3}", 1_usize..400).prop_map(|(text, times)| text.repeat(times)),
     ]
 }

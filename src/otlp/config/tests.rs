@@ -199,7 +199,7 @@ fn a_broken_resource_attribute_is_an_error() {
 #[test]
 fn a_secret_in_the_wrong_variable_is_not_repeated() {
     assert_eq!(
-        error(&[("OTEL_EXPORTER_OTLP_PROTOCOL", "https://u:hunter2@host")]),
+        error(&[("OTEL_EXPORTER_OTLP_PROTOCOL", "https://u:hunter2hunter2@host")]),
         "OTEL_EXPORTER_OTLP_PROTOCOL names the protocol \"https://[redacted]@host\": set it to http/protobuf or grpc"
     );
 }
