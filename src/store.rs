@@ -6,6 +6,7 @@
 mod attach;
 mod outbox;
 mod postgres;
+mod reach;
 mod rows;
 mod series;
 mod sqlite;
@@ -88,7 +89,7 @@ pub enum StoreError {
         cause: String,
     },
     /// The database refused, or is away.
-    #[error("{}", crate::runs::describe(.0))]
+    #[error("{}", reach::describe(.0))]
     Database(#[from] sqlx::Error),
 }
 
