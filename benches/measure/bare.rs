@@ -58,12 +58,12 @@ pub(crate) struct Made {
 /// One SDK span a run, with its attributes and events, through the batch processor with its defaults.
 pub(crate) async fn in_process(endpoint: &str, spans: &[Span], count: usize) -> Result<Made, Failure> {
     let exported = Arc::new(AtomicU64::new(0));
-    let exporter = Counting {
+    let counting = Counting {
         otlp: exporter(Protocol::Grpc, endpoint)?,
         exported: Arc::clone(&exported),
         runtime: tokio::runtime::Handle::current(),
     };
-    let provider = SdkTracerProvider::builder().with_batch_exporter(exporter).build();
+    let provider = SdkTracerProvider::builder().with_batch_exporter(counting).build();
     let tracer = provider.tracer("bench");
     let runs: Vec<SpanData> = spans.iter().filter(|span| span.kind == SpanKind::Run).map(span_data).collect();
     let took = tokio::task::spawn_blocking(move || {

@@ -54,7 +54,7 @@ pub(crate) async fn run() -> Result<(), Failure> {
     }
     let rate = f64::from(RUNS_A_SECOND * SECONDS) / began.elapsed().as_secs_f64();
     relay.drain().await?;
-    let mut late = late.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut late = std::mem::take(&mut *late.lock().unwrap_or_else(PoisonError::into_inner));
     let mut report =
         Report::new(format!("lateness, {rate:.0} runs/s, {SECONDS} s"), &["run spans", "records"]);
     for (signal, millis) in late.iter_mut().enumerate() {
@@ -67,7 +67,6 @@ pub(crate) async fn run() -> Result<(), Failure> {
         report.add(signal, "how many", millis.len() as f64);
     }
     report.show()?;
-    drop(late);
     backlog.remove().await
 }
 

@@ -39,13 +39,6 @@ impl Report {
         self.figures[index].rounds[variant].push(value);
     }
 
-    /// The median of a figure.
-    pub(crate) fn median(&self, variant: usize, name: &str) -> Option<f64> {
-        let figure = self.figures.iter().find(|figure| figure.name == name)?;
-        let rounds = &figure.rounds[variant];
-        (!rounds.is_empty()).then(|| Spread::of(rounds).median)
-    }
-
     /// Prints the table and writes the JSON. A cell: the median (least to most), and its ratio to the first variant's.
     pub(crate) fn show(&self) -> Result<(), Failure> {
         let mut header = vec![self.title.as_str()];
