@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help lint lint-rust lint-deny lint-shell test fuzz bench docs-check collector prometheus
+.PHONY: help lint lint-rust lint-deny lint-shell test chaos fuzz bench docs-check collector prometheus
 
 # Tools that are built once lie outside the tree, so that a clean clone finds them.
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/runspan
@@ -46,6 +46,10 @@ lint-shell:
 
 test: ## All tests, with PostgreSQL, Redis, the Collector and Prometheus: make test ARGS='a_name -- --nocapture'
 	tests/with-services cargo test --locked --features services $(ARGS)
+
+chaos: ## Everything goes wrong, by the seed: make chaos SEEDS=500, or SEED=17 for one of them
+	tests/with-services cargo test --locked --features services --test chaos -- \
+		$(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),30)) $(ARGS)
 
 SECONDS ?= 60
 fuzz: ## Look longer for inputs that break something: make fuzz SECONDS=300 (a target; they share the processors)

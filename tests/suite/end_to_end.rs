@@ -4,6 +4,7 @@
 mod bad_database;
 mod bad_receiver;
 pub(crate) mod collector;
+mod common;
 mod cost;
 mod database;
 mod ledger;
@@ -17,43 +18,10 @@ mod prometheus;
 mod reconcile;
 mod standby;
 
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
-
+use self::common::{DEADLINE, LOOK, MIX, test_file, wait_within};
+pub(crate) use self::common::{service, wait_for};
 use self::database::Database;
 use self::process::{Ended, Process, runspan};
-
-/// How long a condition may take to come true on a busy machine before the test is given up.
-const DEADLINE: Duration = Duration::from_mins(1);
-
-/// How often a condition is looked at.
-const LOOK: Duration = Duration::from_millis(25);
-
-/// A variable of tests/with-services.
-pub(crate) fn service(variable: &str) -> String {
-    std::env::var(variable).unwrap_or_else(|_| panic!("{variable} is not set: run `make test`"))
-}
-
-/// A file under tests/.
-fn test_file(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(name)
-}
-
-/// Looks until there is something to see.
-pub(crate) fn wait_for<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
-    wait_within(DEADLINE, what, look)
-}
-
-fn wait_within<T>(deadline: Duration, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let began = Instant::now();
-    loop {
-        if let Some(seen) = look() {
-            return seen;
-        }
-        assert!(began.elapsed() < deadline, "no {what} within {deadline:?}");
-        std::thread::sleep(LOOK);
-    }
-}
 
 /// A relay on `database` that sends to the OTLP/HTTP receiver at `endpoint`.
 fn relay(database: &Database, endpoint: &str) -> std::process::Command {

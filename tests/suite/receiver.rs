@@ -11,6 +11,8 @@
 //! It does what the Collector does on the wire: HTTP/2 only on the gRPC port and HTTP/1.1 only on the other, answers
 //! compressed as the request was, 404 and UNIMPLEMENTED for paths without a signal, 415 for other content.
 
+// Named in full, for tests/chaos has this file too.
+#[path = "receiver/authority.rs"]
 mod authority;
 
 use std::{
@@ -72,6 +74,9 @@ pub(crate) enum Reply {
     Http(Response<Bytes>),
     /// Close the connection before the body of the request is read.
     ResetUnread,
+    /// Store it, and say so after this time.
+    #[allow(dead_code, reason = "for tests/chaos")]
+    AcceptLate(Duration),
     /// Store it, and close the connection instead of saying so.
     AcceptThenReset,
     /// Never answer.
@@ -79,6 +84,11 @@ pub(crate) enum Reply {
 }
 
 impl Reply {
+    /// Whether the receiver has what it answers so.
+    pub(crate) const fn is_stored(&self) -> bool {
+        matches!(self, Self::Accept | Self::Partial { .. } | Self::AcceptLate(_) | Self::AcceptThenReset)
+    }
+
     pub(crate) fn grpc(code: Code, message: &str) -> Self {
         Self::Grpc(Status::new(code, message))
     }
@@ -273,7 +283,7 @@ impl Shared {
         let mut state = self.state();
         let scripted = state.script.pop_front();
         let reply = scripted.unwrap_or_else(|| (state.rule)(&request));
-        if matches!(reply, Reply::Accept | Reply::Partial { .. } | Reply::AcceptThenReset) {
+        if reply.is_stored() {
             state.stored.push(request);
         }
         drop(state);
@@ -370,6 +380,10 @@ async fn respond(
     let reply = shared.decide(Received { signal, headers: head.headers, body, gzipped });
     let (rejected, message) = match reply {
         Reply::Accept => (0, String::new()),
+        Reply::AcceptLate(after) => {
+            tokio::time::sleep(after).await;
+            (0, String::new())
+        }
         Reply::Partial { rejected, message } => (rejected, message),
         Reply::Grpc(status) => return Ok(status.into_http()),
         Reply::Trailers(trailers) => return Ok(trailed(Bytes::new(), trailers)),

@@ -11,6 +11,8 @@ use super::{service, test_file};
 pub(super) struct Database {
     name: String,
     url: String,
+    /// Where it was made; none if it was there already, and stays.
+    server: Option<String>,
 }
 
 impl Database {
@@ -21,7 +23,14 @@ impl Database {
         let (host, _) = server.rsplit_once('/').expect("the URL names a database");
         let url = format!("{host}/{name}");
         output(psql(&server).args(["-c", &format!("CREATE DATABASE {name}")]));
-        Self { name, url }
+        Self { name, url, server: Some(server) }
+    }
+
+    /// One that is there.
+    #[allow(dead_code, reason = "for tests/chaos")]
+    pub(super) fn at(url: &str) -> Self {
+        let (_, name) = url.rsplit_once('/').expect("the URL names a database");
+        Self { name: name.to_owned(), url: url.to_owned(), server: None }
     }
 
     /// With the application's table.
@@ -126,9 +135,10 @@ impl Database {
 
 impl Drop for Database {
     fn drop(&mut self) {
+        let Some(server) = &self.server else { return };
         let drop = format!("DROP DATABASE {} WITH (FORCE)", self.name);
         // With the server gone there is nothing to drop.
-        let _ = psql(&service("RUNSPAN_TEST_POSTGRES_URL")).args(["-c", &drop]).status();
+        let _ = psql(server).args(["-c", &drop]).status();
     }
 }
 

@@ -8,27 +8,7 @@ use super::database::Database;
 use super::ledger::Ledger;
 use super::output::{items, without_copies};
 use super::process::Process;
-use super::{LOOK, drain, relay, test_file, wait_for};
-
-/// Each writer's script under tests/sql/load, and how often it is chosen.
-const MIX: [(&str, u32); 16] = [
-    ("succeeded", 30),
-    ("failed", 8),
-    ("uncaught", 4),
-    ("enqueue_failed", 4),
-    ("incomplete", 4),
-    ("abandoned", 6),
-    ("reaper", 5),
-    ("deleted", 4),
-    ("ship", 8),
-    ("refused", 4),
-    ("rolled_back", 4),
-    ("back_to_queued", 4),
-    ("late", 4),
-    ("inserted", 3),
-    ("at_once", 4),
-    ("slow", 2),
-];
+use super::{LOOK, MIX, drain, relay, test_file, wait_for};
 
 /// Scripts a client, for four clients: about 11,000 runs.
 const SCRIPTS: u32 = 2_250;
