@@ -52,6 +52,14 @@ pub enum RunsError {
 /// One clear line. sqlx's own says "error returned from database: …" before all else.
 pub(crate) fn describe(error: &sqlx::Error) -> String {
     match error {
+        // Duplicate, or unknown, prepared statement.
+        sqlx::Error::Database(error) if matches!(error.code().as_deref(), Some("42P05" | "26000")) => {
+            format!(
+                "the database says: {}; is there a pooler of transactions? Then the database URL needs \
+             ?statement-cache-capacity=0",
+                error.message()
+            )
+        }
         sqlx::Error::Database(error) => format!("the database says: {}", error.message()),
         sqlx::Error::Io(error) => format!("cannot reach the database: {error}"),
         // sqlx keeps trying where nothing listens, and forgets why.

@@ -1,6 +1,7 @@
 //! PostgreSQL 14 or newer: many writers, standby relays, no extension.
 
 mod attach;
+mod pool;
 mod rows;
 mod series;
 mod stuck;
@@ -9,10 +10,11 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use sqlx::Row as _;
 use sqlx::error::DatabaseError;
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgRow};
-use sqlx::{PgConnection, Postgres, Row as _, Transaction};
+use sqlx::postgres::{PgConnectOptions, PgRow};
 
+use self::pool::{Pool, Session, Tx};
 use self::rows::{open_run, read_row};
 use super::rows::{channel, count, stored};
 use super::{
@@ -29,33 +31,23 @@ const IDLE_IN_TRANSACTION: &str = "5s";
 /// A call of `runspan.reconcile()` that makes this many entries may have left some (the LIMIT in functions.sql).
 const RECONCILED_AT_ONCE: i64 = 10_000;
 
-/// Whatever the database or the role has for its default: to wait for a row that another changes is no error here.
-/// Said at each transaction: a setting of the session would stay with a pooler's connection, for others to find.
-const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
-
 /// SQLSTATE `undefined_table`, and `invalid_schema_name`.
 const MISSING: [&str; 2] = ["42P01", "3F000"];
 
 /// A PostgreSQL database.
 #[derive(Clone)]
 pub(super) struct PgStore {
-    pool: PgPool,
+    pool: Pool,
 }
 
 impl PgStore {
     pub(super) fn new(options: PgConnectOptions) -> Self {
-        // One for each task of a relay: lease, projector, exporter, a sender a channel, and whoever looks on.
-        let pool = PgPoolOptions::new()
-            .max_connections(8)
-            .acquire_timeout(Duration::from_secs(5))
-            .idle_timeout(Duration::from_mins(1))
-            .connect_lazy_with(options);
-        Self { pool }
+        Self { pool: Pool::new(options) }
     }
 
     /// Begins a transaction that only the lease's holder can make: the lease's row stays locked until it ends.
-    async fn fenced(&self, lease: &Lease) -> Result<Transaction<'static, Postgres>, StoreError> {
-        let mut tx = self.pool.begin_with(BEGIN).await?;
+    async fn fenced(&self, lease: &Lease) -> Result<Tx, StoreError> {
+        let mut tx = self.pool.begin().await?;
         sqlx::query(
             "SELECT set_config('idle_in_transaction_session_timeout', $3, true),
                     set_config('synchronous_commit', 'on', true)
@@ -119,7 +111,7 @@ impl Store for PgStore {
         holder: &str,
         term: Duration,
     ) -> Result<Option<Lease>, StoreError> {
-        let mut tx = self.pool.begin_with(BEGIN).await?;
+        let mut tx = self.pool.begin().await?;
         let epoch = sqlx::query_scalar(
             "UPDATE runspan.lease
              SET holder = $3, epoch = epoch + 1, expires_at = clock_timestamp() + make_interval(secs => $4)
@@ -137,7 +129,7 @@ impl Store for PgStore {
     }
 
     async fn renew_lease(&self, lease: &Lease, term: Duration) -> Result<(), StoreError> {
-        let mut tx = self.pool.begin_with(BEGIN).await?;
+        let mut tx = self.pool.begin().await?;
         let renewed = sqlx::query(
             "UPDATE runspan.lease SET expires_at = clock_timestamp() + make_interval(secs => $3)
              WHERE holder = $1 AND epoch = $2",
@@ -254,7 +246,7 @@ impl Store for PgStore {
     async fn reconcile(&self) -> Result<u64, StoreError> {
         let mut all = 0;
         loop {
-            let mut tx = self.pool.begin_with(BEGIN).await?;
+            let mut tx = self.pool.begin().await?;
             let made: i64 = sqlx::query_scalar("SELECT runspan.reconcile()").fetch_one(&mut *tx).await?;
             tx.commit().await?;
             all += made.unsigned_abs();
@@ -395,7 +387,7 @@ impl PgStore {
     }
 }
 
-async fn settle(tx: &mut PgConnection, settlement: &Settlement) -> Result<(), StoreError> {
+async fn settle(tx: &mut Session, settlement: &Settlement) -> Result<(), StoreError> {
     match settlement {
         Settlement::Delivered { id } => {
             sqlx::query("DELETE FROM runspan.outbox WHERE id = $1").bind(id).execute(tx).await?;
@@ -431,7 +423,7 @@ async fn settle(tx: &mut PgConnection, settlement: &Settlement) -> Result<(), St
     Ok(())
 }
 
-async fn insert_requests(tx: &mut PgConnection, requests: &[NewRequest]) -> Result<(), StoreError> {
+async fn insert_requests(tx: &mut Session, requests: &[NewRequest]) -> Result<(), StoreError> {
     for request in requests {
         sqlx::query(
             "WITH next AS (SELECT nextval(pg_get_serial_sequence('runspan.outbox', 'id')) AS id)

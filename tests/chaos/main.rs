@@ -25,6 +25,8 @@ mod output;
 #[path = "../suite/points.rs"]
 #[allow(dead_code, reason = "as above")]
 mod points;
+#[path = "../suite/end_to_end/pooler.rs"]
+mod pooler;
 #[path = "../suite/end_to_end/process.rs"]
 #[allow(dead_code, reason = "as above")]
 mod process;
@@ -38,7 +40,6 @@ mod link;
 mod oracle;
 mod plan;
 mod play;
-mod pooler;
 mod proxy;
 mod received;
 mod writer;

@@ -82,7 +82,7 @@ impl<'a> Play<'a> {
         } else {
             Gateway::own(plan, runtime)
         };
-        let pooler = plan.has(Kind::Pooled).then(|| Pooler::start(cluster.port(), &home));
+        let pooler = plan.has(Kind::Pooled).then(|| Pooler::start(database.url()));
         let behind = pooler.as_ref().map_or(cluster.port(), Pooler::port);
         let (link, proxy) = runtime
             .block_on(async { (Link::start(gateway.port(plan.protocol)).await, Proxy::start(behind).await) });

@@ -13,6 +13,8 @@ mod metrics;
 mod order;
 mod output;
 mod poison;
+mod pooled;
+mod pooler;
 pub(crate) mod process;
 mod prometheus;
 mod reconcile;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use backon::{ExponentialBuilder, Retryable};
-use sqlx::{AssertSqlSafe, PgConnection, Row as _};
+use sqlx::{AssertSqlSafe, PgConnection, PgExecutor, Row as _};
 
 use super::super::attach::{Attach, Attached, COLUMNS, Detached, Plan, lacks};
 use super::super::stuck::PATIENCE;
@@ -82,14 +82,13 @@ impl Attach for PgStore {
     }
 
     async fn attached_table(&self) -> Result<Option<String>, StoreError> {
-        let mut connection = self.pool.acquire().await?;
-        let triggers = installed_triggers(&mut connection).await?;
+        let triggers = installed_triggers(&self.pool).await?;
         Ok(triggers.into_iter().next().map(|(_, table)| table))
     }
 
     async fn detach(&self, purge: bool) -> Result<Detached, StoreError> {
         let mut connection = self.pool.acquire().await?;
-        let triggers = installed_triggers(&mut connection).await?;
+        let triggers = installed_triggers(&mut *connection).await?;
         let schema: bool = sqlx::query_scalar("SELECT to_regnamespace('runspan') IS NOT NULL")
             .fetch_one(&mut *connection)
             .await?;
@@ -124,7 +123,8 @@ impl PgStore {
     /// Runs `sql` in one transaction that never makes the table's writers wait for long.
     async fn locking_the_table(&self, sql: &str, table: &str) -> Result<(), StoreError> {
         let attempt = || async {
-            let mut tx = self.pool.begin().await?;
+            let mut connection = self.pool.acquire().await?;
+            let mut tx = sqlx::Connection::begin(&mut *connection).await?;
             sqlx::query(LOCK_TABLE_BRIEFLY).execute(&mut *tx).await?;
             run(&mut tx, sql.to_owned()).await?;
             tx.commit().await.map_err(StoreError::from)
@@ -251,7 +251,7 @@ async fn installed_version(connection: &mut PgConnection) -> Result<i32, StoreEr
 }
 
 /// The triggers that call runspan, with their tables, both quoted.
-async fn installed_triggers(connection: &mut PgConnection) -> Result<Vec<(String, String)>, StoreError> {
+async fn installed_triggers(executor: impl PgExecutor<'_>) -> Result<Vec<(String, String)>, StoreError> {
     Ok(sqlx::query_as(
         "SELECT quote_ident(t.tgname), format('%I.%I', n.nspname, c.relname)
          FROM pg_trigger t
@@ -261,7 +261,7 @@ async fn installed_triggers(connection: &mut PgConnection) -> Result<Vec<(String
          WHERE p.pronamespace = to_regnamespace('runspan') AND t.tgparentid = 0
          ORDER BY 2, 1",
     )
-    .fetch_all(connection)
+    .fetch_all(executor)
     .await?)
 }
 

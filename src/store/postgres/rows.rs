@@ -1,11 +1,12 @@
 //! Rows to values and back.
 
 use sqlx::Row as _;
-use sqlx::postgres::{PgConnection, PgRow};
+use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
 use super::super::StoreError;
 use super::super::rows::{decode_open_run, encode_open_run};
+use super::pool::Session;
 use crate::journal::Row;
 use crate::projection::OpenRun;
 use crate::run::RunId;
@@ -70,7 +71,7 @@ pub(super) fn open_run(row: &PgRow) -> Result<(RunId, OpenRun), StoreError> {
 }
 
 pub(super) async fn write_open_runs(
-    tx: &mut PgConnection,
+    tx: &mut Session,
     opened: &[(RunId, OpenRun)],
     closed: &[RunId],
 ) -> Result<(), StoreError> {

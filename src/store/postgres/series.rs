@@ -1,11 +1,12 @@
 //! The durable metrics in PostgreSQL.
 
 use async_trait::async_trait;
-use sqlx::{PgConnection, Row as _};
+use sqlx::Row as _;
 
 use super::super::rows::{decode_recorded, decode_totals, encode_change, encode_series, in_flight, stored};
 use super::super::{Fresh, Lease, SeriesStore, StoreError};
 use super::PgStore;
+use super::pool::Session;
 use crate::run::Timestamp;
 use crate::series::{Change, InFlight, Recorded, Totals};
 
@@ -87,7 +88,7 @@ impl SeriesStore for PgStore {
 }
 
 /// Appends what a batch added.
-pub(super) async fn append(tx: &mut PgConnection, totals: &Totals) -> Result<(), StoreError> {
+pub(super) async fn append(tx: &mut Session, totals: &Totals) -> Result<(), StoreError> {
     if !totals.is_empty() {
         sqlx::query("INSERT INTO runspan.deltas (delta) VALUES ($1)")
             .bind(encode_series(totals)?)

@@ -1,15 +1,16 @@
 //! The view `runspan.stuck`, read.
 
-use sqlx::postgres::{PgPool, PgRow};
+use sqlx::postgres::PgRow;
 use sqlx::{Error, Row as _};
 use uuid::Uuid;
 
 use super::super::StoreError;
 use super::super::rows::stored;
 use super::super::stuck::{Stuck, StuckRun};
+use super::pool::Pool;
 use crate::run::{RunId, Timestamp};
 
-pub(super) async fn stuck(pool: &PgPool, limit: usize) -> Result<Stuck, StoreError> {
+pub(super) async fn stuck(pool: &Pool, limit: usize) -> Result<Stuck, StoreError> {
     let rows = sqlx::query(
         "SELECT run_id, workflow_name, target, target_owner, target_repo, status,
                 CASE WHEN isfinite(since) AND since < '200000-01-01' THEN (extract(epoch FROM since) * 1000000)::bigint END,

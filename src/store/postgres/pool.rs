@@ -1,0 +1,192 @@
+//! The connections, and how statements travel on them.
+//!
+//! Usually each is prepared once a connection and has a name there. Behind a pooler that lends a connection for a
+//! transaction at a time (`PgBouncer`'s transaction mode) that goes wrong: the name is another's on the next one. There
+//! every statement is in a transaction, and has no name; a URL with `statement-cache-capacity=0` says so.
+
+use std::ops::{Deref, DerefMut};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use futures_util::stream::{self, BoxStream, StreamExt as _, TryStreamExt as _};
+use futures_util::{FutureExt as _, TryFutureExt as _};
+use sqlx::error::BoxDynError;
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::{
+    PgArguments, PgConnectOptions, PgPool, PgPoolOptions, PgQueryResult, PgRow, PgStatement, PgTypeInfo,
+};
+use sqlx::{ConnectOptions as _, Either, Error, Execute, Executor, Postgres, SqlStr, Transaction};
+
+/// Whatever the database or the role has for its default: to wait for a row that another changes is no error here.
+/// Said at each transaction: a setting of the session would stay with a pooler's connection, for others to find.
+const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
+
+/// Executes single statements.
+#[derive(Clone, Debug)]
+pub(super) struct Pool {
+    pool: PgPool,
+    has_pooler: bool,
+}
+
+/// A transaction.
+pub(super) struct Tx {
+    session: Session,
+}
+
+/// Executes the statements of a transaction.
+#[derive(Debug)]
+pub(super) struct Session {
+    tx: Transaction<'static, Postgres>,
+    has_pooler: bool,
+}
+
+/// A statement without a name.
+struct Unnamed<E>(E);
+
+impl Pool {
+    /// Connects when first asked.
+    pub(super) fn new(options: PgConnectOptions) -> Self {
+        let has_pooler = options
+            .to_url_lossy()
+            .query_pairs()
+            .any(|(name, value)| name == "statement-cache-capacity" && value == "0");
+        // One for each task of a relay: lease, projector, exporter, a sender a channel, and whoever looks on.
+        let pool = PgPoolOptions::new()
+            .max_connections(8)
+            .acquire_timeout(Duration::from_secs(5))
+            .idle_timeout(Duration::from_mins(1))
+            .connect_lazy_with(options);
+        Self { pool, has_pooler }
+    }
+
+    /// A connection as it is, which has to be the server's own.
+    pub(super) async fn acquire(&self) -> Result<PoolConnection<Postgres>, Error> {
+        self.pool.acquire().await
+    }
+
+    pub(super) async fn begin(&self) -> Result<Tx, Error> {
+        let tx = self.pool.begin_with(BEGIN).await?;
+        Ok(Tx { session: Session { tx, has_pooler: self.has_pooler } })
+    }
+}
+
+impl Tx {
+    pub(super) async fn commit(self) -> Result<(), Error> {
+        self.session.tx.commit().await
+    }
+}
+
+impl Deref for Tx {
+    type Target = Session;
+
+    fn deref(&self) -> &Session {
+        &self.session
+    }
+}
+
+impl DerefMut for Tx {
+    fn deref_mut(&mut self) -> &mut Session {
+        &mut self.session
+    }
+}
+
+/// What `fetch_many` gives, one after the other.
+type Step = Either<PgQueryResult, PgRow>;
+
+impl<'c> Executor<'c> for &'c Pool {
+    type Database = Postgres;
+
+    fn fetch_many<'e, 'q: 'e, E>(self, query: E) -> BoxStream<'e, Result<Step, Error>>
+    where
+        'c: 'e,
+        E: 'q + Execute<'q, Postgres>,
+    {
+        if !self.has_pooler {
+            return self.pool.fetch_many(query);
+        }
+        let all = async move {
+            let mut tx = self.begin().await?;
+            let steps: Vec<Step> = tx.fetch_many(query).try_collect().await?;
+            tx.commit().await?;
+            Ok(stream::iter(steps.into_iter().map(Ok)))
+        };
+        all.try_flatten_stream().boxed()
+    }
+
+    fn fetch_optional<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<Option<PgRow>, Error>>
+    where
+        'c: 'e,
+        E: 'q + Execute<'q, Postgres>,
+    {
+        if !self.has_pooler {
+            return self.pool.fetch_optional(query);
+        }
+        let row = async move {
+            let mut tx = self.begin().await?;
+            let row = tx.fetch_optional(query).await?;
+            tx.commit().await?;
+            Ok(row)
+        };
+        row.boxed()
+    }
+
+    fn prepare_with<'e>(
+        self,
+        sql: SqlStr,
+        parameters: &'e [PgTypeInfo],
+    ) -> BoxFuture<'e, Result<PgStatement, Error>>
+    where
+        'c: 'e,
+    {
+        self.pool.prepare_with(sql, parameters)
+    }
+}
+
+impl<'c> Executor<'c> for &'c mut Session {
+    type Database = Postgres;
+
+    fn fetch_many<'e, 'q: 'e, E>(self, query: E) -> BoxStream<'e, Result<Step, Error>>
+    where
+        'c: 'e,
+        E: 'q + Execute<'q, Postgres>,
+    {
+        if self.has_pooler { self.tx.fetch_many(Unnamed(query)) } else { self.tx.fetch_many(query) }
+    }
+
+    fn fetch_optional<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<Option<PgRow>, Error>>
+    where
+        'c: 'e,
+        E: 'q + Execute<'q, Postgres>,
+    {
+        if self.has_pooler { self.tx.fetch_optional(Unnamed(query)) } else { self.tx.fetch_optional(query) }
+    }
+
+    fn prepare_with<'e>(
+        self,
+        sql: SqlStr,
+        parameters: &'e [PgTypeInfo],
+    ) -> BoxFuture<'e, Result<PgStatement, Error>>
+    where
+        'c: 'e,
+    {
+        self.tx.prepare_with(sql, parameters)
+    }
+}
+
+impl<'q, E: Execute<'q, Postgres>> Execute<'q, Postgres> for Unnamed<E> {
+    fn sql(self) -> SqlStr {
+        self.0.sql()
+    }
+
+    fn statement(&self) -> Option<&PgStatement> {
+        self.0.statement()
+    }
+
+    fn take_arguments(&mut self) -> Result<Option<PgArguments>, BoxDynError> {
+        self.0.take_arguments()
+    }
+
+    fn persistent(&self) -> bool {
+        false
+    }
+}
