@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub use self::health::serve as serve_health;
@@ -250,6 +251,7 @@ impl Relay {
     async fn relay(&self, stop: &CancellationToken) -> Result<(), RelayError> {
         let mut patience = patience(self.settings.longest_backoff);
         while !stop.is_cancelled() {
+            let began = Instant::now();
             let error = match self.hold_lease(stop).await {
                 Ok(()) => return Ok(()),
                 Err(RelayError::Store(error)) if error.is_transient() => error,
@@ -262,6 +264,10 @@ impl Relay {
             }
             if matches!(error, StoreError::Database(_)) {
                 self.monitor.update(|state| state.database_problem = Some(error.to_string()));
+            }
+            if began.elapsed() > self.settings.lease_term {
+                // All was well for a while: this is another trouble, not more of the last one.
+                patience = self::patience(self.settings.longest_backoff);
             }
             let wait = patience.next().unwrap_or(self.settings.longest_backoff);
             tracing::warn!(retry_in_ms = wait.as_millis(), "{error}");

@@ -34,6 +34,7 @@ on_every_database!(
     idle_is_only_who_has_looked,
     nothing_to_send_is_said,
     a_renamed_table_stops_nothing,
+    trouble_now_and_then_is_not_waited_for_ever_longer,
 );
 
 #[cfg(feature = "services")]
@@ -425,4 +426,31 @@ async fn nothing_to_send_is_said(database: &Database) {
     let off = |name: &str| name.ends_with("_EXPORTER").then(|| "none".to_owned());
     let error = Relay::new(store, Logs::Otlp, &off).err().unwrap().to_string();
     assert!(error.starts_with("every signal is turned off"), "{error}");
+}
+
+async fn trouble_now_and_then_is_not_waited_for_ever_longer(database: &Database) {
+    let (store, receiver) = (database.attach().await.0, Receiver::grpc().await);
+    let term = Duration::from_millis(200);
+    // Waits that double come to almost two minutes here, waits that begin anew to a few seconds.
+    let settings = Settings { lease_term: term, longest_backoff: Duration::from_mins(1), ..settings() };
+    let relay = relay(&store, &receiver, &[]).with(settings).spawn();
+    let mut session = database.connect().await;
+    let journal = database.own("journal");
+    let away = if database.is_postgres() { "journal_away" } else { "runspan_journal_away" };
+    let at_work = async || relay.monitor().snapshot().lease_epoch.is_some();
+    for _ in 0..10 {
+        eventually("the relay at work", at_work).await;
+        let began = store.lease().await.unwrap().expires_at;
+        let term = i64::try_from(term.as_micros()).unwrap();
+        eventually("a term of work", async || store.lease().await.unwrap().expires_at > began + term).await;
+        session.execute(&format!("ALTER TABLE {journal} RENAME TO {away}")).await;
+        eventually("trouble", async || !at_work().await).await;
+        let (from, to) = if database.is_postgres() {
+            (format!("runspan.{away}"), "journal")
+        } else {
+            (away.to_owned(), "runspan_journal")
+        };
+        session.execute(&format!("ALTER TABLE {from} RENAME TO {to}")).await;
+    }
+    relay.stop().await.unwrap();
 }
