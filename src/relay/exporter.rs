@@ -81,6 +81,9 @@ impl Exporter {
         // One that was broken off is written down, and comes first. Not longer than this: whoever stops this process may
         // not wait for it.
         let last = tokio::time::timeout(LAST_WORD, async {
+            // What was being written down when it was broken off may yet be committed: between two looks at the
+            // series it would be missing from both. Who can change the lease's row comes after it.
+            self.store.renew_lease(&self.lease, self.settings.lease_term).await?;
             let mut ledger = self.open().await?;
             self.export(&mut ledger, &mut request_size).await
         });

@@ -16,6 +16,8 @@ mod common;
 #[path = "../suite/end_to_end/database.rs"]
 #[allow(dead_code, reason = "as above")]
 mod database;
+#[path = "../suite/hooked.rs"]
+mod hooked;
 #[path = "../suite/end_to_end/ledger.rs"]
 #[allow(dead_code, reason = "as above")]
 mod ledger;
@@ -36,6 +38,9 @@ mod receiver;
 
 mod child;
 mod cluster;
+mod embedded;
+mod fate;
+mod kills;
 mod link;
 mod oracle;
 mod plan;
@@ -45,10 +50,13 @@ mod received;
 mod writer;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
+
+use runspan::otlp::config::Protocol;
+use tokio::runtime::Handle;
 
 use self::cluster::Template;
 use self::common::{MIX, service, test_file, wait_for};
@@ -62,12 +70,19 @@ const SEEDS: u64 = 30;
 /// How many are played side by side: they mostly wait.
 const JOBS: usize = 3;
 
+/// Something to play.
+#[derive(Clone, Copy)]
+enum Scene {
+    /// A seed, on PostgreSQL.
+    Seed(u64),
+    /// The deaths of a process that embeds a relay on SQLite.
+    Kills(Protocol, u64),
+}
+
 /// What the command line asks for.
 struct Asked {
-    seeds: Vec<u64>,
+    scenes: Vec<Scene>,
     jobs: usize,
-    /// A name that `cargo test` was given and that is not this test's.
-    is_filtered: bool,
     shows_coverage: bool,
 }
 
@@ -78,14 +93,15 @@ fn main() {
     {
         writer::run(url, seed.parse().unwrap(), !rest.is_empty());
     }
-    let asked = Asked::read(&arguments);
-    if asked.is_filtered {
-        result(0, 0);
-        return;
+    if let [first, file, endpoint, protocol, rounds, end @ ..] = arguments.as_slice()
+        && first == "--embedded"
+    {
+        let end = end.first().map(|end| end.parse().unwrap());
+        return embedded::run(file, endpoint, protocol, rounds.parse().unwrap(), end);
     }
-    let failed = chaos(&asked);
-    let passed = asked.seeds.len() - failed;
-    result(passed, failed);
+    let asked = Asked::read(&arguments);
+    let failed = if asked.scenes.is_empty() { 0 } else { chaos(&asked) };
+    result(asked.scenes.len() - failed, failed);
     std::process::exit(i32::from(failed > 0));
 }
 
@@ -100,8 +116,9 @@ fn result(passed: usize, failed: usize) {
 impl Asked {
     /// Own options, and those that `cargo test` hands to every test, which mean nothing here.
     fn read(arguments: &[String]) -> Self {
-        let mut asked =
-            Self { seeds: (0..SEEDS).collect(), jobs: JOBS, is_filtered: false, shows_coverage: false };
+        let (mut from, mut seeds, mut one, mut kills) = (0, SEEDS, None, true);
+        let mut asked = Self { scenes: Vec::new(), jobs: JOBS, shows_coverage: false };
+        let mut is_filtered = false;
         let mut arguments = arguments.iter();
         while let Some(argument) = arguments.next() {
             let (name, value) = match argument.split_once('=') {
@@ -109,80 +126,77 @@ impl Asked {
                 None => (argument.as_str(), None),
             };
             let mut number = || -> u64 {
-                let value = value.clone().or_else(|| arguments.next().cloned());
-                let value = value.unwrap_or_default();
+                let value = value.clone().or_else(|| arguments.next().cloned()).unwrap_or_default();
                 value.parse().unwrap_or_else(|_| panic!("{name} wants a number, not {value:?}"))
             };
             match name {
-                "--seeds" => asked.seeds = (0..number()).collect(),
-                "--seed" => asked.seeds = vec![number()],
-                "--from" => {
-                    let from = number();
-                    asked.seeds.iter_mut().for_each(|seed| *seed += from);
-                }
+                "--seeds" => seeds = number(),
+                "--seed" => one = Some(number()),
+                "--from" => from = number(),
                 "--jobs" => asked.jobs = usize::try_from(number()).unwrap(),
+                "--no-sqlite" => kills = false,
                 "--coverage" => asked.shows_coverage = true,
                 "--test-threads" | "--skip" | "--format" | "--color" | "--logfile" | "-Z"
                     if value.is_none() =>
                 {
                     arguments.next();
                 }
-                "--list" => asked.is_filtered = true,
+                "--list" => is_filtered = true,
                 _ if name.starts_with('-') => {}
-                _ => asked.is_filtered |= !"chaos".contains(name),
+                // A name that is meant for another test.
+                _ => is_filtered |= !"chaos".contains(name),
+            }
+        }
+        match one {
+            _ if is_filtered => {}
+            Some(seed) => asked.scenes.push(Scene::Seed(seed)),
+            None => {
+                let protocols = [Protocol::Grpc, Protocol::HttpProtobuf];
+                // The longest first.
+                asked
+                    .scenes
+                    .extend(protocols.map(|protocol| Scene::Kills(protocol, from)).iter().filter(|_| kills));
+                asked.scenes.extend((from..from + seeds).map(Scene::Seed));
             }
         }
         asked
     }
 }
 
-/// Plays the seeds; how many went wrong.
+/// Plays the scenes; how many went wrong.
 fn chaos(asked: &Asked) -> usize {
     let began = Instant::now();
     let home = tempfile::Builder::new().prefix("chaos.").tempdir_in("/tmp").unwrap();
-    // Of the user postgres, who has to reach what is in it.
+    // The user postgres has to reach what is in it.
     std::fs::set_permissions(home.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let template = Template::make(home.path());
-    let next = Mutex::new(asked.seeds.iter());
-    let coverage = Mutex::new(Coverage::default());
-    let failed = AtomicU64::new(0);
+    let stage = Stage {
+        template: Template::make(home.path()),
+        runtime: runtime.handle().clone(),
+        home: home.path().to_owned(),
+        coverage: Mutex::default(),
+    };
+    let next = Mutex::new(asked.scenes.iter());
+    let failed = AtomicUsize::new(0);
     std::thread::scope(|scope| {
-        for _ in 0..asked.jobs.min(asked.seeds.len()) {
+        for _ in 0..asked.jobs.min(asked.scenes.len()) {
             scope.spawn(|| {
                 loop {
-                    let Some(seed) = next.lock().unwrap().next().copied() else { break };
-                    let plan = Plan::new(seed);
-                    let began = Instant::now();
-                    let seed_home = home.path().join(format!("seed-{seed}"));
-                    let played = catch_unwind(AssertUnwindSafe(|| {
-                        play::run(&plan, &template, seed_home.clone(), runtime.handle())
-                    }));
-                    let verdict = played.map_or_else(
-                        |panic| {
-                            let said = panic.downcast_ref::<String>().map(String::as_str);
-                            let said = said.or_else(|| panic.downcast_ref::<&str>().copied());
-                            let wrong = vec![said.unwrap_or("panicked").to_owned()];
-                            Verdict { wrong, ..Verdict::default() }
-                        },
-                        |(verdict, seen)| {
-                            coverage.lock().unwrap().add(&seen);
-                            verdict
-                        },
-                    );
-                    if !say(&plan, &verdict, began, &seed_home) {
+                    let Some(scene) = next.lock().unwrap().next() else { break };
+                    if !stage.play(*scene) {
                         failed.fetch_add(1, Ordering::Relaxed);
                     }
                 }
             });
         }
     });
-    let failed = usize::try_from(failed.into_inner()).unwrap();
-    let coverage = coverage.into_inner().unwrap();
+    let failed = failed.into_inner();
+    let coverage = stage.coverage.into_inner().unwrap();
     let cut = coverage.0.values().filter(|[_, lost, answer_lost]| lost + answer_lost > 0).count();
     println!(
-        "{} seeds in {:.0?}: {failed} went wrong; connections were cut at {cut} of {} statements",
-        asked.seeds.len(),
+        "{} of {} went wrong, in {:.0?}; connections were cut at {cut} of {} statements",
+        failed,
+        asked.scenes.len(),
         began.elapsed(),
         coverage.0.len()
     );
@@ -197,29 +211,63 @@ fn chaos(asked: &Asked) -> usize {
     failed
 }
 
-/// A line for a seed; if it went wrong, what did, and how to play it again. Whether all was well.
-fn say(plan: &Plan, verdict: &Verdict, began: Instant, home: &Path) -> bool {
-    let Verdict { runs, spans, records, copies, apart, wrong } = verdict;
-    let is_well = wrong.is_empty();
-    let mut line = format!(
-        "seed {:3}  {}  {runs} runs, {spans} spans, {records} records, {copies} copies, {apart} in a gap; {plan}; {:.1?}",
-        plan.seed,
-        if is_well { "ok    " } else { "FAILED" },
-        began.elapsed(),
-    );
-    if is_well {
-        let _ = std::fs::remove_dir_all(home);
-    } else {
-        for what in wrong.iter().take(10) {
-            line += &format!("\n    {what}");
-        }
-        line += &format!(
-            "\n    {} things are wrong; again: make chaos SEED={}; logs: {}",
-            wrong.len(),
-            plan.seed,
-            home.display()
+/// What all scenes share.
+struct Stage {
+    template: Template,
+    runtime: Handle,
+    home: PathBuf,
+    coverage: Mutex<Coverage>,
+}
+
+impl Stage {
+    /// Plays a scene and says how it was: whether all was well.
+    fn play(&self, scene: Scene) -> bool {
+        let began = Instant::now();
+        let (home, title, again) = match scene {
+            Scene::Seed(seed) => (
+                self.home.join(format!("seed-{seed}")),
+                format!("seed {seed:3}"),
+                format!("make chaos SEED={seed}"),
+            ),
+            Scene::Kills(protocol, seed) => (
+                self.home.join(format!("sqlite-{}-{seed}", protocol.to_string().replace('/', "-"))),
+                "SQLite  ".to_owned(),
+                "make chaos SEEDS=0".to_owned(),
+            ),
+        };
+        let played = catch_unwind(AssertUnwindSafe(|| match scene {
+            Scene::Seed(seed) => {
+                let plan = Plan::new(seed);
+                let (verdict, coverage) = play::run(&plan, &self.template, home.clone(), &self.runtime);
+                self.coverage.lock().unwrap().add(&coverage);
+                (verdict, plan.to_string())
+            }
+            Scene::Kills(protocol, seed) => {
+                let (verdict, boundaries, died) = kills::run(home.clone(), &self.runtime, protocol, seed);
+                (verdict, format!("{died} deaths at {boundaries} boundaries over {protocol}"))
+            }
+        }));
+        let (verdict, what) = played.unwrap_or_else(|panic| {
+            let said = panic.downcast_ref::<String>().map(String::as_str);
+            let said = said.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("panicked");
+            (Verdict { wrong: vec![said.to_owned()], ..Verdict::default() }, String::new())
+        });
+        let Verdict { runs, spans, records, copies, apart, wrong } = &verdict;
+        let word = if wrong.is_empty() { "ok    " } else { "FAILED" };
+        let mut line = format!(
+            "{title}  {word}  {runs} runs, {spans} spans, {records} records, {copies} copies, {apart} in a gap; {what}; {:.1?}",
+            began.elapsed(),
         );
+        if wrong.is_empty() {
+            let _ = std::fs::remove_dir_all(&home);
+        } else {
+            for what in wrong.iter().take(10) {
+                line += &format!("\n    {what}");
+            }
+            line +=
+                &format!("\n    {} things are wrong; again: {again}; logs: {}", wrong.len(), home.display());
+        }
+        println!("{line}");
+        wrong.is_empty()
     }
-    println!("{line}");
-    is_well
 }

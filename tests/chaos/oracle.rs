@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::database::Database;
 use crate::ledger::Ledger;
-use crate::output::{Record, Span, items, without_copies};
+use crate::output::{Attributes, Record, Span, items, without_copies};
 use crate::plan::{Kind, Plan};
 use crate::points::Series;
 use crate::received::{self, Point, last_values};
@@ -48,7 +48,7 @@ impl Oracle<'_> {
     pub(crate) fn judge(&self, arrived: Arrived) -> Verdict {
         let mut verdict = Verdict::default();
         let (mut spans, mut records, exports) = match arrived {
-            Arrived::Requests(requests) => self.requests(requests, &mut verdict),
+            Arrived::Requests(requests) => sort_out(requests, self.faults, &mut verdict),
             Arrived::Files { traces, logs, metrics } => {
                 let (traces, copies) = without_copies(traces);
                 let (logs, more_copies) = without_copies(logs);
@@ -83,43 +83,6 @@ impl Oracle<'_> {
         verdict
     }
 
-    /// Takes copies out. Each has to have a fault between it and the first of its kind.
-    fn requests(
-        &self,
-        requests: Vec<(Instant, Received)>,
-        verdict: &mut Verdict,
-    ) -> (Vec<Span>, Vec<Record>, Vec<Vec<Point>>) {
-        use runspan::otlp::Signal;
-        let (mut spans, mut records, mut exports) = (Vec::new(), Vec::new(), Vec::new());
-        let mut seen: HashMap<Bytes, Instant> = HashMap::new();
-        for (at, request) in requests {
-            if request.signal == Signal::Metrics {
-                exports.push(received::points(&request));
-                continue;
-            }
-            if let Some(first) = seen.insert(request.body.clone(), at) {
-                verdict.copies += 1;
-                let is_explained = self.faults.iter().any(|(from, until)| {
-                    *from <= at && *until + SHADOW >= first.checked_sub(SHADOW).unwrap()
-                });
-                if !is_explained {
-                    verdict.wrong.push(format!(
-                        "a request of {:?} was sent again after {:?}, and no fault came between",
-                        request.signal,
-                        at - first
-                    ));
-                }
-                continue;
-            }
-            match request.signal {
-                Signal::Traces => spans.extend(received::spans(&request)),
-                Signal::Logs => records.extend(received::records(&request)),
-                Signal::Metrics => {}
-            }
-        }
-        (spans, records, exports)
-    }
-
     /// Nothing waits, nothing is left over, and open is what is in flight.
     fn tables(&self, wrong: &mut Vec<String>) {
         for nothing in ["runspan.journal", "runspan.outbox", "runspan.set_aside"] {
@@ -145,37 +108,11 @@ impl Oracle<'_> {
         }
     }
 
-    /// The last values equal SQL; no counter ever went back, and no moment has two values.
+    /// The last values equal SQL.
     fn metrics(&self, exports: Vec<Vec<Point>>, expected: &Totals, wrong: &mut Vec<String>) {
         // A holder that was stopped may send what it had in hand when it goes on.
         let is_in_order = !self.plan.has(Kind::Pause) && !self.plan.has(Kind::Stall);
-        let mut samples: BTreeMap<Series, BTreeMap<u64, f64>> = BTreeMap::new();
-        // What the relays say of themselves is gone with them.
-        let lasting = |(series, ..): &Point| {
-            series.starts_with("workflow.") || series.starts_with("runspan.journal.skipped")
-        };
-        for (series, at, value) in exports.into_iter().flatten().filter(lasting) {
-            let known = samples.entry(series.clone()).or_default();
-            let newest = known.last_key_value().map_or(0, |(at, _)| *at);
-            match known.get(&at) {
-                Some(same) if (same - value).abs() > 1e-9 => {
-                    wrong.push(format!("{series} is {same} and {value} at {at}"));
-                }
-                None if at < newest && is_in_order => {
-                    wrong.push(format!("{series} goes back in time: {newest}, {at}"));
-                }
-                _ => {}
-            }
-            known.insert(at, value);
-        }
-        for (series, values) in &samples {
-            let grows =
-                !series.starts_with("workflow.run.active") && !series.starts_with("workflow.run.oldest");
-            let values: Vec<f64> = values.values().copied().collect();
-            if grows && values.windows(2).any(|pair| pair[1] < pair[0]) {
-                wrong.push(format!("{series} goes back: {values:?}"));
-            }
-        }
+        let samples = samples(exports, is_in_order, wrong);
         compare("workflow.run.duration", &["workflowName", "outcome"], &samples, &expected.ends, wrong);
         compare("workflow.run.events", &["workflowName", "event"], &samples, &expected.events, wrong);
         compare(
@@ -190,14 +127,85 @@ impl Oracle<'_> {
     }
 }
 
+/// Takes copies out. Each has to have a fault between it and the first of its kind.
+pub(crate) fn sort_out(
+    requests: Vec<(Instant, Received)>,
+    faults: &[(Instant, Instant)],
+    verdict: &mut Verdict,
+) -> (Vec<Span>, Vec<Record>, Vec<Vec<Point>>) {
+    use runspan::otlp::Signal;
+    let (mut spans, mut records, mut exports) = (Vec::new(), Vec::new(), Vec::new());
+    let mut seen: HashMap<Bytes, Instant> = HashMap::new();
+    for (at, request) in requests {
+        if request.signal == Signal::Metrics {
+            exports.push(received::points(&request));
+            continue;
+        }
+        if let Some(first) = seen.insert(request.body.clone(), at) {
+            verdict.copies += 1;
+            let is_explained = faults
+                .iter()
+                .any(|(from, until)| *from <= at && *until + SHADOW >= first.checked_sub(SHADOW).unwrap());
+            if !is_explained {
+                verdict.wrong.push(format!(
+                    "a request of {:?} was sent again after {:?}, and no fault came between",
+                    request.signal,
+                    at - first
+                ));
+            }
+            continue;
+        }
+        match request.signal {
+            Signal::Traces => spans.extend(received::spans(&request)),
+            Signal::Logs => records.extend(received::records(&request)),
+            Signal::Metrics => {}
+        }
+    }
+    (spans, records, exports)
+}
+
+/// All samples. No counter ever went back, and no moment has two values.
+pub(crate) fn samples(exports: Vec<Vec<Point>>, is_in_order: bool, wrong: &mut Vec<String>) -> Samples {
+    let mut samples = Samples::new();
+    // What the relays say of themselves is gone with them.
+    let lasting = |(series, ..): &Point| {
+        series.starts_with("workflow.") || series.starts_with("runspan.journal.skipped")
+    };
+    for (series, at, value) in exports.into_iter().flatten().filter(lasting) {
+        let known = samples.entry(series.clone()).or_default();
+        let newest = known.last_key_value().map_or(0, |(at, _)| *at);
+        match known.get(&at) {
+            Some(same) if (same - value).abs() > 1e-9 => {
+                wrong.push(format!("{series} is {same} and {value} at {at}"));
+            }
+            None if at < newest && is_in_order => {
+                wrong.push(format!("{series} goes back in time: {newest}, {at}"));
+            }
+            _ => {}
+        }
+        known.insert(at, value);
+    }
+    for (series, values) in &samples {
+        let grows = !series.starts_with("workflow.run.active") && !series.starts_with("workflow.run.oldest");
+        let values: Vec<f64> = values.values().copied().collect();
+        if grows && values.windows(2).any(|pair| pair[1] < pair[0]) {
+            wrong.push(format!("{series} goes back: {values:?}"));
+        }
+    }
+    samples
+}
+
+/// Each value of each series, by its time in milliseconds.
+pub(crate) type Samples = BTreeMap<Series, BTreeMap<u64, f64>>;
+
 /// Counts by labels.
-type Counts = BTreeMap<Vec<String>, u64>;
+pub(crate) type Counts = BTreeMap<Vec<String>, u64>;
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "counts")]
-fn compare(
+pub(crate) fn compare(
     metric: &str,
     labels: &[&str],
-    samples: &BTreeMap<Series, BTreeMap<u64, f64>>,
+    samples: &Samples,
     expected: &Counts,
     wrong: &mut Vec<String>,
 ) {
@@ -251,23 +259,29 @@ impl Totals {
             "SELECT r.run ->> 'workflow_name' AS workflow, 'workflow.run.' || l.event AS what, count(*) AS count
              FROM ledger l JOIN ledger r ON r.run_id = l.run_id AND r.run IS NOT NULL GROUP BY 1, 2",
         );
-        for (labels, count) in &ends {
-            let completed = vec![labels[0].clone(), COMPLETED.to_owned()];
-            *events.entry(completed).or_default() += count;
-        }
+        add_completed(&mut events, &ends);
         Self { ends, events }
     }
 
     fn add(&mut self, spans: &[Span], records: &[Record]) {
-        let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+        let text = |attributes: &Attributes, key: &str| {
+            attributes.get(key).and_then(serde_json::Value::as_str).unwrap_or_default().to_owned()
+        };
         for span in spans.iter().filter(|span| span.kind == RUN) {
-            let labels = vec![span.name.clone(), text(&span.attributes["outcome"])];
+            let labels = vec![span.name.clone(), text(&span.attributes, "outcome")];
             *self.ends.entry(labels).or_default() += 1;
         }
         for record in records {
-            let labels = vec![text(&record.attributes["workflowName"]), record.event_name.clone()];
+            let labels = vec![text(&record.attributes, "workflowName"), record.event_name.clone()];
             *self.events.entry(labels).or_default() += 1;
         }
+    }
+}
+
+/// Each end has its rollup.
+pub(crate) fn add_completed(events: &mut Counts, ends: &Counts) {
+    for (labels, count) in ends {
+        *events.entry(vec![labels[0].clone(), COMPLETED.to_owned()]).or_default() += count;
     }
 }
 
@@ -324,7 +338,7 @@ impl Apart {
     }
 
     fn split(&self, spans: &mut Vec<Span>, records: &mut Vec<Record>) -> (Vec<Span>, Vec<Record>) {
-        let is_apart = |attributes: &crate::output::Attributes| {
+        let is_apart = |attributes: &Attributes| {
             let text =
                 |key: &str| attributes.get(key).and_then(serde_json::Value::as_str).unwrap_or_default();
             text("runId").parse().is_ok_and(|run: Uuid| self.lines.contains_key(&run))
@@ -347,7 +361,9 @@ impl Apart {
         for (run, lines) in &self.lines {
             let spans = of_run.get(run).map_or(&[][..], Vec::as_slice);
             let ends: Vec<&Line> = lines.iter().filter(|line| is_end(&line.event)).collect();
-            let seen = lines.iter().filter(|line| !line.missed && line.event != "handed_off").count();
+            // What comes after its end tells nothing of it.
+            let life = lines.iter().take_while(|line| line.event != "conflict");
+            let seen = life.filter(|line| !line.missed && line.event != "handed_off").count();
             if spans.len() > 1 {
                 wrong.push(format!("run {run} has {} spans", spans.len()));
             }

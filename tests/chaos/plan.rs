@@ -234,7 +234,7 @@ impl Plan {
                 }
             }
             Kind::Cut => {
-                for _ in 0..random.random_range(4..=7) {
+                for _ in 0..random.random_range(6..=10) {
                     let target = Target::choose(random);
                     let is_after = random.random();
                     self.at(random, Event::Cut(Cut { target, is_after }));

@@ -140,7 +140,7 @@ fn value(point: &Value) -> f64 {
 
 /// The last value of each series of a metric, by its labels.
 pub(crate) fn last_values(
-    samples: &BTreeMap<Series, BTreeMap<u64, f64>>,
+    samples: &crate::oracle::Samples,
     metric: &str,
 ) -> BTreeMap<Vec<(String, String)>, f64> {
     let prefix = format!("{metric}{{");

@@ -50,7 +50,7 @@ async fn write(url: &str, seed: u64, with_poison: bool) -> ! {
                 is_it
             })
             .expect("below the sum of the weights");
-        let is_poison = with_poison && *name == "succeeded" && random.random_range(0..8) == 0;
+        let is_poison = with_poison && *name == "succeeded" && random.random_range(0..24) == 0;
         let open = match connection.take() {
             Some(open) => Ok(open),
             None => PgConnection::connect_with(&options).await,

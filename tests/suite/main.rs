@@ -7,6 +7,7 @@
 
 #[macro_use]
 mod database;
+mod hooked;
 mod points;
 mod receiver;
 #[macro_use]

@@ -1,5 +1,7 @@
 //! The durable metrics through the whole relay, against a receiver that answers as each test wants.
 
+mod last_word;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;

@@ -16,7 +16,7 @@ const CAUSE: (&str, &str) = ("0af7651916cd43dd8448eb211c80319c", "b7ad6b71692033
 
 /// A line of the ledger. Times in microseconds since the epoch.
 #[derive(Deserialize)]
-struct Line {
+pub(super) struct Line {
     run_id: Uuid,
     event: String,
     reason: Option<String>,
@@ -54,13 +54,18 @@ struct Run {
 
 impl Ledger {
     pub(super) fn read(database: &Database) -> Self {
-        let mut ledger = Self { runs: HashMap::new(), refusals: Vec::new() };
         let micros = |column| format!("(extract(epoch FROM {column}) * 1000000)::bigint AS {column}");
-        for mut line in database.rows::<Line>(&format!(
+        Self::of(database.rows(&format!(
             "SELECT run_id, event, reason, error_type, child_run_id, delivery_id, run, {}, {} FROM ledger ORDER BY id",
             micros("began"),
             micros("ended"),
-        )) {
+        )))
+    }
+
+    /// Lines in the order in which they were written.
+    pub(super) fn of(lines: Vec<Line>) -> Self {
+        let mut ledger = Self { runs: HashMap::new(), refusals: Vec::new() };
+        for mut line in lines {
             let id = line.run_id;
             if line.event == "dispatch_refused" {
                 ledger.refusals.push(line);
