@@ -44,6 +44,7 @@ mod kills;
 mod link;
 mod oracle;
 mod plan;
+mod planted;
 mod play;
 mod proxy;
 mod received;

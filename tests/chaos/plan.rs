@@ -8,7 +8,7 @@ use rand::seq::{IndexedRandom as _, SliceRandom as _};
 use rand::{RngExt as _, SeedableRng as _};
 use runspan::otlp::config::Protocol;
 
-use crate::proxy::{Cut, Target};
+use crate::proxy::Cut;
 
 /// What a seed does to its processes, and when.
 #[derive(Debug)]
@@ -234,10 +234,9 @@ impl Plan {
                 }
             }
             Kind::Cut => {
-                for _ in 0..random.random_range(6..=10) {
-                    let target = Target::choose(random);
-                    let is_after = random.random();
-                    self.at(random, Event::Cut(Cut { target, is_after }));
+                for number in 0..random.random_range(6..=10) {
+                    let cut = Cut::choose(self.seed, number, random);
+                    self.at(random, Event::Cut(cut));
                 }
             }
             Kind::Full => self.during(random, Event::Full, Event::FullEnds),

@@ -22,7 +22,7 @@ use crate::pooler::Pooler;
 use crate::process::runspan;
 use crate::proxy::{Coverage, Proxy};
 use crate::receiver::{Received, Receiver, Reply};
-use crate::service;
+use crate::{planted, service};
 
 /// How the receiver answers now, and what it has.
 #[derive(Default)]
@@ -326,7 +326,15 @@ impl<'a> Play<'a> {
             }
         };
         let oracle = Oracle { plan: self.plan, database: &self.database, faults: &self.faults };
+        // Now and then the oracle is put to the test itself.
+        let asked = match &arrived {
+            Arrived::Requests(requests) if self.plan.seed.is_multiple_of(10) => Some(requests.clone()),
+            _ => None,
+        };
         let mut verdict = oracle.judge(arrived);
+        if let Some(requests) = asked.filter(|_| verdict.wrong.is_empty()) {
+            verdict.wrong.extend(planted::unseen(&oracle, &requests));
+        }
         verdict.wrong.append(&mut self.wrong);
         let _in = self.runtime.enter();
         verdict

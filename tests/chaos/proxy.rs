@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use rand::RngExt as _;
 use rand::rngs::StdRng;
-use rand::seq::IndexedRandom as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
@@ -66,13 +65,18 @@ pub(crate) enum Target {
     Statement(&'static str, u32),
 }
 
-impl Target {
-    pub(crate) fn choose(random: &mut StdRng) -> Self {
+impl Cut {
+    /// The `number`-th of a seed: one in four at some message, the others at each statement and on either side of it in
+    /// turn, from seed to seed.
+    pub(crate) fn choose(seed: u64, number: u64, random: &mut StdRng) -> Self {
         if random.random_ratio(1, 4) {
-            return Self::Message(random.random_range(1..=120));
+            return Self { target: Target::Message(random.random_range(1..=120)), is_after: random.random() };
         }
-        let statement = STATEMENTS.choose(random).expect("not empty");
-        Self::Statement(statement, random.random_range(1..=3))
+        let turn = usize::try_from(seed * 5 + number).expect("seeds are small");
+        let statement = STATEMENTS[turn % STATEMENTS.len()];
+        let time = random.random_range(1..=2);
+        let is_after = (turn / STATEMENTS.len()).is_multiple_of(2);
+        Self { target: Target::Statement(statement, time), is_after }
     }
 }
 
