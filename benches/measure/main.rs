@@ -16,11 +16,13 @@ mod rest;
 mod runtime;
 mod series;
 mod shown;
+mod writer;
 
 type Failure = Box<dyn std::error::Error>;
 
 /// Each part and what it tells.
-const PARTS: [(&str, &str); 6] = [
+const PARTS: [(&str, &str); 7] = [
+    ("writer", "what the journal costs whoever writes the runs, beside an outbox written by hand"),
     ("drain", "how fast a backlog is drained, beside what sends the same spans from memory"),
     ("lateness", "how long a transition is under way until its span and its record have arrived"),
     ("growth", "what becomes of the drain as backlog, table, runs in flight and workflow names grow"),
@@ -50,6 +52,7 @@ async fn main() -> Result<(), Failure> {
         if arguments.is_empty() || arguments.iter().any(|argument| argument == part) {
             println!("## {part}: {tells}\n");
             match part {
+                "writer" => writer::run().await?,
                 "drain" => drain::run().await?,
                 "lateness" => lateness::run().await?,
                 "growth" => growth::run().await?,

@@ -29,6 +29,10 @@ pub(crate) struct Spread {
 }
 
 impl Spread {
+    pub(crate) fn overlaps(&self, other: &Self) -> bool {
+        self.least <= other.most && other.least <= self.most
+    }
+
     pub(crate) fn by<T>(rounds: &[T], of: impl Fn(&T) -> f64) -> Self {
         Self::of(&rounds.iter().map(of).collect::<Vec<_>>())
     }
