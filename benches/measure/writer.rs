@@ -34,6 +34,9 @@ impl Variant {
 }
 
 pub(crate) async fn run() -> Result<(), Failure> {
+    let load = std::fs::read_to_string("/proc/loadavg")?;
+    let load = load.split(' ').next().unwrap_or_default();
+    println!("load before: {load} (of anything else, and throughput and latency mean little: look at CPU)\n");
     match std::env::var("RUNSPAN_TEST_POSTGRES_URL") {
         Ok(url) => postgres::run(&url.parse()?).await?,
         Err(_) => eprintln!("PostgreSQL is not measured: run make bench ARGS=writer"),
