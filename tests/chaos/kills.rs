@@ -145,7 +145,7 @@ impl Kills<'_> {
     fn judge(mut self) -> Verdict {
         let mut verdict = Verdict { wrong: std::mem::take(&mut self.wrong), ..Verdict::default() };
         let arrived = std::mem::take(&mut *self.arrived.lock().unwrap());
-        let (spans, records, exports) = oracle::sort_out(arrived, &self.faults, &mut verdict);
+        let (spans, records, exports) = oracle::sort_out(arrived, &self.faults, 0, &mut verdict);
         (verdict.spans, verdict.records) = (spans.len(), records.len());
         // One of each signal is in flight when a process dies.
         if verdict.copies > 2 * self.faults.len() {

@@ -11,6 +11,7 @@ use crate::database::Database;
 use crate::ledger::Ledger;
 use crate::output::{Attributes, Record, Span, items, without_copies};
 use crate::plan::{Kind, Plan};
+use crate::play::TIME_OUT;
 use crate::points::Series;
 use crate::received::{self, Point, last_values};
 use crate::receiver::Received;
@@ -42,13 +43,15 @@ pub(crate) struct Oracle<'a> {
     pub(crate) database: &'a Database,
     /// From when until when something was wrong.
     pub(crate) faults: &'a [(Instant, Instant)],
+    /// How often a relay had no answer in time: a busy machine is a fault, too.
+    pub(crate) time_outs: usize,
 }
 
 impl Oracle<'_> {
     pub(crate) fn judge(&self, arrived: Arrived) -> Verdict {
         let mut verdict = Verdict::default();
         let (mut spans, mut records, exports) = match arrived {
-            Arrived::Requests(requests) => sort_out(requests, self.faults, &mut verdict),
+            Arrived::Requests(requests) => sort_out(requests, self.faults, self.time_outs, &mut verdict),
             Arrived::Files { traces, logs, metrics } => {
                 let (traces, copies) = without_copies(traces);
                 let (logs, more_copies) = without_copies(logs);
@@ -131,6 +134,7 @@ impl Oracle<'_> {
 pub(crate) fn sort_out(
     requests: Vec<(Instant, Received)>,
     faults: &[(Instant, Instant)],
+    mut time_outs: usize,
     verdict: &mut Verdict,
 ) -> (Vec<Span>, Vec<Record>, Vec<Vec<Point>>) {
     use runspan::otlp::Signal;
@@ -146,7 +150,9 @@ pub(crate) fn sort_out(
             let is_explained = faults
                 .iter()
                 .any(|(from, until)| *from <= at && *until + SHADOW >= first.checked_sub(SHADOW).unwrap());
-            if !is_explained {
+            if !is_explained && time_outs > 0 && at - first >= TIME_OUT {
+                time_outs -= 1;
+            } else if !is_explained {
                 verdict.wrong.push(format!(
                     "a request of {:?} was sent again after {:?}, and no fault came between",
                     request.signal,

@@ -24,6 +24,9 @@ use crate::proxy::{Coverage, Proxy};
 use crate::receiver::{Received, Receiver, Reply};
 use crate::{planted, service};
 
+/// How long a relay waits for an answer.
+pub(crate) const TIME_OUT: Duration = Duration::from_millis(1_500);
+
 /// How the receiver answers now, and what it has.
 #[derive(Default)]
 struct Desk {
@@ -325,7 +328,10 @@ impl<'a> Play<'a> {
                 Arrived::Files { traces, logs, metrics }
             }
         };
-        let oracle = Oracle { plan: self.plan, database: &self.database, faults: &self.faults };
+        let logs = ["relay-0.log", "relay-1.log", "relay-last.log"].map(|log| self.home.join(log));
+        let said = logs.map(|log| fs::read_to_string(log).unwrap_or_default()).concat();
+        let time_outs = said.matches("no answer within").count();
+        let oracle = Oracle { plan: self.plan, database: &self.database, faults: &self.faults, time_outs };
         // Now and then the oracle is put to the test itself.
         let asked = match &arrived {
             Arrived::Requests(requests) if self.plan.seed.is_multiple_of(10) => Some(requests.clone()),
@@ -432,7 +438,7 @@ fn relay(plan: &Plan, _home: &std::path::Path, database: u16, receiver: u16) -> 
         .env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://127.0.0.1:{receiver}"))
         .env("OTEL_EXPORTER_OTLP_PROTOCOL", plan.protocol.to_string())
         .env("OTEL_EXPORTER_OTLP_COMPRESSION", if plan.gzip { "gzip" } else { "none" })
-        .env("OTEL_EXPORTER_OTLP_TIMEOUT", "1500")
+        .env("OTEL_EXPORTER_OTLP_TIMEOUT", TIME_OUT.as_millis().to_string())
         .env("OTEL_METRIC_EXPORT_INTERVAL", "500");
     command
 }

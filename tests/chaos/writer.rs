@@ -52,15 +52,16 @@ async fn write(url: &str, seed: u64, with_poison: bool) -> ! {
             .expect("below the sum of the weights");
         let is_poison = with_poison && *name == "succeeded" && random.random_range(0..24) == 0;
         let open = match connection.take() {
-            Some(open) => Ok(open),
-            None => PgConnection::connect_with(&options).await,
+            Some(open) => Some(open),
+            // What does not connect is no statement that failed.
+            None => PgConnection::connect_with(&options).await.ok(),
         };
-        let played = match open {
-            Ok(mut open) => play(&mut open, steps, is_poison).await.map(|()| open),
-            Err(error) => Err(error),
+        let Some(mut open) = open else {
+            tokio::time::sleep(Duration::from_millis(REST_MILLIS)).await;
+            continue;
         };
-        match played {
-            Ok(open) => connection = Some(open),
+        match play(&mut open, steps, is_poison).await {
+            Ok(()) => connection = Some(open),
             // The script ends here, as with a process that dies: its run stays as it is.
             Err(error) if is_of_the_connection(&error) => {}
             Err(error) => println!("{FAILED}{name}: {error}"),
