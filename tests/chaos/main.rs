@@ -85,6 +85,7 @@ struct Asked {
     scenes: Vec<Scene>,
     jobs: usize,
     shows_coverage: bool,
+    keeps_logs: bool,
 }
 
 fn main() {
@@ -118,7 +119,7 @@ impl Asked {
     /// Own options, and those that `cargo test` hands to every test, which mean nothing here.
     fn read(arguments: &[String]) -> Self {
         let (mut from, mut seeds, mut one, mut kills) = (0, SEEDS, None, true);
-        let mut asked = Self { scenes: Vec::new(), jobs: JOBS, shows_coverage: false };
+        let mut asked = Self { scenes: Vec::new(), jobs: JOBS, shows_coverage: false, keeps_logs: false };
         let mut is_filtered = false;
         let mut arguments = arguments.iter();
         while let Some(argument) = arguments.next() {
@@ -137,6 +138,7 @@ impl Asked {
                 "--jobs" => asked.jobs = usize::try_from(number()).unwrap(),
                 "--no-sqlite" => kills = false,
                 "--coverage" => asked.shows_coverage = true,
+                "--keep" => asked.keeps_logs = true,
                 "--test-threads" | "--skip" | "--format" | "--color" | "--logfile" | "-Z"
                     if value.is_none() =>
                 {
@@ -176,6 +178,7 @@ fn chaos(asked: &Asked) -> usize {
         runtime: runtime.handle().clone(),
         home: home.path().to_owned(),
         coverage: Mutex::default(),
+        keeps_logs: asked.keeps_logs,
     };
     let next = Mutex::new(asked.scenes.iter());
     let failed = AtomicUsize::new(0);
@@ -206,7 +209,7 @@ fn chaos(asked: &Asked) -> usize {
             println!("{seen:7} executed, {lost:3} lost, {answer_lost:3} answers lost: {statement}");
         }
     }
-    if failed > 0 {
+    if failed > 0 || asked.keeps_logs {
         println!("the logs are in {}", home.keep().display());
     }
     failed
@@ -218,6 +221,7 @@ struct Stage {
     runtime: Handle,
     home: PathBuf,
     coverage: Mutex<Coverage>,
+    keeps_logs: bool,
 }
 
 impl Stage {
@@ -260,7 +264,9 @@ impl Stage {
             began.elapsed(),
         );
         if wrong.is_empty() {
-            let _ = std::fs::remove_dir_all(&home);
+            if !self.keeps_logs {
+                let _ = std::fs::remove_dir_all(&home);
+            }
         } else {
             for what in wrong.iter().take(10) {
                 line += &format!("\n    {what}");
