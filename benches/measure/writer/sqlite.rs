@@ -1,4 +1,4 @@
-//! SQLite, in process: the writer is the database. Write-ahead log, `synchronous = FULL`.
+//! SQLite, in process: the writer is the database. Write-ahead log, `synchronous = NORMAL`: the disk is the same for all.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -77,7 +77,7 @@ impl Bench {
             .filename(path)
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
+            .synchronous(SqliteSynchronous::Normal)
             .connect()
             .await?;
         runs::migrate(&mut connection).await?;
