@@ -16,10 +16,10 @@ use crate::receiver::Receiver;
 use crate::report::Report;
 
 /// Of the backlog.
-const RUNS: u32 = 100_000;
+const RUNS: u32 = 300_000;
 const IN_FLIGHT: u32 = 100;
 const WORKFLOWS: u32 = 20;
-const ROUNDS: usize = 2;
+const ROUNDS: usize = 3;
 
 /// Spans a run: itself and its wait.
 const SPANS: u32 = 2;

@@ -24,6 +24,9 @@ const SIGNAL: &str = Signal::Metrics.as_str();
 /// How many pending totals are read at once.
 const READ_AT_ONCE: usize = 100;
 
+/// How long one that is under way at a clean stop may still take, before it is broken off and has to be sent again.
+const PATIENCE_AT_A_STOP: Duration = Duration::from_secs(2);
+
 /// How long the export at a clean stop may take.
 const LAST_WORD: Duration = Duration::from_secs(5);
 
@@ -63,12 +66,15 @@ impl Exporter {
         self.say_if_buckets_change(&ledger);
         let mut request_size = MAX_REQUEST;
         let mut waits = patience(self.config.interval);
-        loop {
+        while !self.projected.is_cancelled() {
             let began = Instant::now();
+            let too_long = async {
+                self.projected.cancelled().await;
+                tokio::time::sleep(PATIENCE_AT_A_STOP).await;
+            };
             let exported = tokio::select! {
-                biased;
-                () = self.projected.cancelled() => break,
                 exported = self.export(&mut ledger, &mut request_size) => exported?,
+                () = too_long => break,
             };
             let wait = if let Some(asked) = exported {
                 waits.next().unwrap_or(self.config.interval).min(self.config.interval).max(asked)
