@@ -61,6 +61,8 @@ impl Backlog {
             "DO $$
              DECLARE ids uuid[];
              BEGIN
+                 -- A plan is made once, for a table that is still empty: it would read all of it ever after.
+                 PERFORM set_config('enable_seqscan', 'off', false);
                  FOR head IN 1..{runs} BY {in_flight} LOOP
                      WITH begun AS (
                          INSERT INTO workflow_runs
@@ -72,7 +74,9 @@ impl Backlog {
                      SELECT array_agg(id) INTO ids FROM begun;
                      UPDATE workflow_runs SET status = 'running' WHERE id = ANY(ids);
                      UPDATE workflow_runs SET status = 'succeeded' WHERE id = ANY(ids);
+                     COMMIT;
                  END LOOP;
+                 PERFORM set_config('enable_seqscan', 'on', false);
              END $$"
         ))
         .await?;
