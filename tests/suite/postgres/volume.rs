@@ -6,6 +6,7 @@ on_postgres!(
     fifty_thousand_in_one_statement_and_twenty_thousand_in_one_transaction,
     attaching_waits_for_no_one_and_lets_others_through,
     many_runs_in_flight_are_adopted_in_portions,
+    a_journal_that_seemed_empty_is_read_once_for_all_that_it_missed,
 );
 
 async fn fifty_thousand_in_one_statement_and_twenty_thousand_in_one_transaction(database: &Database) {
@@ -59,4 +60,34 @@ async fn many_runs_in_flight_are_adopted_in_portions(database: &Database) {
     let (store, attached) = database.attach().await;
     assert_eq!(attached.adopted, 20_001);
     assert_eq!(store.status().await.unwrap().journal_entries, 20_001);
+}
+
+/// A nested loop over both, which is what statistics from a moment ago lead to, once took a relay minutes.
+async fn a_journal_that_seemed_empty_is_read_once_for_all_that_it_missed(database: &Database) {
+    database.attach().await;
+    let mut session = database.connect().await;
+    session.execute("SET session_replication_role = replica").await;
+    session
+        .execute(
+            "INSERT INTO workflow_runs (id, workflow_name, target_type, target_owner, target_repo, target_number)
+             SELECT gen_random_uuid(), 'triage', 'pr', 'acme', 'widgets', n FROM generate_series(1, 2000) n",
+        )
+        .await;
+    session.execute("RESET session_replication_role").await;
+    session
+        .execute(
+            "INSERT INTO runspan.journal (run_id, reason)
+             SELECT gen_random_uuid(), repeat('-', 200) FROM generate_series(1, 2000)",
+        )
+        .await;
+    session.execute("INSERT INTO runspan.open_runs SELECT run_id, 'queued', '{}' FROM runspan.journal").await;
+    session.execute("DELETE FROM runspan.journal").await;
+    session.execute("ANALYZE").await;
+    session.execute("BEGIN").await;
+    // 2,000 that began, and 2,000 that are gone.
+    let made = session.text("SELECT runspan.reconcile()::text").await.unwrap();
+    assert_eq!(made, "4000");
+    let scans = session.text("SELECT pg_stat_get_xact_numscans('runspan.journal'::regclass)::text").await;
+    let scans: u64 = scans.unwrap().parse().unwrap();
+    assert!(scans < 10, "the journal is read {scans} times");
 }
