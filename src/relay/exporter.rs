@@ -22,7 +22,7 @@ use crate::store::{Lease, Store, StoreError};
 const SIGNAL: &str = Signal::Metrics.as_str();
 
 /// How many pending totals are read at once.
-const READ_AT_ONCE: usize = 100;
+const READ_AT_ONCE: usize = 4;
 
 /// How long one that is under way at a clean stop may still take, before it is broken off and has to be sent again.
 const PATIENCE_AT_A_STOP: Duration = Duration::from_secs(2);
