@@ -5,6 +5,7 @@
 
 mod attach;
 mod outbox;
+mod position;
 mod postgres;
 mod reach;
 mod rows;
@@ -24,6 +25,7 @@ use sqlx::sqlite::SqliteError;
 
 pub use self::attach::{Attach, Attached, Detached, Plan};
 pub use self::outbox::{Channel, Listed, NewRequest, Request, Selection, Settlement, Trimmed};
+pub use self::position::{Pending, Position, Unread};
 pub use self::series::{Fresh, SeriesStore};
 pub use self::stuck::{Stuck, StuckRun};
 pub use self::url::DatabaseUrl;
@@ -167,40 +169,6 @@ pub struct LeaseView {
     pub expired: bool,
 }
 
-/// How far the journal is read. What lies below `low` is consumed for good; PostgreSQL's dead rows there are
-/// not looked at again.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Position {
-    /// Every entry up to here is consumed, and none can appear any more.
-    pub low: i64,
-    /// Every entry up to here that was visible is consumed; more may yet appear.
-    pub pending: Option<Pending>,
-}
-
-/// A position that becomes the low-water mark once every transaction that could still write below it has ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Pending {
-    /// The last entry of a batch.
-    pub seq: i64,
-    /// A transaction id that was drawn after that batch was read: whoever drew a position at or below `seq` has a
-    /// lower one. (The `xmax` of the snapshot would not do: it is one past the last id that has *ended*.)
-    pub bound: i64,
-}
-
-impl Position {
-    /// The position after reading up to `last` in a snapshot that begins at `xmin`; `bound` was drawn after it.
-    #[must_use]
-    pub fn advance(self, last: i64, xmin: i64, bound: i64) -> Self {
-        // A batch that ends below it may have been cut off there: late entries can be many.
-        let reached = self.pending.filter(|pending| xmin >= pending.bound && last >= pending.seq);
-        let low = reached.map_or(self.low, |pending| pending.seq);
-        let waiting = if reached.is_some() { None } else { self.pending };
-        // One at a time: a newer one would only ever be later.
-        let pending = waiting.or_else(|| (last > low).then_some(Pending { seq: last, bound }));
-        Self { low, pending }
-    }
-}
-
 /// Entries of the journal, in order, with their positions.
 #[derive(Debug, Default)]
 pub struct Batch {
@@ -285,8 +253,8 @@ pub trait Store: Attach + SeriesStore {
     /// Where the last commit left the journal.
     async fn position(&self, instance: &str) -> Result<Position, StoreError>;
 
-    /// Up to `limit` entries after `position`, oldest first, but for those that a commit under way consumes.
-    async fn read(&self, position: Position, under_way: &[i64], limit: usize) -> Result<Batch, StoreError>;
+    /// Up to `limit` entries of what is unread at `position`, oldest first.
+    async fn read(&self, position: Position, limit: usize) -> Result<Batch, StoreError>;
 
     /// Those of `runs` that are open.
     async fn open_runs(&self, runs: &[RunId]) -> Result<HashMap<RunId, OpenRun>, StoreError>;
@@ -324,26 +292,4 @@ pub trait Store: Attach + SeriesStore {
 
     /// Removes dead requests for good; how many.
     async fn discard(&self, selection: &Selection) -> Result<u64, StoreError>;
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_mark_waits_for_every_transaction_that_could_still_write_below_it() {
-        let start = Position::default();
-        let read = start.advance(10, 100, 105);
-        assert_eq!(read, Position { low: 0, pending: Some(Pending { seq: 10, bound: 105 }) });
-        // A transaction below 105 is still running: entries up to 10 may yet appear.
-        let waiting = read.advance(30, 104, 120);
-        assert_eq!(waiting, read);
-        // All of them have ended, but the batch ends below what they may have written.
-        assert_eq!(waiting.advance(9, 105, 125), read);
-        // And now all of it is read.
-        let moved = waiting.advance(40, 105, 130);
-        assert_eq!(moved, Position { low: 10, pending: Some(Pending { seq: 40, bound: 130 }) });
-        // Nothing new: nothing to wait for.
-        assert_eq!(moved.advance(40, 130, 140), Position { low: 40, pending: None });
-    }
 }

@@ -109,7 +109,7 @@ async fn drain(
 
 /// The first spans of the backlog, as the relay makes them.
 async fn spans(backlog: &Backlog) -> Result<Vec<Span>, Failure> {
-    let batch = backlog.store.read(Position::default(), &[], 3_000).await?;
+    let batch = backlog.store.read(Position::default(), 3_000).await?;
     let entries = batch.entries.into_iter().map(|(_, entry)| entry).collect::<Result<Vec<_>, _>>()?;
     Ok(project(std::collections::HashMap::new(), entries, Buckets::default()).spans)
 }

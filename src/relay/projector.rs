@@ -2,8 +2,10 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -36,15 +38,29 @@ pub(super) struct Projector {
 /// A batch, projected: all that is left is to make it true.
 struct Prepared {
     begun: Instant,
+    /// Whether it was read after the table was compared.
+    is_compared: bool,
     commit: Commit,
+}
+
+/// What the two halves of the projector tell each other.
+#[derive(Default)]
+struct Comparison {
+    /// The journal was found empty: what waited in it may have hidden something.
+    journal_empty: Notify,
+    /// The table was compared since; what that found is in the journal.
+    is_done: AtomicBool,
 }
 
 impl Projector {
     pub(super) async fn run(self) -> Result<(), RelayError> {
+        let comparison = Comparison::default();
+        tokio::try_join!(self.project(&comparison), self.compare(&comparison))?;
+        Ok(())
+    }
+
+    async fn project(&self, comparison: &Comparison) -> Result<(), StoreError> {
         let mut position = self.store.position(&self.instance).await?;
-        self.reconcile().await?;
-        // What waits in the journal may have hidden something: once more when it is empty.
-        let mut reconciled = None;
         let mut trimmed = Instant::now();
         let mut pause = BUSY_POLL;
         // Of a backlog, the batch behind the one that is committed.
@@ -52,23 +68,22 @@ impl Projector {
         while !self.stop.is_cancelled() {
             let prepared = match ahead.take() {
                 Some(prepared) => prepared,
-                None => self.prepare(position, None).await?,
+                None => self.prepare(comparison, position.clone(), None).await?,
             };
             let read = prepared.commit.consumed.len();
             if read == 0 {
-                let is_due = |at: Instant| at.elapsed() > self.settings.reconcile_every;
-                if reconciled.is_none_or(is_due) {
-                    reconciled = Some(self.reconcile().await?);
-                }
-                self.monitor.update(|state| state.journal_empty = true);
+                comparison.journal_empty.notify_one();
+                self.monitor.update(|state| state.journal_empty = prepared.is_compared);
                 pause = (pause * 2).min(self.settings.idle_poll);
             } else {
                 self.monitor.update(|state| state.journal_empty = false);
-                position = prepared.commit.position;
-                if read < self.settings.batch {
+                position = prepared.commit.position.clone();
+                // What is under way is still in the journal: it must not be looked at again.
+                if read < self.settings.batch || position.is_scattered() {
                     self.commit(&prepared).await?;
+                    position.gather();
                 } else {
-                    let next = self.prepare(position, Some(&prepared.commit));
+                    let next = self.prepare(comparison, position.clone(), Some(&prepared.commit));
                     let (committed, next) = tokio::join!(self.commit(&prepared), next);
                     committed?;
                     ahead = Some(next?);
@@ -80,23 +95,49 @@ impl Projector {
                 }
             }
             if read < self.settings.batch {
-                let _ = tokio::time::timeout(pause, self.stop.cancelled()).await;
+                self.unless_stopped(tokio::time::sleep(pause)).await;
             }
         }
         self.projected.cancel();
         Ok(())
     }
 
-    /// Reads a batch and projects it, over what the batch before it leaves, if that is under way still: what it
-    /// consumes is not read again, and the runs that it changes are as it will have made them.
-    async fn prepare(&self, position: Position, before: Option<&Commit>) -> Result<Prepared, StoreError> {
+    /// Compares the table with the journal: at once, once the journal was empty, and every so often. Beside the
+    /// projection: with a million runs in flight it takes seconds.
+    async fn compare(&self, comparison: &Comparison) -> Result<(), StoreError> {
+        let every = self.settings.reconcile_every;
+        let mut was_empty = false;
+        while !self.stop.is_cancelled() {
+            self.reconcile().await?;
+            if was_empty {
+                comparison.is_done.store(true, Ordering::Relaxed);
+                self.unless_stopped(tokio::time::sleep(every)).await;
+            } else {
+                let empty = tokio::time::timeout(every, comparison.journal_empty.notified());
+                was_empty = self.unless_stopped(empty).await.is_some_and(|empty| empty.is_ok());
+            }
+        }
+        Ok(())
+    }
+
+    async fn unless_stopped<T>(&self, wait: impl Future<Output = T>) -> Option<T> {
+        self.stop.run_until_cancelled(wait).await
+    }
+
+    /// Reads a batch and projects it, over what the batch before it leaves, if that is under way still: the runs that it
+    /// changes are as it will have made them.
+    async fn prepare(
+        &self,
+        comparison: &Comparison,
+        position: Position,
+        before: Option<&Commit>,
+    ) -> Result<Prepared, StoreError> {
         let begun = Instant::now();
-        let under_way = before.map_or(&[][..], |before| &before.consumed);
-        let Batch { entries: read, position } =
-            self.store.read(position, under_way, self.settings.batch).await?;
+        let is_compared = comparison.is_done.load(Ordering::Relaxed);
+        let Batch { entries: read, position } = self.store.read(position, self.settings.batch).await?;
         let mut commit = Commit { position, ..Commit::default() };
         if read.is_empty() {
-            return Ok(Prepared { begun, commit });
+            return Ok(Prepared { begun, is_compared, commit });
         }
         let mut entries = Vec::with_capacity(read.len());
         for (seq, entry) in read {
@@ -128,7 +169,7 @@ impl Projector {
         commit.closed = projected.closed;
         commit.requests = requests;
         commit.totals = projected.totals;
-        Ok(Prepared { begun, commit })
+        Ok(Prepared { begun, is_compared, commit })
     }
 
     /// Those of `runs` that are open once `before` is committed.
@@ -149,30 +190,34 @@ impl Projector {
         Ok(open)
     }
 
-    async fn commit(&self, Prepared { begun, commit }: &Prepared) -> Result<(), StoreError> {
+    async fn commit(&self, Prepared { begun, commit, .. }: &Prepared) -> Result<(), StoreError> {
         self.store.commit(&self.lease, &self.instance, commit).await?;
         self.monitor.requests_arrived(commit.requests.iter().map(|request| request.channel));
         self.counts.cycle(begun.elapsed());
         Ok(())
     }
 
-    async fn reconcile(&self) -> Result<Instant, StoreError> {
+    /// How many entries the journal had missed.
+    async fn reconcile(&self) -> Result<u64, StoreError> {
         match self.store.reconcile().await {
-            Ok(0) => {}
+            Ok(0) => Ok(0),
             Ok(made) => {
                 self.counts.reconciled(made);
                 tracing::warn!(entries = made, "the journal had missed transitions; the table told of them");
+                Ok(made)
             }
             // The table may be renamed or gone, or hold what cannot be read. That stops nothing of what is
             // journalled and stored.
             Err(error) => match error.refusal() {
-                Some(said) => tracing::error!(
-                    "the table cannot be compared with the journal, so what it missed stays missing: {said}"
-                ),
-                None => return Err(error),
+                Some(said) => {
+                    tracing::error!(
+                        "the table cannot be compared with the journal, so what it missed stays missing: {said}"
+                    );
+                    Ok(0)
+                }
+                None => Err(error),
             },
         }
-        Ok(Instant::now())
     }
 
     async fn trim(&self) -> Result<(), StoreError> {

@@ -167,23 +167,23 @@ impl Store for PgStore {
             (Some(seq), Some(bound)) => Some(Pending { seq, bound }),
             _ => None,
         };
-        Ok(Position { low: row.try_get(1)?, pending })
+        Ok(Position::from_mark(row.try_get(1)?, pending))
     }
 
-    async fn read(&self, position: Position, under_way: &[i64], limit: usize) -> Result<Batch, StoreError> {
-        let rows = sqlx::query(rows::READ)
-            .bind(position.low)
-            .bind(stored(limit))
-            .bind(under_way)
-            .fetch_all(&self.pool)
-            .await?;
+    async fn read(&self, position: Position, limit: usize) -> Result<Batch, StoreError> {
+        let (above, below): (Vec<i64>, Vec<i64>) =
+            position.unread().iter().map(|unread| (unread.above, unread.below)).unzip();
+        let rows =
+            sqlx::query(rows::READ).bind(above).bind(below).bind(stored(limit)).fetch_all(&self.pool).await?;
         let Some(last) = rows.last() else { return Ok(Batch { entries: Vec::new(), position }) };
-        let position = position.advance(last.try_get(0)?, last.try_get("xmin")?, last.try_get("bound")?);
+        let (xmin, bound) = (last.try_get("xmin")?, last.try_get("bound")?);
         let entry = |row: &PgRow| -> Result<_, StoreError> {
             let row = read_row(row)?;
             Ok((row.seq, Entry::try_from(row)))
         };
-        Ok(Batch { entries: rows.iter().map(entry).collect::<Result<_, _>>()?, position })
+        let entries = rows.iter().map(entry).collect::<Result<Vec<_>, _>>()?;
+        let seqs: Vec<i64> = entries.iter().map(|(seq, _)| *seq).collect();
+        Ok(Batch { position: position.advance(&seqs, xmin, bound), entries })
     }
 
     async fn open_runs(&self, runs: &[RunId]) -> Result<HashMap<RunId, OpenRun>, StoreError> {

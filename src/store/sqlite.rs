@@ -183,18 +183,18 @@ impl Store for SqliteStore {
         Ok(Position::default())
     }
 
-    async fn read(&self, position: Position, under_way: &[i64], limit: usize) -> Result<Batch, StoreError> {
+    async fn read(&self, position: Position, limit: usize) -> Result<Batch, StoreError> {
+        // One writer at a time: nothing appears late.
         let rows = sqlx::query(AssertSqlSafe(rows::read()))
-            .bind(position.low)
+            .bind(position.highest())
             .bind(stored(limit))
-            .bind(rows::json(&under_way))
             .fetch_all(&self.pool)
             .await?;
         let seqs = rows.iter().map(|row| row.try_get(0)).collect::<Result<Vec<i64>, _>>()?;
         let mut rows = rows.iter().map(read_row).collect::<Result<Vec<_>, StoreError>>()?;
         self.find_roots(&mut rows).await?;
-        let entries = seqs.into_iter().zip(rows.into_iter().map(|row| row.and_then(Entry::try_from)));
-        Ok(Batch { entries: entries.collect(), position })
+        let entries = seqs.iter().copied().zip(rows.into_iter().map(|row| row.and_then(Entry::try_from)));
+        Ok(Batch { position: position.advance(&seqs, 0, 0), entries: entries.collect() })
     }
 
     async fn open_runs(&self, runs: &[RunId]) -> Result<HashMap<RunId, OpenRun>, StoreError> {

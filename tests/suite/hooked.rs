@@ -121,8 +121,8 @@ impl<H: Hooks> Store for Hooked<H> {
         hooked!(self.position(instance))
     }
 
-    async fn read(&self, position: Position, under_way: &[i64], limit: usize) -> Result<Batch, StoreError> {
-        hooked!(self.read(position, under_way, limit))
+    async fn read(&self, position: Position, limit: usize) -> Result<Batch, StoreError> {
+        hooked!(self.read(position, limit))
     }
 
     async fn open_runs(&self, runs: &[RunId]) -> Result<HashMap<RunId, OpenRun>, StoreError> {

@@ -1,9 +1,18 @@
 //! Mending what the journal missed. The table is the truth.
 
-use runspan::runs::{self, Parent};
+use std::sync::Arc;
 
-use crate::database::{Database, Session, new_run};
+use async_trait::async_trait;
+use runspan::runs::{self, Parent};
+use runspan::store::Store;
+use tokio_util::sync::CancellationToken;
+
+use crate::database::{Database, Session, eventually, new_run};
+use crate::hooked::{Hooked, Hooks};
+use crate::points::Samples;
+use crate::receiver::Receiver;
 use crate::relay::Relay;
+use crate::series;
 
 on_every_database!(
     runs_in_flight_are_adopted_at_attach,
@@ -13,6 +22,7 @@ on_every_database!(
     a_missed_deletion_is_mended,
     an_ended_run_is_never_opened_again,
     what_would_be_set_aside_is_left_alone,
+    a_comparison_that_takes_long_holds_no_run_up,
 );
 
 /// Runs `sql` with the triggers asleep, as a restore does.
@@ -190,4 +200,39 @@ async fn what_would_be_set_aside_is_left_alone(database: &Database) {
     relay.drain().await;
     assert_eq!(relay.store.reconcile().await.unwrap(), 0);
     assert_eq!(relay.store.status().await.unwrap().set_aside_entries, 1);
+}
+
+/// Holds each comparison up.
+#[derive(Default)]
+struct Slow {
+    is_under_way: CancellationToken,
+    go_on: CancellationToken,
+}
+
+#[async_trait]
+impl Hooks for Slow {
+    async fn before(&self, call: &'static str) {
+        if call == "reconcile" {
+            self.is_under_way.cancel();
+            self.go_on.cancelled().await;
+        }
+    }
+
+    async fn after(&self, _: &'static str) {}
+}
+
+async fn a_comparison_that_takes_long_holds_no_run_up(database: &Database) {
+    let (store, receiver) = (database.attach().await.0, Receiver::grpc().await);
+    let slow = Arc::new(Slow::default());
+    let store: Arc<dyn Store> = Arc::new(Hooked { store, hooks: Arc::clone(&slow) });
+    let mut session = database.connect().await;
+    let relay = series::start(&store, &receiver);
+    eventually("a comparison", async || slow.is_under_way.is_cancelled()).await;
+    series::succeed(&mut session, "triage", 1..=1).await;
+    let is_counted = |receiver: &Receiver| Samples::of(receiver).last(series::SUCCEEDED) == Some(1.0);
+    receiver.wait_until("the run", is_counted).await;
+    // Nobody knows yet whether that is all.
+    assert!(!relay.monitor().snapshot().journal_empty);
+    slow.go_on.cancel();
+    relay.drain().await.unwrap();
 }

@@ -38,7 +38,7 @@ impl Relay {
 
     pub(crate) async fn read(&self, limit: usize) -> Batch {
         let position = self.store.position(&self.instance).await.unwrap();
-        self.store.read(position, &[], limit).await.unwrap()
+        self.store.read(position, limit).await.unwrap()
     }
 
     /// What a batch comes to, and what has to be committed for it.

@@ -69,7 +69,7 @@ pub(crate) fn start(store: &Arc<dyn Store>, receiver: &Receiver) -> RelayHandle 
     relay(store, receiver, &[]).spawn()
 }
 
-async fn succeed(session: &mut Session, workflow: &str, numbers: std::ops::RangeInclusive<i64>) {
+pub(crate) async fn succeed(session: &mut Session, workflow: &str, numbers: std::ops::RangeInclusive<i64>) {
     for number in numbers {
         let run = session.queue(workflow, number).await;
         runs::mark_running(session.runs(), run).await.unwrap();
@@ -78,7 +78,7 @@ async fn succeed(session: &mut Session, workflow: &str, numbers: std::ops::Range
 }
 
 const ENDED: &str = "workflow.run.duration";
-const SUCCEEDED: &str = "workflow.run.events{workflowName=triage event=workflow.run.succeeded}";
+pub(crate) const SUCCEEDED: &str = "workflow.run.events{workflowName=triage event=workflow.run.succeeded}";
 
 async fn what_is_told_is_what_is_in_the_table(database: &Database) {
     let (store, _) = database.attach().await;

@@ -153,13 +153,13 @@ impl Bench {
             logged_kib: 0.0,
         };
         loop {
-            let batch = self.store.read(position, &[], BATCH).await?;
+            let batch = self.store.read(position.clone(), BATCH).await?;
             if batch.entries.is_empty() {
                 laps.logged_kib = self.logged().await? - logged;
                 return Ok(laps);
             }
             position = batch.position;
-            let mut commit = Commit { position, ..Commit::default() };
+            let mut commit = Commit { position: position.clone(), ..Commit::default() };
             let mut entries = Vec::with_capacity(batch.entries.len());
             for (seq, entry) in batch.entries {
                 commit.consumed.push(seq);

@@ -11,7 +11,7 @@ use crate::journal::Row;
 use crate::projection::OpenRun;
 use crate::run::RunId;
 
-/// Entries after a position, with the beginning of the very snapshot that sees them and a transaction id drawn
+/// The entries of what is unread, with the beginning of the very snapshot that sees them and a transaction id drawn
 /// after it (and only if there are any: an empty journal costs none).
 ///
 /// A time that no bigint of microseconds can hold (`infinity`, say) is none.
@@ -25,7 +25,9 @@ pub(super) const READ: &str = "
            coalesce(reconciled, false),
            (SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint) AS xmin,
            (SELECT pg_current_xact_id()::text::bigint) AS bound
-    FROM runspan.journal WHERE seq > $1 AND seq NOT IN (SELECT unnest($3::bigint[])) ORDER BY seq LIMIT $2";
+    FROM unnest($1::bigint[], $2::bigint[]) unread (above, below) CROSS JOIN LATERAL (
+        SELECT * FROM runspan.journal WHERE seq > above AND seq < below ORDER BY seq LIMIT $3) entry
+    ORDER BY seq LIMIT $3";
 
 /// How journal and outbox stand, in one statement.
 pub(super) const STATUS: &str = "

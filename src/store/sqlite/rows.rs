@@ -75,8 +75,7 @@ pub(super) fn read() -> String {
                 from_status, to_status, target_type, target_owner, target_repo,
                 CASE typeof(target_number) WHEN 'integer' THEN target_number END, delivery_id, parent_run_id,
                 root_run_id, root_workflow_name, reason, traceparent, inflight_run_id, reconciled
-         FROM runspan_journal WHERE seq > ?1 AND seq NOT IN (SELECT value FROM json_each(?3))
-         ORDER BY seq LIMIT ?2",
+         FROM runspan_journal WHERE seq > ?1 ORDER BY seq LIMIT ?2",
         micros("created_at")
     )
 }

@@ -76,7 +76,7 @@ async fn all_that_a_relay_does(store: &dyn Store, admin: &mut Session) -> Result
     store.renew_lease(&lease, Duration::from_mins(1)).await?;
     store.reconcile().await?;
 
-    let batch = store.read(store.position(&instance).await?, &[], 1_000).await?;
+    let batch = store.read(store.position(&instance).await?, 1_000).await?;
     store.open_runs(&[run]).await?;
     let mut commit =
         Commit { position: batch.position, closed: vec![RunId::generate()], ..Commit::default() };
