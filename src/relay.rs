@@ -58,7 +58,7 @@ pub struct Settings {
     pub batch: usize,
     /// How often an empty journal is looked at.
     pub idle_poll: Duration,
-    /// How often table and open runs are compared while the journal is empty.
+    /// How often the table is compared with what is known of its runs.
     pub reconcile_every: Duration,
     /// How large the outbox may grow, in bytes: past it the oldest requests go first.
     pub max_outbox: u64,

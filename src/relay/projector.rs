@@ -35,10 +35,17 @@ pub(super) struct Projector {
     pub(super) projected: CancellationToken,
 }
 
+/// A batch, as it was read.
+struct Read {
+    begun: Instant,
+    /// Whether that was after the table was compared.
+    is_compared: bool,
+    batch: Batch,
+}
+
 /// A batch, projected: all that is left is to make it true.
 struct Prepared {
     begun: Instant,
-    /// Whether it was read after the table was compared.
     is_compared: bool,
     commit: Commit,
 }
@@ -63,12 +70,16 @@ impl Projector {
         let mut position = self.store.position(&self.instance).await?;
         let mut trimmed = Instant::now();
         let mut pause = BUSY_POLL;
-        // Of a backlog, the batch behind the one that is committed.
-        let mut ahead = None;
+        // Of a backlog, one batch is committed while the next is projected and the one behind that is read.
+        let (mut ahead, mut behind) = (None, None);
         while !self.stop.is_cancelled() {
-            let prepared = match ahead.take() {
-                Some(prepared) => prepared,
-                None => self.prepare(comparison, position.clone(), None).await?,
+            let prepared = match (ahead.take(), behind.take()) {
+                (Some(prepared), read) => {
+                    behind = read;
+                    prepared
+                }
+                (None, Some(read)) => self.prepare(read, None).await?,
+                (None, None) => self.prepare(self.read(comparison, &mut position).await?, None).await?,
             };
             let read = prepared.commit.consumed.len();
             if read == 0 {
@@ -77,16 +88,25 @@ impl Projector {
                 pause = (pause * 2).min(self.settings.idle_poll);
             } else {
                 self.monitor.update(|state| state.journal_empty = false);
-                position = prepared.commit.position.clone();
-                // What is under way is still in the journal: it must not be looked at again.
                 if read < self.settings.batch || position.is_scattered() {
                     self.commit(&prepared).await?;
-                    position.gather();
+                    // What is read and not committed is still in the journal: it must not be looked at again.
+                    if behind.is_none() {
+                        position.gather();
+                    }
                 } else {
-                    let next = self.prepare(comparison, position.clone(), Some(&prepared.commit));
+                    let next = async {
+                        let read = match behind.take() {
+                            Some(read) => read,
+                            None => self.read(comparison, &mut position).await?,
+                        };
+                        let next = self.prepare(read, Some(&prepared.commit));
+                        tokio::try_join!(next, self.read(comparison, &mut position))
+                    };
                     let (committed, next) = tokio::join!(self.commit(&prepared), next);
                     committed?;
-                    ahead = Some(next?);
+                    let (next, read) = next?;
+                    (ahead, behind) = (Some(next), Some(read));
                 }
                 pause = BUSY_POLL;
                 if trimmed.elapsed() > self.settings.trim_every {
@@ -124,17 +144,19 @@ impl Projector {
         self.stop.run_until_cancelled(wait).await
     }
 
-    /// Reads a batch and projects it, over what the batch before it leaves, if that is under way still: the runs that it
-    /// changes are as it will have made them.
-    async fn prepare(
-        &self,
-        comparison: &Comparison,
-        position: Position,
-        before: Option<&Commit>,
-    ) -> Result<Prepared, StoreError> {
+    /// Reads the next batch, and moves `position` behind it.
+    async fn read(&self, comparison: &Comparison, position: &mut Position) -> Result<Read, StoreError> {
         let begun = Instant::now();
         let is_compared = comparison.is_done.load(Ordering::Relaxed);
-        let Batch { entries: read, position } = self.store.read(position, self.settings.batch).await?;
+        let batch = self.store.read(position.clone(), self.settings.batch).await?;
+        position.clone_from(&batch.position);
+        Ok(Read { begun, is_compared, batch })
+    }
+
+    /// Projects a batch, over what the batch before it leaves, if that is under way still: the runs that it changes are
+    /// as it will have made them.
+    async fn prepare(&self, read: Read, before: Option<&Commit>) -> Result<Prepared, StoreError> {
+        let Read { begun, is_compared, batch: Batch { entries: read, position } } = read;
         let mut commit = Commit { position, ..Commit::default() };
         if read.is_empty() {
             return Ok(Prepared { begun, is_compared, commit });

@@ -1,7 +1,9 @@
 //! Rows to values and back.
 
-use sqlx::Row as _;
-use sqlx::postgres::PgRow;
+use chrono::{DateTime, Utc};
+use sqlx::error::BoxDynError;
+use sqlx::postgres::{PgRow, PgTypeInfo, PgValueRef};
+use sqlx::{Decode, Postgres, Row as _, Type};
 use uuid::Uuid;
 
 use super::super::StoreError;
@@ -13,14 +15,9 @@ use crate::run::RunId;
 
 /// The entries of what is unread, with the beginning of the very snapshot that sees them and a transaction id drawn
 /// after it (and only if there are any: an empty journal costs none).
-///
-/// A time that no bigint of microseconds can hold (`infinity`, say) is none.
 pub(super) const READ: &str = "
     SELECT seq,
-           CASE WHEN isfinite(at) AND at < '200000-01-01' THEN (extract(epoch FROM at) * 1000000)::bigint END,
-           CASE WHEN isfinite(created_at) AND created_at < '200000-01-01'
-                THEN (extract(epoch FROM created_at) * 1000000)::bigint END,
-           run_id, workflow_name, from_status, to_status, target_type, target_owner, target_repo, target_number,
+           at, created_at, run_id, workflow_name, from_status, to_status, target_type, target_owner, target_repo, target_number,
            delivery_id, parent_run_id, root_run_id, root_workflow_name, reason, traceparent, inflight_run_id,
            coalesce(reconciled, false),
            (SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint) AS xmin,
@@ -46,8 +43,8 @@ pub(super) const STATUS: &str = "
 pub(super) fn read_row(row: &PgRow) -> Result<Row, StoreError> {
     Ok(Row {
         seq: row.try_get(0)?,
-        at: row.try_get::<Option<i64>, _>(1)?.unwrap_or_default(),
-        created_at: row.try_get(2)?,
+        at: micros(row.try_get(1)?).unwrap_or_default(),
+        created_at: micros(row.try_get(2)?),
         run_id: row.try_get(3)?,
         workflow_name: row.try_get(4)?,
         from_status: row.try_get(5)?,
@@ -65,6 +62,32 @@ pub(super) fn read_row(row: &PgRow) -> Result<Row, StoreError> {
         inflight_run_id: row.try_get(17)?,
         reconciled: row.try_get(18)?,
     })
+}
+
+/// A time as PostgreSQL sends it: microseconds since 2000, the least and the greatest of which are infinite.
+///
+/// Asked for `extract(epoch …)` it computes each in decimal digits.
+struct Sent(i64);
+
+impl Type<Postgres> for Sent {
+    fn type_info() -> PgTypeInfo {
+        <DateTime<Utc> as Type<Postgres>>::type_info()
+    }
+}
+
+impl<'r> Decode<'r, Postgres> for Sent {
+    fn decode(value: PgValueRef<'r>) -> Result<Self, BoxDynError> {
+        Ok(Self(Decode::<Postgres>::decode(value)?))
+    }
+}
+
+/// Microseconds since the Unix epoch; `None` for a time that they cannot tell.
+fn micros(sent: Option<Sent>) -> Option<i64> {
+    const YEAR_2000: i64 = 946_684_800_000_000;
+    match sent?.0 {
+        i64::MIN | i64::MAX => None,
+        micros => micros.checked_add(YEAR_2000),
+    }
 }
 
 pub(super) fn open_run(row: &PgRow) -> Result<(RunId, OpenRun), StoreError> {
