@@ -73,13 +73,11 @@ impl Projector {
         // Of a backlog, one batch is committed while the next is projected and the one behind that is read.
         let (mut ahead, mut behind) = (None, None);
         while !self.stop.is_cancelled() {
-            let prepared = match (ahead.take(), behind.take()) {
-                (Some(prepared), read) => {
-                    behind = read;
-                    prepared
-                }
-                (None, Some(read)) => self.prepare(read, None).await?,
-                (None, None) => self.prepare(self.read(comparison, &mut position).await?, None).await?,
+            let prepared = if let Some(prepared) = ahead.take() {
+                prepared
+            } else {
+                let read = self.next(behind.take(), comparison, &mut position).await?;
+                self.prepare(read, None).await?
             };
             let read = prepared.commit.consumed.len();
             if read == 0 {
@@ -96,12 +94,9 @@ impl Projector {
                     }
                 } else {
                     let next = async {
-                        let read = match behind.take() {
-                            Some(read) => read,
-                            None => self.read(comparison, &mut position).await?,
-                        };
+                        let read = self.next(behind.take(), comparison, &mut position).await?;
                         let next = self.prepare(read, Some(&prepared.commit));
-                        tokio::try_join!(next, self.read(comparison, &mut position))
+                        tokio::try_join!(next, self.next(None, comparison, &mut position))
                     };
                     let (committed, next) = tokio::join!(self.commit(&prepared), next);
                     committed?;
@@ -144,8 +139,16 @@ impl Projector {
         self.stop.run_until_cancelled(wait).await
     }
 
-    /// Reads the next batch, and moves `position` behind it.
-    async fn read(&self, comparison: &Comparison, position: &mut Position) -> Result<Read, StoreError> {
+    /// The batch that is read already, or else the next one: `position` moves behind it.
+    async fn next(
+        &self,
+        already: Option<Read>,
+        comparison: &Comparison,
+        position: &mut Position,
+    ) -> Result<Read, StoreError> {
+        if let Some(read) = already {
+            return Ok(read);
+        }
         let begun = Instant::now();
         let is_compared = comparison.is_done.load(Ordering::Relaxed);
         let batch = self.store.read(position.clone(), self.settings.batch).await?;
@@ -219,27 +222,23 @@ impl Projector {
         Ok(())
     }
 
-    /// How many entries the journal had missed.
-    async fn reconcile(&self) -> Result<u64, StoreError> {
+    async fn reconcile(&self) -> Result<(), StoreError> {
         match self.store.reconcile().await {
-            Ok(0) => Ok(0),
+            Ok(0) => {}
             Ok(made) => {
                 self.counts.reconciled(made);
                 tracing::warn!(entries = made, "the journal had missed transitions; the table told of them");
-                Ok(made)
             }
             // The table may be renamed or gone, or hold what cannot be read. That stops nothing of what is
             // journalled and stored.
             Err(error) => match error.refusal() {
-                Some(said) => {
-                    tracing::error!(
-                        "the table cannot be compared with the journal, so what it missed stays missing: {said}"
-                    );
-                    Ok(0)
-                }
-                None => Err(error),
+                Some(said) => tracing::error!(
+                    "the table cannot be compared with the journal, so what it missed stays missing: {said}"
+                ),
+                None => return Err(error),
             },
         }
+        Ok(())
     }
 
     async fn trim(&self) -> Result<(), StoreError> {

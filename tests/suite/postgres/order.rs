@@ -9,7 +9,10 @@ use runspan::store::Position;
 
 use super::{someone_waits, waiters};
 use crate::database::{Database, connect, eventually};
+use crate::points::Samples;
+use crate::receiver::Receiver;
 use crate::relay::{Relay, TERM};
+use crate::series;
 
 on_postgres!(
     an_entry_of_a_long_transaction_is_not_passed_over,
@@ -17,6 +20,7 @@ on_postgres!(
     an_entry_of_a_later_transaction_at_an_earlier_position_is_not_passed_over,
     more_late_entries_than_a_batch_holds_are_not_passed_over,
     what_commits_late_comes_before_what_follows_while_a_batch_is_under_way,
+    a_thousand_holes_below_what_was_read_hide_nothing,
     the_mark_moves_past_what_is_consumed,
     a_mark_of_another_history_is_forgotten,
     the_transaction_id_is_drawn_before_the_position,
@@ -382,4 +386,29 @@ async fn a_database_of_repeatable_reads_is_read_all_the_same(database: &Database
     crate::database::eventually("the renewal waits", || someone_waits(database)).await;
     session.execute("COMMIT").await;
     renewed.await.unwrap().unwrap();
+}
+
+/// Each is a transaction that was rolled back, or one that has yet to commit: the mark cannot tell while any is open.
+async fn a_thousand_holes_below_what_was_read_hide_nothing(database: &Database) {
+    let (store, receiver) = (database.attach().await.0, Receiver::grpc().await);
+    let (mut slow, mut fast) = (database.connect().await, database.connect().await);
+    slow.execute("BEGIN").await;
+    slow.queue("triage", 1).await;
+    fast.execute(
+        "DO $$ BEGIN FOR n IN 2..5000 LOOP
+             INSERT INTO workflow_runs (id, workflow_name, target_type, target_owner, target_repo, target_number)
+             VALUES (gen_random_uuid(), 'triage', 'pr', 'acme', 'widgets', n);
+             PERFORM nextval('runspan.journal_seq');
+         END LOOP; END $$",
+    )
+    .await;
+    let queued = |count: f64| {
+        let series = "workflow.run.events{workflowName=triage event=workflow.run.queued}";
+        move |receiver: &Receiver| Samples::of(receiver).last(series) == Some(count)
+    };
+    let relay = series::start(&store, &receiver);
+    receiver.wait_until("all that is committed", queued(4_999.0)).await;
+    slow.execute("COMMIT").await;
+    receiver.wait_until("what commits late", queued(5_000.0)).await;
+    relay.drain().await.unwrap();
 }
