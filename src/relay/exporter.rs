@@ -21,7 +21,7 @@ use crate::store::{Lease, Store, StoreError};
 /// What its requests are, in the relay's own metrics.
 const SIGNAL: &str = Signal::Metrics.as_str();
 
-/// How many pending totals are read at once.
+/// How many pending totals are read at once: each may hold as many series as a batch has entries, and more.
 const READ_AT_ONCE: usize = 4;
 
 /// How long one that is under way at a clean stop may still take, before it is broken off and has to be sent again.

@@ -1,10 +1,14 @@
 //! Mending what the journal missed. The table is the truth.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
+use runspan::relay::Settings;
 use runspan::runs::{self, Parent};
 use runspan::store::Store;
+use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::database::{Database, Session, eventually, new_run};
@@ -23,6 +27,7 @@ on_every_database!(
     an_ended_run_is_never_opened_again,
     what_would_be_set_aside_is_left_alone,
     a_comparison_that_takes_long_holds_no_run_up,
+    a_journal_that_is_never_empty_is_compared_all_the_same,
 );
 
 /// Runs `sql` with the triggers asleep, as a restore does.
@@ -235,4 +240,42 @@ async fn a_comparison_that_takes_long_holds_no_run_up(database: &Database) {
     assert!(!relay.monitor().snapshot().journal_empty);
     slow.go_on.cancel();
     relay.drain().await.unwrap();
+}
+
+/// Writes something before each read, and counts the comparisons.
+struct Busy {
+    session: Mutex<(Session, i64)>,
+    comparisons: AtomicUsize,
+}
+
+#[async_trait]
+impl Hooks for Busy {
+    async fn before(&self, call: &'static str) {
+        if call == "read" {
+            let (session, number) = &mut *self.session.lock().await;
+            *number += 1;
+            session.queue("triage", *number).await;
+        }
+    }
+
+    async fn after(&self, call: &'static str) {
+        if call == "reconcile" {
+            self.comparisons.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+async fn a_journal_that_is_never_empty_is_compared_all_the_same(database: &Database) {
+    let (store, receiver) = (database.attach().await.0, Receiver::grpc().await);
+    let busy = Arc::new(Busy {
+        session: Mutex::new((database.connect().await, 0)),
+        comparisons: AtomicUsize::new(0),
+    });
+    let store: Arc<dyn Store> = Arc::new(Hooked { store, hooks: Arc::clone(&busy) });
+    let settings = Settings { reconcile_every: Duration::from_millis(20), ..series::settings() };
+    let relay = series::relay(&store, &receiver, &[]).with(settings).spawn();
+    let compared = async || busy.comparisons.load(Ordering::Relaxed) > 2;
+    eventually("the third comparison", compared).await;
+    assert!(!relay.monitor().snapshot().journal_empty);
+    relay.stop().await.unwrap();
 }

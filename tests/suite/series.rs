@@ -42,7 +42,7 @@ on_every_database!(
 
 const INTERVAL_MS: u64 = 20;
 
-fn relay(store: &Arc<dyn Store>, receiver: &Receiver, variables: &[(&str, &str)]) -> Relay {
+pub(crate) fn relay(store: &Arc<dyn Store>, receiver: &Receiver, variables: &[(&str, &str)]) -> Relay {
     let mut environment = BTreeMap::from([
         ("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.endpoint()),
         ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc".to_owned()),
@@ -57,7 +57,7 @@ fn relay(store: &Arc<dyn Store>, receiver: &Receiver, variables: &[(&str, &str)]
     relay.unwrap().with(settings())
 }
 
-fn settings() -> Settings {
+pub(crate) fn settings() -> Settings {
     Settings {
         idle_poll: Duration::from_millis(20),
         longest_backoff: Duration::from_millis(50),
