@@ -4,6 +4,7 @@
 //! begins by locking the lease's row, so one that has lost the lease changes nothing.
 
 mod attach;
+mod capture;
 mod outbox;
 mod position;
 mod postgres;
@@ -23,7 +24,8 @@ use async_trait::async_trait;
 use sqlx::postgres::{PgDatabaseError, PgSeverity};
 use sqlx::sqlite::SqliteError;
 
-pub use self::attach::{Attach, Attached, Detached, Plan};
+pub use self::attach::{Attach, Attached, Detached, Plan, PurgeLoss};
+pub use self::capture::CaptureProblem;
 pub use self::outbox::{Channel, Listed, NewRequest, Request, Selection, Settlement, Trimmed};
 pub use self::position::{Pending, Position, Unread};
 pub use self::series::{Fresh, SeriesStore};
@@ -197,6 +199,15 @@ pub struct Commit {
     pub position: Position,
 }
 
+/// What a reconciliation found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reconciled {
+    /// Entries that it wrote.
+    pub entries: u64,
+    /// Those of them that end a run whose row is gone without a `DELETE` that the triggers saw.
+    pub vanished: u64,
+}
+
 /// How a database's journal and outbox stand.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -262,8 +273,12 @@ pub trait Store: Attach + SeriesStore {
     /// Makes a projected batch true: all of `commit`, or nothing.
     async fn commit(&self, lease: &Lease, instance: &str, commit: &Commit) -> Result<(), StoreError>;
 
-    /// Journals what the journal missed; how many entries that made.
-    async fn reconcile(&self) -> Result<u64, StoreError>;
+    /// Journals what the journal missed. In short steps, each a transaction: it holds up no writer, and may be dropped
+    /// between two of them.
+    async fn reconcile(&self) -> Result<Reconciled, StoreError>;
+
+    /// The position of the first entry in the journal, wherever the reader stands.
+    async fn first_entry(&self) -> Result<Option<i64>, StoreError>;
 
     /// The first waiting request of a channel after `after` (its place and id), with its body.
     async fn next_request(

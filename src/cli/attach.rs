@@ -37,9 +37,10 @@ impl AttachArgs {
         }
         print_line(format_args!("attached to {} in {}", attached.table, self.database.url()?))?;
         match attached.adopted {
-            0 => {}
-            1 => print_line("1 run in flight is taken in")?,
-            runs => print_line(format_args!("{runs} runs in flight are taken in"))?,
+            None => print_line("the relay adopts the runs in flight when it starts")?,
+            Some(0) => {}
+            Some(1) => print_line("1 run in flight is taken in")?,
+            Some(runs) => print_line(format_args!("{runs} runs in flight are taken in"))?,
         }
         print_line(
             "next: OTEL_SERVICE_NAME=APP OTEL_EXPORTER_OTLP_ENDPOINT=http://COLLECTOR:4318 runspan relay",

@@ -16,7 +16,7 @@ use crate::journal::{Change, Entry};
 use crate::otlp::encode::{self, Encoded, Encoder};
 use crate::projection::{OpenRun, Projected, project};
 use crate::run::RunId;
-use crate::store::{Batch, Channel, Commit, Lease, NewRequest, Position, Store, StoreError};
+use crate::store::{Batch, Channel, Commit, Lease, NewRequest, Position, Reconciled, Store, StoreError};
 
 /// The shortest pause between two looks at the journal: what arrives meanwhile shares a transaction.
 const BUSY_POLL: Duration = Duration::from_millis(20);
@@ -224,10 +224,10 @@ impl Projector {
 
     async fn reconcile(&self) -> Result<(), StoreError> {
         match self.store.reconcile().await {
-            Ok(0) => {}
-            Ok(made) => {
-                self.counts.reconciled(made);
-                tracing::warn!(entries = made, "the journal had missed transitions; the table told of them");
+            Ok(Reconciled { entries: 0, .. }) => {}
+            Ok(Reconciled { entries, .. }) => {
+                self.counts.reconciled(entries);
+                tracing::warn!(entries, "the journal had missed transitions; the table told of them");
             }
             // The table may be renamed or gone, or hold what cannot be read. That stops nothing of what is
             // journalled and stored.

@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 
-use super::StoreError;
+use super::{CaptureProblem, StoreError};
 
 /// What to attach to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,9 +18,9 @@ pub struct Plan {
 pub struct Attached {
     /// The table, as the database names it.
     pub table: String,
-    /// Runs in flight that were taken in.
-    pub adopted: u64,
-    /// Worth knowing, one line each.
+    /// Runs in flight that were adopted; `None` where that is left to the relay.
+    pub adopted: Option<u64>,
+    /// What was changed on an attached table, and what is worth knowing: one line each.
     pub warnings: Vec<String>,
 }
 
@@ -34,6 +34,26 @@ pub enum Detached {
     },
     /// There was nothing to remove.
     Nothing,
+}
+
+/// What a purge would remove for good, and who would notice.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PurgeLoss {
+    /// Entries that are not projected.
+    pub entries: i64,
+    /// Requests that wait to be sent.
+    pub waiting: i64,
+    /// Requests that no receiver accepts.
+    pub dead: i64,
+    /// Entries that could not be understood.
+    pub set_aside: i64,
+    /// Runs in flight, whose spans would never be sent.
+    pub open_runs: i64,
+    /// Roles that lose their rights on runspan's schema (PostgreSQL).
+    pub roles: Vec<String>,
+    /// Whether calls of `dispatch_refused` fail afterwards: the roles that may make them, or `None` where that is
+    /// anyone.
+    pub callers: Option<Vec<String>>,
 }
 
 /// Everything a table needs to have: the columns that the triggers read.
@@ -69,6 +89,12 @@ pub trait Attach: Send + Sync + 'static {
 
     /// The table that has runspan's triggers, as the database names it now; none after a detach.
     async fn attached_table(&self) -> Result<Option<String>, StoreError>;
+
+    /// Why transitions do not reach the journal; empty while they do.
+    async fn capture(&self) -> Result<Vec<CaptureProblem>, StoreError>;
+
+    /// What [`detach`](Self::detach) with `purge` would remove for good; `None` if nothing is installed.
+    async fn purge_loss(&self) -> Result<Option<PurgeLoss>, StoreError>;
 
     /// Removes the triggers, and with `purge` everything else of runspan's.
     async fn detach(&self, purge: bool) -> Result<Detached, StoreError>;

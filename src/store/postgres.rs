@@ -18,8 +18,8 @@ use self::pool::{Pool, Session, Tx};
 use self::rows::{open_run, read_row};
 use super::rows::{channel, count, stored};
 use super::{
-    Batch, Channel, Commit, Lease, LeaseView, Listed, NewRequest, Pending, Position, Request, Selection,
-    Settlement, Store, StoreError, StoreStatus, Stuck, Trimmed, fits,
+    Batch, Channel, Commit, Lease, LeaseView, Listed, NewRequest, Pending, Position, Reconciled, Request,
+    Selection, Settlement, Store, StoreError, StoreStatus, Stuck, Trimmed, fits,
 };
 use crate::journal::Entry;
 use crate::projection::OpenRun;
@@ -243,7 +243,11 @@ impl Store for PgStore {
         Ok(())
     }
 
-    async fn reconcile(&self) -> Result<u64, StoreError> {
+    async fn first_entry(&self) -> Result<Option<i64>, StoreError> {
+        Ok(sqlx::query_scalar("SELECT min(seq) FROM runspan.journal").fetch_one(&self.pool).await?)
+    }
+
+    async fn reconcile(&self) -> Result<Reconciled, StoreError> {
         let mut all = 0;
         loop {
             let mut tx = self.pool.begin().await?;
@@ -251,7 +255,7 @@ impl Store for PgStore {
             tx.commit().await?;
             all += made.unsigned_abs();
             if made < RECONCILED_AT_ONCE {
-                return Ok(all);
+                return Ok(Reconciled { entries: all, vanished: 0 });
             }
         }
     }

@@ -13,6 +13,9 @@ pub struct Fresh {
     pub now: Timestamp,
     /// Pending totals, with their places, rising.
     pub totals: Vec<(i64, Totals)>,
+    /// How many pending totals there are up to the place that was asked for: those that the caller knows, unless
+    /// somebody has set the places back.
+    pub up_to: usize,
 }
 
 /// The durable metrics of a database.

@@ -21,8 +21,8 @@ use self::rows::{SET_ASIDE, STATUS, open_run, read_row};
 use self::sql::NOW;
 use super::rows::{channel, count, stored};
 use super::{
-    Batch, Channel, Commit, Lease, LeaseView, Listed, NewRequest, Position, Request, Selection, Settlement,
-    Store, StoreError, StoreStatus, Stuck, Trimmed, fits,
+    Batch, Channel, Commit, Lease, LeaseView, Listed, NewRequest, Position, Reconciled, Request, Selection,
+    Settlement, Store, StoreError, StoreStatus, Stuck, Trimmed, fits,
 };
 use crate::journal::Entry;
 use crate::projection::OpenRun;
@@ -233,11 +233,15 @@ impl Store for SqliteStore {
         Ok(())
     }
 
-    async fn reconcile(&self) -> Result<u64, StoreError> {
+    async fn reconcile(&self) -> Result<Reconciled, StoreError> {
         let mut tx = self.writing().await?;
-        let made = reconcile(&mut tx).await?;
+        let entries = reconcile(&mut tx).await?;
         tx.commit().await?;
-        Ok(made)
+        Ok(Reconciled { entries, vanished: 0 })
+    }
+
+    async fn first_entry(&self) -> Result<Option<i64>, StoreError> {
+        Ok(sqlx::query_scalar("SELECT min(seq) FROM runspan_journal").fetch_one(&self.pool).await?)
     }
 
     async fn next_request(

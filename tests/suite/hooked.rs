@@ -9,8 +9,9 @@ use runspan::projection::OpenRun;
 use runspan::run::RunId;
 use runspan::series::{Change, InFlight, Recorded};
 use runspan::store::{
-    Attach, Attached, Batch, Channel, Commit, Detached, Fresh, Lease, LeaseView, Listed, Plan, Position,
-    Request, Selection, SeriesStore, Settlement, Store, StoreError, StoreStatus, Stuck, Trimmed,
+    Attach, Attached, Batch, CaptureProblem, Channel, Commit, Detached, Fresh, Lease, LeaseView, Listed,
+    Plan, Position, PurgeLoss, Reconciled, Request, Selection, SeriesStore, Settlement, Store, StoreError,
+    StoreStatus, Stuck, Trimmed,
 };
 
 /// What happens on either side of a call.
@@ -47,6 +48,14 @@ impl<H: Hooks> Attach for Hooked<H> {
 
     async fn attached_table(&self) -> Result<Option<String>, StoreError> {
         hooked!(self.attached_table())
+    }
+
+    async fn capture(&self) -> Result<Vec<CaptureProblem>, StoreError> {
+        hooked!(self.capture())
+    }
+
+    async fn purge_loss(&self) -> Result<Option<PurgeLoss>, StoreError> {
+        self.store.purge_loss().await
     }
 
     async fn detach(&self, purge: bool) -> Result<Detached, StoreError> {
@@ -133,7 +142,11 @@ impl<H: Hooks> Store for Hooked<H> {
         hooked!(self.commit(lease, instance, commit))
     }
 
-    async fn reconcile(&self) -> Result<u64, StoreError> {
+    async fn first_entry(&self) -> Result<Option<i64>, StoreError> {
+        hooked!(self.first_entry())
+    }
+
+    async fn reconcile(&self) -> Result<Reconciled, StoreError> {
         hooked!(self.reconcile())
     }
 

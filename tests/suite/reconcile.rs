@@ -60,7 +60,7 @@ async fn runs_in_flight_are_adopted_at_attach(database: &Database) {
     runs::mark_failed(session.runs(), ended, "no").await.unwrap();
 
     let (store, attached) = database.attach().await;
-    assert_eq!(attached.adopted, 2);
+    assert_eq!(attached.adopted, Some(2));
     let relay = Relay::new(store).await;
     assert_told!(relay.drain().await, @r#"
     queued ship acme/widgets#1 rootWorkflowName=ship reconciled
@@ -69,7 +69,7 @@ async fn runs_in_flight_are_adopted_at_attach(database: &Database) {
     handed_off ship acme/widgets#1 rootWorkflowName=ship childWorkflowName=implement reconciled
     span "ship queued" [] child
     "#);
-    assert_eq!(database.attach().await.1.adopted, 0);
+    assert_eq!(database.attach().await.1.adopted, Some(0));
     session.execute("UPDATE workflow_runs SET status = 'succeeded' WHERE workflow_name = 'ship'").await;
     assert_told!(relay.drain().await, @r#"
     succeeded ship acme/widgets#1 rootWorkflowName=ship outcome=succeeded
@@ -81,16 +81,16 @@ async fn runs_in_flight_are_adopted_at_attach(database: &Database) {
 async fn nothing_missing_makes_nothing(database: &Database) {
     let relay = Relay::new(database.attach().await.0).await;
     let mut session = database.connect().await;
-    assert_eq!(relay.store.reconcile().await.unwrap(), 0);
+    assert_eq!(relay.store.reconcile().await.unwrap().entries, 0);
     let (one, two) = (session.queue("triage", 1).await, session.queue("triage", 2).await);
-    assert_eq!(relay.store.reconcile().await.unwrap(), 0);
+    assert_eq!(relay.store.reconcile().await.unwrap().entries, 0);
     relay.drain().await;
     runs::mark_running(session.runs(), one).await.unwrap();
     runs::mark_failed(session.runs(), two, "no").await.unwrap();
     // The journal knows, the open runs do not yet.
-    assert_eq!(relay.store.reconcile().await.unwrap(), 0);
+    assert_eq!(relay.store.reconcile().await.unwrap().entries, 0);
     relay.drain().await;
-    assert_eq!(relay.store.reconcile().await.unwrap(), 0);
+    assert_eq!(relay.store.reconcile().await.unwrap().entries, 0);
 }
 
 async fn a_missed_transition_is_mended(database: &Database) {
@@ -112,8 +112,8 @@ async fn a_missed_transition_is_mended(database: &Database) {
         &format!("UPDATE workflow_runs SET status = 'incomplete', state = '{state}' WHERE target_number = 3"),
     )
     .await;
-    assert_eq!(relay.store.reconcile().await.unwrap(), 3);
-    assert_eq!(relay.store.reconcile().await.unwrap(), 0);
+    assert_eq!(relay.store.reconcile().await.unwrap().entries, 3);
+    assert_eq!(relay.store.reconcile().await.unwrap().entries, 0);
     assert_told!(relay.drain().await, @r#"
     running triage acme/widgets#1 rootWorkflowName=triage reconciled
     failed triage acme/widgets#2 rootWorkflowName=triage outcome=failed error.type=timeout reason=timeout: 1 h reconciled
@@ -139,7 +139,7 @@ async fn a_missed_beginning_is_mended(database: &Database) {
              '2026-01-02T03:04:05.678Z', '2026-01-02T03:05:05.678Z')",
     )
     .await;
-    assert_eq!(relay.store.reconcile().await.unwrap(), 1);
+    assert_eq!(relay.store.reconcile().await.unwrap().entries, 1);
     let (_, projected) = relay.step(10).await;
     let told: Vec<_> =
         projected.records.iter().map(|record| format!("{} {}", record.event, record.at)).collect();
@@ -158,15 +158,15 @@ async fn a_missed_deletion_is_mended(database: &Database) {
     session.queue("triage", 1).await;
     relay.drain().await;
     unseen(&mut session, "DELETE FROM workflow_runs").await;
-    assert_eq!(relay.store.reconcile().await.unwrap(), 1);
-    assert_eq!(relay.store.reconcile().await.unwrap(), 0);
+    assert_eq!(relay.store.reconcile().await.unwrap().entries, 1);
+    assert_eq!(relay.store.reconcile().await.unwrap().entries, 0);
     assert_told!(relay.drain().await, @r#"
     deleted triage acme/widgets#1 rootWorkflowName=triage outcome=deleted reconciled
     completed triage acme/widgets#1 rootWorkflowName=triage outcome=deleted reconciled
     span "triage queued" [] child
     span "triage" [queued deleted]
     "#);
-    assert_eq!(relay.store.reconcile().await.unwrap(), 0);
+    assert_eq!(relay.store.reconcile().await.unwrap().entries, 0);
 }
 
 async fn an_ended_run_is_never_opened_again(database: &Database) {
@@ -174,13 +174,13 @@ async fn an_ended_run_is_never_opened_again(database: &Database) {
     let mut session = database.connect().await;
     let id = session.queue("triage", 1).await;
     runs::mark_failed(session.runs(), id, "no").await.unwrap();
-    assert_eq!(relay.store.reconcile().await.unwrap(), 0);
+    assert_eq!(relay.store.reconcile().await.unwrap().entries, 0);
     relay.drain().await;
-    assert_eq!(relay.store.reconcile().await.unwrap(), 0);
+    assert_eq!(relay.store.reconcile().await.unwrap().entries, 0);
     // Its row comes back to life, seen by the triggers: the run is over all the same.
     session.execute("UPDATE workflow_runs SET status = 'running'").await;
     relay.drain().await;
-    assert_eq!(relay.store.reconcile().await.unwrap(), 0);
+    assert_eq!(relay.store.reconcile().await.unwrap().entries, 0);
     session.execute("UPDATE workflow_runs SET status = 'succeeded'").await;
     assert_told!(relay.drain().await, @"conflict triage acme/widgets#1 rootWorkflowName=triage fromStatus=running toStatus=succeeded");
     assert_eq!(relay.store.status().await.unwrap().open_runs, 0);
@@ -203,7 +203,7 @@ async fn what_would_be_set_aside_is_left_alone(database: &Database) {
     assert_eq!(status.set_aside_entries, 1);
     relay.store.reconcile().await.unwrap();
     relay.drain().await;
-    assert_eq!(relay.store.reconcile().await.unwrap(), 0);
+    assert_eq!(relay.store.reconcile().await.unwrap().entries, 0);
     assert_eq!(relay.store.status().await.unwrap().set_aside_entries, 1);
 }
 

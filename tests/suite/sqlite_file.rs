@@ -102,7 +102,7 @@ async fn an_id_that_is_no_uuid_is_set_aside_and_the_rest_goes_on() {
         Some("id is not a UUID: \"X'00FF80'\" X'00FF80'")
     );
     // The one in capitals is found again; the others are left alone.
-    assert_eq!(relay.store.reconcile().await.unwrap(), 0);
+    assert_eq!(relay.store.reconcile().await.unwrap().entries, 0);
     session.execute(&format!("UPDATE workflow_runs SET status = 'failed' WHERE id = '{upper}'")).await;
     assert_eq!(relay.drain().await.lines().count(), 4);
 }
@@ -221,7 +221,7 @@ async fn a_table_that_is_made_anew_can_be_renamed() {
              COMMIT",
         )
         .await;
-    assert_eq!(store.reconcile().await.unwrap(), 0);
+    assert_eq!(store.reconcile().await.unwrap().entries, 0);
     database.attach().await;
     session.execute("ALTER TABLE workflow_runs RENAME TO runs_of_old").await;
     session
@@ -231,7 +231,7 @@ async fn a_table_that_is_made_anew_can_be_renamed() {
         )
         .await;
     assert_eq!(store.status().await.unwrap().journal_entries, 1);
-    assert_eq!(store.reconcile().await.unwrap(), 0);
+    assert_eq!(store.reconcile().await.unwrap().entries, 0);
     let error = store.attach(&Plan { table: "anew".to_owned(), grant: None }).await.unwrap_err();
     assert!(matches!(error, StoreError::Unfit(_)));
 }
@@ -249,7 +249,7 @@ async fn a_name_that_needs_quotes_is_quoted() {
                   VALUES ('0190a5d4-7d3c-7cc1-8b6a-0d2f3a4b5c6d', 'triage', 'pr', 'acme', 'widgets', 7)")
         .await;
     assert_eq!(store.status().await.unwrap().journal_entries, 1);
-    assert_eq!(store.reconcile().await.unwrap(), 0);
+    assert_eq!(store.reconcile().await.unwrap().entries, 0);
 }
 
 #[tokio::test]

@@ -6,9 +6,9 @@ use async_trait::async_trait;
 use backon::{ExponentialBuilder, Retryable};
 use sqlx::{AssertSqlSafe, PgConnection, PgExecutor, Row as _};
 
-use super::super::attach::{Attach, Attached, COLUMNS, Detached, Plan, lacks};
+use super::super::attach::{Attach, Attached, COLUMNS, Detached, Plan, PurgeLoss, lacks};
 use super::super::stuck::PATIENCE;
-use super::super::{SCHEMA_VERSION, Store, StoreError};
+use super::super::{CaptureProblem, SCHEMA_VERSION, Store, StoreError};
 use super::PgStore;
 
 /// runspan's schema, version by version. Append-only.
@@ -75,7 +75,7 @@ impl Attach for PgStore {
 
         self.locking_the_table(&table.triggers(), &table.name).await?;
         let adopted = match self.reconcile().await {
-            Ok(adopted) => adopted,
+            Ok(reconciled) => Some(reconciled.entries),
             Err(error) => return Err(self.undo(&table, error).await),
         };
         Ok(Attached { table: table.name, adopted, warnings: table.warnings })
@@ -84,6 +84,14 @@ impl Attach for PgStore {
     async fn attached_table(&self) -> Result<Option<String>, StoreError> {
         let triggers = installed_triggers(&self.pool).await?;
         Ok(triggers.into_iter().next().map(|(_, table)| table))
+    }
+
+    async fn capture(&self) -> Result<Vec<CaptureProblem>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    async fn purge_loss(&self) -> Result<Option<PurgeLoss>, StoreError> {
+        Ok(None)
     }
 
     async fn detach(&self, purge: bool) -> Result<Detached, StoreError> {

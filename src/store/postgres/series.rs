@@ -32,7 +32,7 @@ impl SeriesStore for PgStore {
         .fetch_all(&self.pool)
         .await?;
         let now = rows.first().ok_or(StoreError::LeaseLost)?.try_get(0)?;
-        let mut fresh = Fresh { now: Timestamp::from_micros(now), totals: Vec::new() };
+        let mut fresh = Fresh { now: Timestamp::from_micros(now), totals: Vec::new(), up_to: 0 };
         for row in &rows {
             if let (Some(id), Some(delta)) = (row.try_get(1)?, row.try_get(2)?) {
                 fresh.totals.push((id, decode_totals(delta)?));

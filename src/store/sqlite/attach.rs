@@ -3,8 +3,8 @@
 use async_trait::async_trait;
 use sqlx::{AssertSqlSafe, SqliteConnection};
 
-use super::super::attach::{Attach, Attached, COLUMNS, Detached, Plan, lacks};
-use super::super::{SCHEMA_VERSION, StoreError};
+use super::super::attach::{Attach, Attached, COLUMNS, Detached, Plan, PurgeLoss, lacks};
+use super::super::{CaptureProblem, SCHEMA_VERSION, StoreError};
 use super::{SqliteStore, reconcile, sql};
 
 /// The triggers of the application's table.
@@ -46,7 +46,7 @@ impl Attach for SqliteStore {
         let mut tx = self.writing().await?;
         let installed = installed_version(&mut tx).await?;
         run(&mut tx, install_sql(installed, &name)).await?;
-        let adopted = reconcile(&mut tx).await?;
+        let adopted = Some(reconcile(&mut tx).await?);
         tx.commit().await?;
         Ok(Attached { table: quoted(&name), adopted, warnings })
     }
@@ -55,6 +55,14 @@ impl Attach for SqliteStore {
         self.file()?;
         let mut connection = self.pool.acquire().await?;
         Ok(attached_table(&mut connection).await?.map(|name| quoted(&name)))
+    }
+
+    async fn capture(&self) -> Result<Vec<CaptureProblem>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    async fn purge_loss(&self) -> Result<Option<PurgeLoss>, StoreError> {
+        Ok(None)
     }
 
     async fn detach(&self, purge: bool) -> Result<Detached, StoreError> {

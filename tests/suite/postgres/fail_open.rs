@@ -196,7 +196,7 @@ async fn what_was_skipped_is_mended(database: &Database) {
     session.queue("triage", 3).await;
     assert_eq!(relay.store.status().await.unwrap().journal_entries, 1);
     relay.drain().await;
-    assert_eq!(relay.store.reconcile().await.unwrap(), 2);
+    assert_eq!(relay.store.reconcile().await.unwrap().entries, 2);
     insta::assert_snapshot!(relay.drain().await, @r#"
     queued triage acme/widgets#2 rootWorkflowName=triage reconciled
     running triage acme/widgets#1 rootWorkflowName=triage reconciled
@@ -233,7 +233,7 @@ async fn a_nul_escape_in_json_state(database: &Database) {
              VALUES (gen_random_uuid(), 'triage', 'pr', 'acme', 'widgets', 2, {nul})"
         ))
         .await;
-    assert_eq!(relay.store.reconcile().await.unwrap(), 2);
+    assert_eq!(relay.store.reconcile().await.unwrap().entries, 2);
     insta::assert_snapshot!(session.text("SELECT string_agg(to_status, ' ' ORDER BY seq) FROM runspan.journal").await.unwrap(), @"queued failed");
 }
 

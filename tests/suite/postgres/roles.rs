@@ -159,7 +159,7 @@ async fn a_table_elsewhere_is_found_by_its_name(database: &Database) {
     session.execute("SET search_path = \"My App\"").await;
     session.queue("triage", 1).await;
     assert_eq!(store.status().await.unwrap().journal_entries, 1);
-    assert_eq!(store.reconcile().await.unwrap(), 0);
+    assert_eq!(store.reconcile().await.unwrap().entries, 0);
     // No name at all.
     for nonsense in ["a.b.c.d", "a.b.c", "My App.workflow_runs", ""] {
         let nonsense = Plan { table: nonsense.to_owned(), grant: None };

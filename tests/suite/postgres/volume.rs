@@ -46,7 +46,7 @@ async fn attaching_waits_for_no_one_and_lets_others_through(database: &Database)
     assert!(!attaching.is_finished());
     holder.execute("COMMIT").await;
     let attached = attaching.await.unwrap().unwrap();
-    assert_eq!(attached.adopted, 2);
+    assert_eq!(attached.adopted, Some(2));
 }
 
 async fn many_runs_in_flight_are_adopted_in_portions(database: &Database) {
@@ -58,7 +58,7 @@ async fn many_runs_in_flight_are_adopted_in_portions(database: &Database) {
         )
         .await;
     let (store, attached) = database.attach().await;
-    assert_eq!(attached.adopted, 20_001);
+    assert_eq!(attached.adopted, Some(20_001));
     assert_eq!(store.status().await.unwrap().journal_entries, 20_001);
 }
 
