@@ -72,6 +72,13 @@ pub(super) const COLUMNS: [&str; 12] = [
     "updated_at",
 ];
 
+/// Says that runspan is on `other`, and how it gets to `table`.
+pub(super) fn attached_elsewhere(other: &str, table: &str) -> StoreError {
+    StoreError::Unfit(format!(
+        "runspan is attached to {other} in this database: run `runspan detach`, and then `runspan attach --table '{table}'`"
+    ))
+}
+
 /// Says which columns `table` lacks.
 pub(super) fn lacks(table: &str, missing: &[&str]) -> String {
     let columns = if missing.len() == 1 { "column" } else { "columns" };

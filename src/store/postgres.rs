@@ -1,7 +1,12 @@
 //! PostgreSQL 14 or newer: many writers, standby relays, no extension.
 
+pub(super) mod as_owner;
 mod attach;
+mod capture;
+mod grants;
+mod inspect;
 mod pool;
+mod purge;
 mod rows;
 mod series;
 mod stuck;
@@ -10,10 +15,12 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use sqlx::Row as _;
+use futures_util::TryStreamExt as _;
 use sqlx::error::DatabaseError;
 use sqlx::postgres::{PgConnectOptions, PgRow};
+use sqlx::{AssertSqlSafe, Row as _};
 
+use self::as_owner::Roles;
 use self::pool::{Pool, Session, Tx};
 use self::rows::{open_run, read_row};
 use super::rows::{channel, count, stored};
@@ -28,8 +35,11 @@ use crate::run::{RunId, Timestamp};
 /// Below a lease's term: a relay that was stopped inside a transaction must not keep the lease's row locked.
 const IDLE_IN_TRANSACTION: &str = "5s";
 
-/// A call of `runspan.reconcile()` that makes this many entries may have left some (the LIMIT in functions.sql).
-const RECONCILED_AT_ONCE: i64 = 10_000;
+/// So many rows of the application's are locked at once, for a few milliseconds.
+const ADOPTED_AT_ONCE: usize = 100;
+
+/// A call of `runspan.catch_up()` that makes this many entries may have left some (the LIMIT in functions.sql).
+const CAUGHT_UP_AT_ONCE: i64 = 10_000;
 
 /// SQLSTATE `undefined_table`, and `invalid_schema_name`.
 const MISSING: [&str; 2] = ["42P01", "3F000"];
@@ -66,6 +76,10 @@ impl PgStore {
 #[async_trait]
 impl Store for PgStore {
     async fn check(&self) -> Result<(), StoreError> {
+        // Anew each time: schemas change hands.
+        if let Some(roles) = Roles::of(&self.pool.for_catalogue()).await? {
+            roles.check().map_err(|error| sqlx::Error::Configuration(Box::new(error)))?;
+        }
         let version = sqlx::query_scalar::<_, i32>("SELECT version FROM runspan.meta")
             .fetch_optional(&self.pool)
             .await
@@ -225,12 +239,15 @@ impl Store for PgStore {
             }
         }
         rows::write_open_runs(&mut tx, &commit.opened, &commit.closed).await?;
-        insert_requests(&mut tx, &commit.requests).await?;
+        for request in &commit.requests {
+            insert_request(&mut tx, request, None).await?;
+        }
         series::append(&mut tx, &commit.totals).await?;
+        // Not by the sequence, which somebody may set back: the newest has to have the greatest id.
         sqlx::query(
             "WITH next AS (
-                 INSERT INTO runspan.commits (instance, low, pending_seq, pending_bound)
-                 VALUES ($1, $2, $3, $4) RETURNING id)
+                 INSERT INTO runspan.commits (id, instance, low, pending_seq, pending_bound) OVERRIDING SYSTEM VALUE
+                 SELECT coalesce(max(id), 0) + 1, $1, $2, $3, $4 FROM runspan.commits RETURNING id)
              DELETE FROM runspan.commits USING next WHERE commits.id < next.id AND next.id % 100 = 0",
         )
         .bind(instance)
@@ -248,14 +265,29 @@ impl Store for PgStore {
     }
 
     async fn reconcile(&self) -> Result<Reconciled, StoreError> {
-        let mut all = 0;
+        let mut all = Reconciled::default();
+        let missed: Vec<uuid::Uuid> = sqlx::query_scalar::<_, uuid::Uuid>("SELECT runspan.missed_runs()")
+            .fetch(&self.pool)
+            .try_collect()
+            .await?;
+        for runs in missed.chunks(ADOPTED_AT_ONCE) {
+            let mut tx = self.pool.begin().await?;
+            let adopted: i64 =
+                sqlx::query_scalar("SELECT runspan.adopt($1)").bind(runs).fetch_one(&mut *tx).await?;
+            tx.commit().await?;
+            all.entries += adopted.unsigned_abs();
+        }
         loop {
             let mut tx = self.pool.begin().await?;
-            let made: i64 = sqlx::query_scalar("SELECT runspan.reconcile()").fetch_one(&mut *tx).await?;
+            let (entries, vanished): (i64, i64) =
+                sqlx::query_as("SELECT entries, vanished FROM runspan.catch_up()")
+                    .fetch_one(&mut *tx)
+                    .await?;
             tx.commit().await?;
-            all += made.unsigned_abs();
-            if made < RECONCILED_AT_ONCE {
-                return Ok(Reconciled { entries: all, vanished: 0 });
+            all.entries += entries.unsigned_abs();
+            all.vanished += vanished.unsigned_abs();
+            if entries < CAUGHT_UP_AT_ONCE {
+                return Ok(all);
             }
         }
     }
@@ -408,39 +440,45 @@ async fn settle(tx: &mut Session, settlement: &Settlement) -> Result<(), StoreEr
                 return Ok(());
             }
             for half in halves {
-                sqlx::query(
-                    "INSERT INTO runspan.outbox (place, channel, created_at, items, runs, bytes, body)
-                     VALUES ($1, $2, $3, $4, $5, $6, $7)",
-                )
-                .bind(place)
-                .bind(half.channel.as_str())
-                .bind(chrono::DateTime::from_timestamp_micros(created_at.micros()))
-                .bind(stored(half.items))
-                .bind(stored(half.runs))
-                .bind(stored(half.body.len()))
-                .bind(half.body.as_ref())
-                .execute(&mut *tx)
-                .await?;
+                insert_request(tx, half, Some((*place, *created_at))).await?;
             }
         }
     }
     Ok(())
 }
 
-async fn insert_requests(tx: &mut Session, requests: &[NewRequest]) -> Result<(), StoreError> {
-    for request in requests {
-        sqlx::query(
-            "WITH next AS (SELECT nextval(pg_get_serial_sequence('runspan.outbox', 'id')) AS id)
-             INSERT INTO runspan.outbox (id, place, channel, items, runs, bytes, body)
-             OVERRIDING SYSTEM VALUE SELECT id, id, $1, $2, $3, $4, $5 FROM next",
-        )
-        .bind(request.channel.as_str())
-        .bind(stored(request.items))
-        .bind(stored(request.runs))
-        .bind(stored(request.body.len()))
-        .bind(request.body.as_ref())
-        .execute(&mut *tx)
-        .await?;
+/// Inserts a request: one of the projector's, or a half of the one that had this place.
+async fn insert_request(
+    tx: &mut Session,
+    request: &NewRequest,
+    origin: Option<(i64, Timestamp)>,
+) -> Result<(), StoreError> {
+    // The second, if somebody has set the sequence back to where requests still wait.
+    for next in [
+        "SELECT nextval(pg_get_serial_sequence('runspan.outbox', 'id')) AS id",
+        "SELECT max(id) + 1 AS id FROM runspan.outbox",
+    ] {
+        // Safe: this module's own text.
+        let sql = AssertSqlSafe(format!(
+            "WITH next AS ({next})
+             INSERT INTO runspan.outbox (id, place, channel, created_at, items, runs, bytes, body)
+             OVERRIDING SYSTEM VALUE
+             SELECT id, coalesce($6, id), $1, coalesce($7, clock_timestamp()), $2, $3, $4, $5 FROM next
+             ON CONFLICT (id) DO NOTHING"
+        ));
+        let inserted = sqlx::query(sql)
+            .bind(request.channel.as_str())
+            .bind(stored(request.items))
+            .bind(stored(request.runs))
+            .bind(stored(request.body.len()))
+            .bind(request.body.as_ref())
+            .bind(origin.map(|(place, _)| place))
+            .bind(origin.and_then(|(_, at)| chrono::DateTime::from_timestamp_micros(at.micros())))
+            .execute(&mut *tx)
+            .await?;
+        if inserted.rows_affected() == 1 {
+            break;
+        }
     }
     Ok(())
 }

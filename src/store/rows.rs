@@ -50,6 +50,14 @@ pub(super) fn in_flight(
     Some(InFlight { workflow, status: status.parse().ok()?, runs, oldest_age: oldest_age.max(0.0) })
 }
 
+/// Counts, as a list in JSON.
+pub(super) fn decode_counts<const N: usize>(text: &str) -> Result<[i64; N], StoreError>
+where
+    [i64; N]: DeserializeOwned,
+{
+    serde_json::from_str(text).map_err(|error| corrupt("the counts of the schema runspan".to_owned(), &error))
+}
+
 pub(super) fn channel(text: &str) -> Result<Channel, StoreError> {
     text.parse().map_err(|cause| StoreError::Corrupt { what: "the outbox".to_owned(), cause })
 }

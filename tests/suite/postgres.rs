@@ -1,8 +1,11 @@
 //! What is particular to PostgreSQL.
 
+mod altered;
 mod fail_open;
 mod grants;
+mod harm;
 mod order;
+mod rights;
 mod roles;
 mod stuck;
 mod tls;

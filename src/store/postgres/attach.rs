@@ -4,128 +4,214 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use backon::{ExponentialBuilder, Retryable};
-use sqlx::{AssertSqlSafe, PgConnection, PgExecutor, Row as _};
+use sqlx::pool::PoolConnection;
+use sqlx::{AssertSqlSafe, PgConnection, Postgres};
 
-use super::super::attach::{Attach, Attached, COLUMNS, Detached, Plan, PurgeLoss, lacks};
+use super::super::attach::{Attach, Attached, Detached, Plan, PurgeLoss, attached_elsewhere};
 use super::super::stuck::PATIENCE;
 use super::super::{CaptureProblem, SCHEMA_VERSION, Store, StoreError};
-use super::PgStore;
+use super::as_owner::read_as_owner;
+use super::capture::{self, MARK, Trigger, triggers};
+use super::grants::Grants;
+use super::inspect::{Table, inspect};
+use super::{PgStore, purge};
 
 /// runspan's schema, version by version. Append-only.
 const MIGRATIONS: [&str; SCHEMA_VERSION as usize] =
     [include_str!("schema.sql"), include_str!("schema_2.sql")];
 const FUNCTIONS: &str = include_str!("functions.sql");
-const TRIGGERS: &str = include_str!("triggers.sql");
+const CREATE_TRIGGER: &str = include_str!("trigger.sql");
 
-/// What a status can be.
-const STATUSES: [&str; 5] = ["queued", "running", "succeeded", "failed", "incomplete"];
+/// Its name, quoted. It sorts before those of the application's triggers, which fire after it.
+const TRIGGER: &str = "\"!runspan\"";
 
 /// SQLSTATE `lock_not_available`.
 const LOCK_NOT_AVAILABLE: &str = "55P03";
 
-/// SQLSTATE `invalid_name`, `syntax_error`, `feature_not_supported`: what a name with spaces or dots leads to.
-const NO_NAME: [&str; 3] = ["42602", "42601", "0A000"];
+/// While a trigger's creation waits for its table lock, writers queue behind it: so it waits briefly, often. Less than
+/// an application's own `lock_timeout` of 50 ms.
+const LOCK_TABLE_BRIEFLY: &str = "SET LOCAL lock_timeout = '20ms'";
 
-/// While a trigger's creation waits for its table lock, writers queue behind it: so it waits briefly, often.
-const LOCK_TABLE_BRIEFLY: &str = "SET LOCAL lock_timeout = '200ms'";
-
-/// A table that can be attached to.
-struct Table {
-    /// Quoted, with its schema.
-    name: String,
-    /// Its owner's role, quoted.
-    owner: String,
-    /// Whether it has the triggers already.
-    attached: bool,
+/// What an attach runs, in two transactions.
+struct Install {
+    table: Table,
+    schema: String,
+    trigger: String,
     warnings: Vec<String>,
-}
-
-impl Table {
-    /// The triggers, made as the table's owner.
-    fn triggers(&self) -> String {
-        format!("SET LOCAL ROLE {};\n{}", self.owner, TRIGGERS.replace("{table}", &self.name))
-    }
 }
 
 #[async_trait]
 impl Attach for PgStore {
     async fn attach_sql(&self, plan: &Plan) -> Result<String, StoreError> {
         let mut connection = self.pool.acquire().await?;
-        let table = inspect(&mut connection, plan).await?;
-        let schema = schema_sql(&mut connection, &table).await?;
-        let grants = grant_sql(&mut connection, plan).await?;
+        let Install { schema, trigger, .. } = self.install(&mut connection, plan).await?;
         Ok(format!(
-            "BEGIN;\n{schema}{grants}COMMIT;\n\n\
-             BEGIN;\n{LOCK_TABLE_BRIEFLY};\n{}COMMIT;\n\n\
-             SELECT runspan.reconcile();\n",
-            table.triggers()
+            "BEGIN;\nSET LOCAL search_path = pg_catalog, pg_temp;\n{schema}COMMIT;\n\nBEGIN;\n{LOCK_TABLE_BRIEFLY};\n{trigger}COMMIT;\n\n\
+             -- The runs in flight are adopted when a relay starts.\n"
         ))
     }
 
     async fn attach(&self, plan: &Plan) -> Result<Attached, StoreError> {
         let mut connection = self.pool.acquire().await?;
-        let table = inspect(&mut connection, plan).await?;
         let mut tx = sqlx::Connection::begin(&mut *connection).await?;
         // Two attaches at once would trip over each other's CREATE.
         sqlx::query("SELECT pg_advisory_xact_lock(hashtext('runspan attach'))").execute(&mut *tx).await?;
-        let sql = schema_sql(&mut tx, &table).await? + &grant_sql(&mut tx, plan).await?;
-        run(&mut tx, sql).await?;
+        let Install { table, schema, trigger, warnings } = self.install(&mut tx, plan).await?;
+        run(&mut tx, schema).await?;
         tx.commit().await?;
         drop(connection);
 
-        self.locking_the_table(&table.triggers(), &table.name).await?;
-        let adopted = match self.reconcile().await {
-            Ok(reconciled) => Some(reconciled.entries),
-            Err(error) => return Err(self.undo(&table, error).await),
+        self.locking_the_table(&trigger, &table.name).await?;
+        // Reconciling runs functions that are the owner's: with the owner's rights, or not at all.
+        let adopted = if table.is_mine {
+            match self.reconcile().await {
+                Ok(reconciled) => Some(reconciled.entries),
+                Err(error) => return Err(self.undo(&table, error).await),
+            }
+        } else {
+            None
         };
-        Ok(Attached { table: table.name, adopted, warnings: table.warnings })
+        Ok(Attached { table: table.name, adopted, warnings })
     }
 
     async fn attached_table(&self) -> Result<Option<String>, StoreError> {
-        let triggers = installed_triggers(&self.pool).await?;
-        Ok(triggers.into_iter().next().map(|(_, table)| table))
+        let triggers = triggers(&self.pool.for_catalogue()).await?;
+        Ok(triggers.into_iter().next().map(|trigger| trigger.table))
     }
 
     async fn capture(&self) -> Result<Vec<CaptureProblem>, StoreError> {
-        Ok(Vec::new())
+        capture::capture(self).await
     }
 
     async fn purge_loss(&self) -> Result<Option<PurgeLoss>, StoreError> {
-        Ok(None)
+        purge::loss(self).await
     }
 
     async fn detach(&self, purge: bool) -> Result<Detached, StoreError> {
         let mut connection = self.pool.acquire().await?;
-        let triggers = installed_triggers(&mut *connection).await?;
+        let triggers = triggers(&mut *connection).await?;
+        let recorded = capture::recorded_table(&mut *connection).await?;
         let schema: bool = sqlx::query_scalar("SELECT to_regnamespace('runspan') IS NOT NULL")
             .fetch_one(&mut *connection)
             .await?;
         drop(connection);
-        let drop =
-            |(trigger, table): &(String, String)| format!("DROP TRIGGER IF EXISTS {trigger} ON {table};\n");
-        let mut sql = triggers.iter().map(drop).collect::<Vec<_>>().concat();
+        let mut sql = drop_triggers(triggers.iter());
         if purge && schema {
             sql += "DROP SCHEMA runspan CASCADE;\n";
+        } else if recorded.is_some() {
+            sql += "COMMENT ON FUNCTION runspan.journal_run() IS NULL;\n";
         }
         if sql.is_empty() {
             return Ok(Detached::Nothing);
         }
         let table =
-            triggers.first().map_or_else(|| "the schema runspan".to_owned(), |(_, table)| table.clone());
+            triggers.first().map_or_else(|| "the schema runspan".to_owned(), |trigger| trigger.table.clone());
         self.locking_the_table(&sql, &table).await?;
         Ok(Detached::Removed { table })
     }
 }
 
 impl PgStore {
+    /// What has to be run to attach.
+    async fn install(&self, connection: &mut PgConnection, plan: &Plan) -> Result<Install, StoreError> {
+        let mut table = inspect(connection, plan).await?;
+        let mut warnings = std::mem::take(&mut table.warnings);
+        let triggers = triggers(&mut *connection).await?;
+        let trigger = trigger_sql(connection, &table, &triggers, &mut warnings).await?;
+        let schema = self.schema_sql(connection, &table).await?;
+        let grants = Grants::of(connection, plan, &table.owner).await?;
+        warnings.extend(grants.warning);
+        Ok(Install { table, schema: schema + &grants.sql, trigger, warnings })
+    }
+
     /// Takes the triggers of a new attach away again, whose runs in flight could not be taken in.
     async fn undo(&self, table: &Table, error: StoreError) -> StoreError {
-        let now = if !table.attached && self.detach(false).await.is_ok() {
+        let now = if !table.is_attached && self.detach(false).await.is_ok() {
             "the triggers were removed again"
         } else {
             "the triggers are installed"
         };
-        StoreError::Unfit(format!("the runs in flight of {} cannot be taken in ({error}); {now}", table.name))
+        StoreError::Unfit(format!("the runs in flight of {} cannot be adopted ({error}); {now}", table.name))
+    }
+
+    /// What is missing of schema and functions.
+    ///
+    /// All of it belongs to the table's owner, and so the functions run as that role: were they the attaching role's
+    /// (a superuser's, say), the owner could put a view in the table's place and have them run whatever it calls.
+    async fn schema_sql(&self, connection: &mut PgConnection, table: &Table) -> Result<String, StoreError> {
+        let exists: bool = sqlx::query_scalar("SELECT to_regnamespace('runspan') IS NOT NULL")
+            .fetch_one(&mut *connection)
+            .await?;
+        let owned = if exists {
+            hand_over_sql(connection, table).await?
+        } else {
+            format!("CREATE SCHEMA runspan AUTHORIZATION {};\n", table.owner)
+        };
+        let known = usize::try_from(self.installed_version(connection, table).await?).unwrap_or_default();
+        let version = if known < MIGRATIONS.len() {
+            format!("UPDATE runspan.meta SET version = {SCHEMA_VERSION};\n")
+        } else {
+            String::new()
+        };
+        Ok(format!(
+            "{owned}SET LOCAL ROLE {};\n{}{version}{}",
+            table.owner,
+            MIGRATIONS[known.min(MIGRATIONS.len())..].concat(),
+            fill(
+                FUNCTIONS,
+                &[("{table}", &table.name), ("{literal}", &literal(&table.name)), ("{patience}", PATIENCE)]
+            )
+        ))
+    }
+
+    /// The version that is installed; 0 for none.
+    async fn installed_version(
+        &self,
+        connection: &mut PgConnection,
+        table: &Table,
+    ) -> Result<i32, StoreError> {
+        // Both are the session's role's or a superuser's, who could do as they like anyway, or else someone else's.
+        let found: Option<(String, bool)> = sqlx::query_as(
+            "SELECT c.relkind::text, bool_and(o.rolname = session_user OR o.rolsuper)
+             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+             JOIN pg_roles o ON o.oid IN (c.relowner, n.nspowner)
+             WHERE c.oid = to_regclass('runspan.meta') GROUP BY 1",
+        )
+        .fetch_optional(&mut *connection)
+        .await?;
+        let is_trusted = match found {
+            None => return Ok(0),
+            Some((kind, is_trusted)) if kind == "r" => is_trusted,
+            // To read a view is to run what its owner likes.
+            Some(_) => {
+                return Err(StoreError::Unfit(
+                    "runspan.meta is no table: drop the schema runspan".to_owned(),
+                ));
+            }
+        };
+        let version = if is_trusted {
+            sqlx::query_scalar("SELECT version FROM runspan.meta").fetch_one(connection).await?
+        } else {
+            let reader: PoolConnection<Postgres> = self.pool.acquire().await?;
+            let query = "SELECT version::text FROM runspan.meta";
+            let version = read_as_owner(reader.detach(), &table.owner, &format!("({query})")).await?;
+            version.and_then(|version| version.parse().ok()).ok_or_else(|| StoreError::Corrupt {
+                what: "runspan.meta".to_owned(),
+                cause: "it holds no version".to_owned(),
+            })?
+        };
+        if version > SCHEMA_VERSION {
+            return Err(StoreError::SchemaNewer { found: version });
+        }
+        if version < SCHEMA_VERSION && !is_trusted {
+            // A trigger of the owner's on the table would run with this session's rights.
+            return Err(StoreError::Unfit(format!(
+                "the schema runspan has version {version} and belongs to {owner}: only {owner} can bring it to \
+                 {SCHEMA_VERSION}: attach as {owner}",
+                owner = table.owner
+            )));
+        }
+        Ok(version)
     }
 
     /// Runs `sql` in one transaction that never makes the table's writers wait for long.
@@ -174,36 +260,6 @@ async fn run(connection: &mut PgConnection, sql: String) -> Result<(), StoreErro
     Ok(())
 }
 
-/// What is missing of schema and functions.
-///
-/// All of it belongs to the table's owner, and so the functions run as that role: were they the attaching role's
-/// (a superuser's, say), the owner could put a view in the table's place and have them run whatever it calls.
-async fn schema_sql(connection: &mut PgConnection, table: &Table) -> Result<String, StoreError> {
-    let exists: bool = sqlx::query_scalar("SELECT to_regnamespace('runspan') IS NOT NULL")
-        .fetch_one(&mut *connection)
-        .await?;
-    let owned = if exists {
-        hand_over_sql(connection, table).await?
-    } else {
-        format!("CREATE SCHEMA runspan AUTHORIZATION {};\n", table.owner)
-    };
-    let known = usize::try_from(installed_version(connection).await?).unwrap_or_default();
-    let version = if known < MIGRATIONS.len() {
-        format!("UPDATE runspan.meta SET version = {SCHEMA_VERSION};\n")
-    } else {
-        String::new()
-    };
-    Ok(format!(
-        "{owned}SET LOCAL ROLE {};\n{}{version}{}",
-        table.owner,
-        MIGRATIONS[known.min(MIGRATIONS.len())..].concat(),
-        FUNCTIONS
-            .replace("{table}", &table.name)
-            .replace("{literal}", &format!("'{}'", table.name.replace('\'', "''")))
-            .replace("{patience}", PATIENCE)
-    ))
-}
-
 /// What hands to the table's owner whatever is in an existing schema and belongs to another; refused if that
 /// may be someone's trap.
 async fn hand_over_sql(connection: &mut PgConnection, table: &Table) -> Result<String, StoreError> {
@@ -240,220 +296,74 @@ async fn hand_over_sql(connection: &mut PgConnection, table: &Table) -> Result<S
     Ok(strangers.into_iter().map(|(.., change)| change + "\n").collect())
 }
 
-/// The version that is installed; 0 for none.
-async fn installed_version(connection: &mut PgConnection) -> Result<i32, StoreError> {
-    let kind: Option<String> =
-        sqlx::query_scalar("SELECT relkind::text FROM pg_class WHERE oid = to_regclass('runspan.meta')")
-            .fetch_optional(&mut *connection)
-            .await?;
-    match kind.as_deref() {
-        None => return Ok(0),
-        Some("r") => {}
-        // To read a view is to run what its owner likes.
-        Some(_) => {
-            return Err(StoreError::Unfit("runspan.meta is no table: drop the schema runspan".to_owned()));
-        }
-    }
-    let version = sqlx::query_scalar("SELECT version FROM runspan.meta").fetch_one(connection).await?;
-    if version > SCHEMA_VERSION { Err(StoreError::SchemaNewer { found: version }) } else { Ok(version) }
-}
-
-/// The triggers that call runspan, with their tables, both quoted.
-async fn installed_triggers(executor: impl PgExecutor<'_>) -> Result<Vec<(String, String)>, StoreError> {
-    Ok(sqlx::query_as(
-        "SELECT quote_ident(t.tgname), format('%I.%I', n.nspname, c.relname)
-         FROM pg_trigger t
-         JOIN pg_proc p ON p.oid = t.tgfoid
-         JOIN pg_class c ON c.oid = t.tgrelid
-         JOIN pg_namespace n ON n.oid = c.relnamespace
-         WHERE p.pronamespace = to_regnamespace('runspan') AND t.tgparentid = 0
-         ORDER BY 2, 1",
-    )
-    .fetch_all(executor)
-    .await?)
-}
-
-/// What `dispatch_refused` needs, and nothing else.
-async fn grant_sql(connection: &mut PgConnection, plan: &Plan) -> Result<String, StoreError> {
-    let Some(role) = &plan.grant else { return Ok(String::new()) };
-    let quoted: Option<String> =
-        sqlx::query_scalar("SELECT quote_ident(rolname) FROM pg_roles WHERE rolname = $1")
-            .bind(role)
-            .fetch_optional(connection)
-            .await?;
-    let quoted = quoted.ok_or_else(|| {
-        StoreError::Unfit(format!("there is no role {role:?}: create it, or name another with --grant"))
-    })?;
-    Ok(format!(
-        "GRANT USAGE ON SCHEMA runspan TO {quoted};\n\
-         GRANT EXECUTE ON FUNCTION runspan.dispatch_refused TO {quoted};\n"
-    ))
-}
-
-/// Finds the table and checks that it can be attached to. An index of runs that ended in some way finds none in
-/// flight.
-async fn inspect(connection: &mut PgConnection, plan: &Plan) -> Result<Table, StoreError> {
-    let unfit = |why: String| Err(StoreError::Unfit(why));
-    let found = sqlx::query(
-        "SELECT c.oid::bigint, format('%I.%I', n.nspname, c.relname), c.relkind::text,
-                c.relrowsecurity AND c.relforcerowsecurity AND NOT (r.rolsuper OR r.rolbypassrls),
-                EXISTS (SELECT FROM pg_index i JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'status'
-                        WHERE i.indrelid = c.oid AND i.indisvalid
-                          AND (i.indpred IS NULL AND i.indkey[0] = a.attnum
-                               OR pg_get_expr(i.indpred, c.oid) ~ '\\mstatus\\M.*(queued.*running|running.*queued|<>)')),
-                quote_ident(r.rolname), current_user::text,
-                pg_has_role(r.oid, CASE WHEN current_setting('server_version_num')::int >= 160000
-                                        THEN 'SET' ELSE 'MEMBER' END)
-         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_roles r ON r.oid = c.relowner
-         WHERE c.oid = to_regclass($1)",
-    )
-    .bind(&plan.table)
-    .fetch_optional(&mut *connection)
-    .await;
-    let found = match found {
-        Err(sqlx::Error::Database(error))
-            if error.code().is_some_and(|code| NO_NAME.contains(&code.as_ref())) =>
-        {
-            return unfit(format!(
-                "{} names no table ({}): quote what is no plain word, as in --table '\"My Schema\".\"Workflow Runs\"'",
-                plan.table,
-                error.message()
-            ));
-        }
-        found => found?,
-    };
-    let Some(found) = found else { return unfit(not_found(connection, &plan.table).await?) };
-    let (oid, name): (i64, String) = (found.try_get(0)?, found.try_get(1)?);
-    let kind: String = found.try_get(2)?;
-    // It could end the functions' text.
-    if name.contains("$function$") {
-        return unfit(format!("{name} cannot be attached to: rename it"));
-    }
-    if !matches!(kind.as_str(), "r" | "p") {
-        return unfit(format!("{name} is not a table: triggers need the table itself"));
-    }
-    let (owner, me): (String, String) = (found.try_get(5)?, found.try_get(6)?);
-    if !found.try_get(7)? {
-        return unfit(format!(
-            "{name} belongs to role {owner}, as which {me:?} cannot act: attach as {owner}, as a member of it or as \
-             a superuser"
-        ));
-    }
-    if found.try_get(3)? {
-        return unfit(format!(
-            "{name} has row security that its owner {owner} does not bypass, so the triggers could not see every \
-             run: ALTER TABLE {name} NO FORCE ROW LEVEL SECURITY, or give {owner} BYPASSRLS"
-        ));
-    }
-    let columns: Vec<(String, String)> = sqlx::query_as(
-        "SELECT attname::text, format_type(CASE typtype WHEN 'd' THEN typbasetype ELSE atttypid END, NULL)
-         FROM pg_attribute JOIN pg_type ON pg_type.oid = atttypid
-         WHERE attrelid = $1::oid AND attnum > 0 AND NOT attisdropped",
-    )
-    .bind(oid)
-    .fetch_all(&mut *connection)
-    .await?;
-    let type_of =
-        |wanted: &str| columns.iter().find(|(column, _)| column == wanted).map(|(_, kind)| kind.as_str());
-    let missing: Vec<&str> = COLUMNS.into_iter().filter(|column| type_of(column).is_none()).collect();
-    if !missing.is_empty() {
-        return unfit(lacks(&name, &missing));
-    }
-    for (column, wanted) in [
-        ("id", &["uuid"][..]),
-        ("parent_run_id", &["uuid"]),
-        ("state", &["jsonb", "json"]),
-        ("created_at", &["timestamp with time zone"]),
-        ("updated_at", &["timestamp with time zone"]),
-        ("target_number", &["integer", "bigint", "smallint", "numeric"]),
-    ] {
-        let is = type_of(column).unwrap_or_default();
-        if !wanted.contains(&is) {
-            return unfit(format!(
-                "{name}.{column} has the type {is}, and has to be {}",
-                wanted.join(" or ")
-            ));
-        }
-    }
-    let mut warnings = Vec::new();
-    if !matches!(type_of("status").unwrap_or_default(), "text" | "character varying" | "character") {
-        warnings.extend(inspect_enum(connection, oid, &name).await?);
-    }
-    let others = installed_triggers(connection).await?;
-    if let Some((_, other)) = others.iter().find(|(_, table)| *table != name) {
-        return unfit(format!("runspan is attached to {other} in this database: `runspan detach` first"));
-    }
-    let indexed: bool = found.try_get(4)?;
-    if !indexed {
-        // A partitioned table's index cannot be made so.
-        let concurrently = if kind == "p" { "" } else { "CONCURRENTLY " };
-        warnings.push(format!(
-            "no index of {name} finds the runs in flight; the relay looks for them once a minute: \
-             CREATE INDEX {concurrently}ON {name} (id) WHERE status IN ('queued', 'running');"
-        ));
-    }
-    Ok(Table { name, owner, attached: !others.is_empty(), warnings })
-}
-
-/// Says that there is no such table, and which there is.
-async fn not_found(connection: &mut PgConnection, table: &str) -> Result<String, StoreError> {
-    let last = table.rsplit('.').next().unwrap_or_default().trim_matches('"');
-    let (database, similar): (String, Option<String>) = sqlx::query_as(
-        "SELECT current_database()::text, (
-             SELECT format('%I.%I', n.nspname, c.relname)
-             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-             WHERE lower(c.relname) = lower($1) AND c.relname <> lower($1) AND c.relkind IN ('r', 'p')
-             ORDER BY 1 LIMIT 1)",
-    )
-    .bind(last)
-    .fetch_one(connection)
-    .await?;
-    Ok(similar.map_or_else(
-        || {
-            format!(
-                "there is no table {table} in database {database:?}: create it, or name yours with --table SCHEMA.TABLE"
-            )
-        },
-        |similar| format!("there is no table {table} in database {database:?}, but {similar}: write --table '{similar}'"),
-    ))
-}
-
-/// Checks that the type of a status that is no text can hold what runspan looks for; what to warn of.
-async fn inspect_enum(
+/// What puts the trigger on the table, in place of those that an older runspan made; refused if runspan is on another
+/// table than the one that had this name.
+async fn trigger_sql(
     connection: &mut PgConnection,
-    oid: i64,
-    table: &str,
-) -> Result<Option<String>, StoreError> {
-    let (kind, labels): (String, Vec<String>) = sqlx::query_as(
-        "SELECT format_type(t.oid, NULL),
-                ARRAY(SELECT enumlabel::text FROM pg_enum WHERE enumtypid = t.oid ORDER BY enumsortorder)
-         FROM pg_attribute a
-         JOIN pg_type d ON d.oid = a.atttypid
-         JOIN pg_type t ON t.oid = CASE d.typtype WHEN 'd' THEN d.typbasetype ELSE d.oid END
-         WHERE a.attrelid = $1::oid AND a.attname = 'status'",
-    )
-    .bind(oid)
-    .fetch_one(connection)
-    .await?;
-    if labels.is_empty() {
-        return Err(StoreError::Unfit(format!(
-            "{table}.status has the type {kind}, and has to be text, varchar or an enum"
-        )));
+    table: &Table,
+    triggers: &[Trigger],
+    warnings: &mut Vec<String>,
+) -> Result<String, StoreError> {
+    let (here, elsewhere): (Vec<&Trigger>, Vec<&Trigger>) =
+        triggers.iter().partition(|trigger| trigger.is_on(table.oid));
+    if let Some(other) = elsewhere.first() {
+        if capture::recorded_table(connection).await?.as_ref() != Some(&table.name) {
+            return Err(attached_elsewhere(&other.table, &table.name));
+        }
+        warnings.push(format!(
+            "{} is another table than before: the trigger was moved from {}, and what changed meanwhile was not \
+             journalled; reconciliation adopts the runs in flight",
+            table.name, other.table
+        ));
     }
-    let missing: Vec<&str> =
-        STATUSES.into_iter().filter(|status| !labels.iter().any(|label| label == status)).collect();
-    if !missing.is_empty() {
-        return Err(StoreError::Unfit(format!(
-            "{table}.status has the type {kind}, which lacks {}: ALTER TYPE {kind} ADD VALUE …",
-            missing.join(", ")
-        )));
+    let disabled: Vec<&&Trigger> = here.iter().filter(|trigger| trigger.is_disabled).collect();
+    if !disabled.is_empty() {
+        warnings.push(format!(
+            "runspan's triggers on {} were disabled: enabled again; what changed meanwhile was not journalled, and \
+             reconciliation finds what is still in flight",
+            table.name
+        ));
     }
-    let own: Vec<&str> =
-        labels.iter().map(String::as_str).filter(|label| !STATUSES.contains(label)).collect();
-    Ok((!own.is_empty()).then(|| {
-        format!(
-            "runs that end in a status of your own ({}) are not understood: their spans stay open, see docs/table.md",
-            own.join(", ")
-        )
-    }))
+    let enabled: Vec<String> = disabled
+        .iter()
+        .filter(|trigger| trigger.name == TRIGGER)
+        .map(|trigger| format!("ALTER TABLE {} ENABLE TRIGGER {TRIGGER};\n", trigger.table))
+        .collect();
+    let old = here.into_iter().filter(|trigger| trigger.name != TRIGGER && !trigger.is_of_partition);
+    Ok(format!(
+        "{}SET LOCAL ROLE {};\n{}{}COMMENT ON FUNCTION runspan.journal_run() IS {};\n",
+        drop_triggers(elsewhere.into_iter().chain(old)),
+        table.owner,
+        CREATE_TRIGGER.replace("{table}", &table.name),
+        enabled.concat(),
+        literal(&format!("{MARK}{}", table.name))
+    ))
+}
+
+fn drop_triggers<'a>(triggers: impl Iterator<Item = &'a Trigger>) -> String {
+    let drop = |Trigger { name, table, .. }: &Trigger| format!("DROP TRIGGER IF EXISTS {name} ON {table};\n");
+    triggers.filter(|trigger| !trigger.is_of_partition).map(drop).collect()
+}
+
+/// `template` with values in the place of their keys. In one pass: a table may be called `{literal}`.
+fn fill(template: &str, values: &[(&str, &str)]) -> String {
+    let mut filled = String::with_capacity(template.len());
+    let mut rest = template;
+    while let Some(brace) = rest.find('{') {
+        filled += &rest[..brace];
+        rest = &rest[brace..];
+        let (value, length) = values
+            .iter()
+            .find(|(key, _)| rest.starts_with(key))
+            .map_or((&rest[..1], 1), |(key, value)| (*value, key.len()));
+        filled += value;
+        rest = &rest[length..];
+    }
+    filled + rest
+}
+
+/// A text as SQL can hold it, whatever `standard_conforming_strings` says.
+fn literal(text: &str) -> String {
+    let quoted = text.replace('\'', "''");
+    if quoted.contains('\\') { format!("E'{}'", quoted.replace('\\', "\\\\")) } else { format!("'{quoted}'") }
 }

@@ -5,6 +5,8 @@
 //! every statement is in a transaction, and has no name; a URL with `statement-cache-capacity=0` says so.
 
 use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -17,15 +19,42 @@ use sqlx::postgres::{
 };
 use sqlx::{ConnectOptions as _, Either, Error, Execute, Executor, Postgres, SqlStr, Transaction};
 
+use super::as_owner::Roles;
+
+macro_rules! client_encoding {
+    ($is_local:literal) => {
+        concat!(
+            "SELECT set_config('client_encoding',
+                 CASE current_setting('server_encoding') WHEN 'SQL_ASCII' THEN 'SQL_ASCII' ELSE 'UTF8' END, ",
+            $is_local,
+            ")"
+        )
+    };
+}
+
 /// Whatever the database or the role has for its default: to wait for a row that another changes is no error here.
 /// Said at each transaction: a setting of the session would stay with a pooler's connection, for others to find.
 const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
 
-/// Executes single statements.
+/// What every session begins with. Behind a pooler it is said at each transaction.
+///
+/// The search path: a function or an operator in a schema of the database or the role would otherwise be found for what is
+/// not qualified, and run with this session's rights. The encoding: a database in `SQL_ASCII` keeps whatever bytes it is
+/// given, and would refuse to send as UTF-8 what is none.
+const BEGIN_SESSION: &str = concat!("SET search_path = pg_catalog, pg_temp; ", client_encoding!("false"));
+const BEGIN_POOLED: &str = concat!(
+    "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL search_path = pg_catalog, pg_temp; ",
+    client_encoding!("true")
+);
+
+/// Executes single statements: none before it is known that what is the owner's would run with no more than the owner's
+/// rights.
 #[derive(Clone, Debug)]
 pub(super) struct Pool {
     pool: PgPool,
     has_pooler: bool,
+    /// Set once that is known; nothing is asked where only the catalogue is read.
+    is_safe: Option<Arc<AtomicBool>>,
 }
 
 /// A transaction.
@@ -55,8 +84,36 @@ impl Pool {
             .max_connections(8)
             .acquire_timeout(Duration::from_secs(5))
             .idle_timeout(Duration::from_mins(1))
+            .after_connect(move |connection, _| {
+                Box::pin(async move {
+                    if !has_pooler {
+                        connection.execute(sqlx::raw_sql(BEGIN_SESSION)).await?;
+                    }
+                    Ok(())
+                })
+            })
             .connect_lazy_with(options);
-        Self { pool, has_pooler }
+        Self { pool, has_pooler, is_safe: Some(Arc::default()) }
+    }
+
+    /// The same for statements that use nothing of the owner's.
+    pub(super) fn for_catalogue(&self) -> Self {
+        Self { is_safe: None, ..self.clone() }
+    }
+
+    fn is_safe(&self) -> bool {
+        self.is_safe.as_ref().is_none_or(|is_safe| is_safe.load(Ordering::Relaxed))
+    }
+
+    /// Sees to it that a role which can do more than the owner uses nothing of the owner's.
+    async fn ensure_safe(&self) -> Result<(), Error> {
+        if let Some(is_safe) = self.is_safe.as_ref().filter(|_| !self.is_safe())
+            && let Some(roles) = Roles::of(&self.for_catalogue()).await?
+        {
+            roles.check().map_err(|error| Error::Configuration(Box::new(error)))?;
+            is_safe.store(true, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     /// A connection as it is, which has to be the server's own.
@@ -65,7 +122,9 @@ impl Pool {
     }
 
     pub(super) async fn begin(&self) -> Result<Tx, Error> {
-        let tx = self.pool.begin_with(BEGIN).await?;
+        // It begins a transaction of its own, behind a pooler.
+        Box::pin(self.ensure_safe()).await?;
+        let tx = self.pool.begin_with(if self.has_pooler { BEGIN_POOLED } else { BEGIN }).await?;
         Ok(Tx { session: Session { tx, has_pooler: self.has_pooler } })
     }
 }
@@ -101,7 +160,7 @@ impl<'c> Executor<'c> for &'c Pool {
         'c: 'e,
         E: 'q + Execute<'q, Postgres>,
     {
-        if !self.has_pooler {
+        if !self.has_pooler && self.is_safe() {
             return self.pool.fetch_many(query);
         }
         let all = async move {
@@ -118,7 +177,7 @@ impl<'c> Executor<'c> for &'c Pool {
         'c: 'e,
         E: 'q + Execute<'q, Postgres>,
     {
-        if !self.has_pooler {
+        if !self.has_pooler && self.is_safe() {
             return self.pool.fetch_optional(query);
         }
         let row = async move {

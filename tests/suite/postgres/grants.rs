@@ -61,6 +61,9 @@ async fn the_relay_needs_each_of_its_grants(database: &Database) {
 
 /// Each statement of a relay and of the commands on what it keeps, at least once.
 async fn all_that_a_relay_does(store: &dyn Store, admin: &mut Session) -> Result<(), StoreError> {
+    admin.execute("SET session_replication_role = replica").await;
+    admin.queue("missed", rand::random_range(1..i64::MAX)).await;
+    admin.execute("RESET session_replication_role").await;
     let run = admin.queue("triage", rand::random_range(1..i64::MAX)).await;
     admin
         .execute(
@@ -133,7 +136,7 @@ fn request(body: &str) -> NewRequest {
 }
 
 /// What a role can do in the schema runspan, by the catalogue.
-async fn open_to(admin: &mut Session, role: &str) -> String {
+pub(super) async fn open_to(admin: &mut Session, role: &str) -> String {
     let open = format!(
         "SELECT coalesce(string_agg(what, E'\\n' ORDER BY what COLLATE \"C\"), '') FROM (
              SELECT p || ' ON SCHEMA runspan' FROM unnest('{{USAGE,CREATE}}'::text[]) p
@@ -149,7 +152,7 @@ async fn open_to(admin: &mut Session, role: &str) -> String {
              WHERE relnamespace = 'runspan'::regnamespace AND relkind = 'S'
                AND has_sequence_privilege('{role}', oid, p)
              UNION ALL
-             SELECT 'EXECUTE ON FUNCTION runspan.' || proname || CASE pronargs WHEN 0 THEN '()' ELSE '' END
+             SELECT 'EXECUTE ON FUNCTION runspan.' || proname || CASE pronargs WHEN 0 THEN '()' WHEN 1 THEN '(' || format_type(proargtypes[0], NULL) || ')' ELSE '' END
              FROM pg_proc WHERE pronamespace = 'runspan'::regnamespace
                AND has_function_privilege('{role}', oid, 'EXECUTE')) o (what)"
     );
@@ -257,7 +260,7 @@ async fn what_a_caller_has_in_its_way_catches_nothing(database: &Database) {
     admin.execute("DELETE FROM evil.caught").await;
     admin
         .execute(
-            "SELECT runspan.reconcile(); SELECT * FROM runspan.in_flight(); SELECT * FROM runspan.stuck_runs();
+            "SELECT runspan.adopt(ARRAY(SELECT runspan.missed_runs())); SELECT runspan.catch_up(); SELECT * FROM runspan.in_flight(); SELECT * FROM runspan.stuck_runs();
              SELECT * FROM runspan.stuck; SELECT runspan.attached_to()",
         )
         .await;

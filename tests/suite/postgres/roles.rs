@@ -50,7 +50,9 @@ async fn a_writer_needs_no_rights_on_runspan(database: &Database) {
         "INSERT INTO runspan.journal (reason) VALUES ('x')",
         "SELECT nextval('runspan.journal_seq')",
         "SELECT runspan.dispatch_refused('triage', 'pr', 'acme', 'widgets', 1, 'context-mismatch')",
-        "SELECT runspan.reconcile()",
+        "SELECT runspan.missed_runs()",
+        "SELECT runspan.adopt('{}')",
+        "SELECT runspan.catch_up()",
     ] {
         assert_eq!(refused(&mut session, sql).await, DENIED, "{sql}");
     }
@@ -79,7 +81,9 @@ async fn a_granted_role_can_refuse_and_nothing_else(database: &Database) {
         "UPDATE runspan.lease SET epoch = 7",
         "SELECT last_value FROM runspan.journal_skipped",
         "SELECT setval('runspan.journal_seq', 1)",
-        "SELECT runspan.reconcile()",
+        "SELECT runspan.missed_runs()",
+        "SELECT runspan.adopt('{}')",
+        "SELECT runspan.catch_up()",
         "SELECT runspan.skip('')",
         "SELECT runspan.root_above(NULL)",
         "CREATE TABLE runspan.mine (a int)",
@@ -195,8 +199,9 @@ const OWNERS: &str = "
         UNION ALL SELECT proowner FROM pg_proc WHERE pronamespace = 'runspan'::regnamespace) o (owner)";
 
 async fn all_of_it_belongs_to_the_tables_owner(database: &Database) {
-    let (role, _) = owner(database).await;
-    let relay = Relay::new(database.attach().await.0).await;
+    let (role, url) = owner(database).await;
+    database.attach().await;
+    let relay = Relay::new(store::open(&url.parse().unwrap()).unwrap()).await;
     let mut session = database.connect().await;
     assert_eq!(session.text(OWNERS).await, Some(role.clone()));
     session.queue("triage", 1).await;
@@ -326,6 +331,7 @@ async fn a_status_is_text_or_an_enum_that_has_them_all(database: &Database) {
         .execute(
             "DROP INDEX idx_workflow_runs_inflight;
              CREATE TABLE jobs (LIKE workflow_runs);
+             CREATE INDEX ON jobs (id);
              CREATE TYPE status AS ENUM ('queued', 'running', 'failed', 'cancelled');
              ALTER TABLE jobs ALTER status TYPE status USING status::status, ALTER target_number TYPE text",
         )
@@ -337,7 +343,7 @@ async fn a_status_is_text_or_an_enum_that_has_them_all(database: &Database) {
             "ALTER TABLE jobs ALTER target_number TYPE bigint USING target_number::bigint",
         ),
         (
-            "public.jobs.status has the type status, which lacks succeeded, incomplete: ALTER TYPE status ADD VALUE …",
+            "public.jobs.status has the type public.status, which lacks succeeded, incomplete: ALTER TYPE public.status ADD VALUE …",
             "ALTER TABLE jobs ALTER status TYPE int USING 1",
         ),
         (
@@ -375,7 +381,7 @@ async fn an_attach_that_fails_leaves_nothing_on_the_table(database: &Database) {
     let error = store.attach(&plan()).await.unwrap_err().to_string();
     assert_eq!(
         error,
-        "the runs in flight of public.workflow_runs cannot be taken in (the database says: permission denied for \
+        "the runs in flight of public.workflow_runs cannot be adopted (the database says: permission denied for \
          table workflow_runs); the triggers were removed again"
     );
     assert_eq!(store.attached_table().await.unwrap(), None);
@@ -393,6 +399,7 @@ async fn a_partitioned_table_gets_an_index_that_can_be_made(database: &Database)
     session
         .execute(
             "CREATE TABLE jobs (LIKE workflow_runs) PARTITION BY LIST (target_owner);
+             CREATE INDEX ON jobs (id);
              CREATE TABLE jobs_all PARTITION OF jobs DEFAULT",
         )
         .await;

@@ -1,0 +1,124 @@
+//! Who may use runspan's schema: whom `attach` and docs/table.md grant it, and nobody else.
+
+use sqlx::PgConnection;
+
+use super::super::StoreError;
+use super::super::attach::{Plan, PurgeLoss};
+
+/// The functions of a relay that older versions did not have, and the one whose callers may call them.
+const RELAY_FUNCTIONS: &str = "runspan.missed_runs(), runspan.adopt(uuid[]), runspan.catch_up()";
+const OLD_RELAY_FUNCTION: &str = "reconcile";
+
+/// The grants of an attach.
+pub(super) struct Grants {
+    /// Takes away what nobody granted, and grants.
+    pub(super) sql: String,
+    /// What was taken away, if anything.
+    pub(super) warning: Option<String>,
+}
+
+impl Grants {
+    /// What to revoke and grant, once the schema of `owner` (quoted) is as it should be.
+    pub(super) async fn of(
+        connection: &mut PgConnection,
+        plan: &Plan,
+        owner: &str,
+    ) -> Result<Self, StoreError> {
+        let default = default_grantees(connection, owner).await?;
+        // Who may refuse and who relays keeps that.
+        let mut callers = grantees(connection, "dispatch_refused").await?;
+        callers.extend(granted(connection, plan).await?);
+        let relays = grantees(connection, OLD_RELAY_FUNCTION).await?;
+        let mut sql = String::new();
+        for role in &default {
+            sql += &format!(
+                "REVOKE ALL ON ALL TABLES IN SCHEMA runspan FROM {role} CASCADE;\n\
+                 REVOKE ALL ON ALL SEQUENCES IN SCHEMA runspan FROM {role} CASCADE;\n\
+                 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA runspan FROM {role} CASCADE;\n\
+                 REVOKE ALL ON SCHEMA runspan FROM {role} CASCADE;\n"
+            );
+        }
+        for role in callers {
+            sql += &format!(
+                "GRANT USAGE ON SCHEMA runspan TO {role};\n\
+                 GRANT EXECUTE ON FUNCTION runspan.dispatch_refused TO {role};\n"
+            );
+        }
+        for role in relays.iter().filter(|role| !default.contains(role)) {
+            sql += &format!("GRANT EXECUTE ON FUNCTION {RELAY_FUNCTIONS} TO {role};\n");
+        }
+        let warning = (!default.is_empty()).then(|| {
+            format!(
+                "default privileges of {owner} open new objects to {}: revoked on runspan's schema (but for \
+                 dispatch_refused); a relay among these roles needs its grants again, see docs/table.md",
+                default.join(", ")
+            )
+        });
+        Ok(Self { sql, warning })
+    }
+}
+
+/// The role of `--grant`, quoted.
+async fn granted(connection: &mut PgConnection, plan: &Plan) -> Result<Option<String>, StoreError> {
+    let Some(role) = &plan.grant else { return Ok(None) };
+    let quoted: Option<String> =
+        sqlx::query_scalar("SELECT quote_ident(rolname) FROM pg_roles WHERE rolname = $1")
+            .bind(role)
+            .fetch_optional(connection)
+            .await?;
+    match quoted {
+        Some(quoted) => Ok(Some(quoted)),
+        None => Err(StoreError::Unfit(format!(
+            "there is no role {role:?}: create it, or name another with --grant"
+        ))),
+    }
+}
+
+/// The roles, quoted, to which `ALTER DEFAULT PRIVILEGES` opens what `owner` (quoted) makes in the schema `runspan`.
+async fn default_grantees(connection: &mut PgConnection, owner: &str) -> Result<Vec<String>, StoreError> {
+    Ok(sqlx::query_scalar(
+        "SELECT DISTINCT coalesce(quote_ident(r.rolname), 'PUBLIC')
+         FROM pg_default_acl d
+         JOIN pg_roles o ON o.oid = d.defaclrole
+         CROSS JOIN LATERAL aclexplode(d.defaclacl) a
+         LEFT JOIN pg_roles r ON r.oid = a.grantee
+         WHERE quote_ident(o.rolname) = $1 AND d.defaclobjtype IN ('r', 'S', 'f', 'n')
+           AND (d.defaclnamespace = 0 OR d.defaclnamespace = to_regnamespace('runspan'))
+           AND a.grantee <> d.defaclrole
+           -- Functions are open to everyone unless somebody says otherwise; runspan's are closed in any case.
+           AND NOT (a.grantee = 0 AND d.defaclobjtype = 'f')
+         ORDER BY 1",
+    )
+    .bind(owner)
+    .fetch_all(connection)
+    .await?)
+}
+
+/// The roles, quoted, that may call the function `name` of runspan's and do not own it.
+async fn grantees(connection: &mut PgConnection, name: &str) -> Result<Vec<String>, StoreError> {
+    Ok(sqlx::query_scalar(
+        "SELECT DISTINCT quote_ident(r.rolname)
+         FROM pg_proc p CROSS JOIN LATERAL aclexplode(p.proacl) a JOIN pg_roles r ON r.oid = a.grantee
+         WHERE p.pronamespace = to_regnamespace('runspan') AND p.proname = $1 AND a.grantee <> p.proowner
+         ORDER BY 1",
+    )
+    .bind(name)
+    .fetch_all(connection)
+    .await?)
+}
+
+/// Names the roles that a purge takes rights from.
+pub(super) async fn of_purge(connection: &mut PgConnection, loss: &mut PurgeLoss) -> Result<(), StoreError> {
+    loss.callers = Some(grantees(connection, "dispatch_refused").await?);
+    loss.roles = sqlx::query_scalar(
+        "SELECT DISTINCT quote_ident(r.rolname) FROM (
+             SELECT nspacl, nspowner FROM pg_namespace WHERE nspname = 'runspan'
+             UNION ALL SELECT relacl, relowner FROM pg_class WHERE relnamespace = to_regnamespace('runspan')
+             UNION ALL SELECT proacl, proowner FROM pg_proc WHERE pronamespace = to_regnamespace('runspan')
+         ) o (acl, owner) CROSS JOIN LATERAL aclexplode(o.acl) a JOIN pg_roles r ON r.oid = a.grantee
+         WHERE a.grantee <> o.owner ORDER BY 1",
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(())
+}

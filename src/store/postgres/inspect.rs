@@ -1,0 +1,243 @@
+//! Finding the application's table, and what attaching to it would come to.
+
+use sqlx::{Connection as _, PgConnection, Row as _};
+
+use super::super::StoreError;
+use super::super::attach::{COLUMNS, Plan, lacks};
+use super::capture::triggers;
+
+/// What a status can be.
+const STATUSES: [&str; 5] = ["queued", "running", "succeeded", "failed", "incomplete"];
+
+/// SQLSTATE `invalid_name`, `syntax_error`, `feature_not_supported`: what a name with spaces or dots leads to.
+const NO_NAME: [&str; 3] = ["42602", "42601", "0A000"];
+
+/// A table that can be attached to.
+pub(super) struct Table {
+    /// Its oid.
+    pub(super) oid: i64,
+    /// Quoted, with its schema.
+    pub(super) name: String,
+    /// Its owner's role, quoted.
+    pub(super) owner: String,
+    /// Whether the session's role is the owner.
+    pub(super) is_mine: bool,
+    /// Whether it has the trigger already.
+    pub(super) is_attached: bool,
+    /// What is worth knowing, one line each.
+    pub(super) warnings: Vec<String>,
+}
+
+/// Finds the table and checks that it can be attached to. An index of runs that ended in some way finds none in
+/// flight.
+pub(super) async fn inspect(connection: &mut PgConnection, plan: &Plan) -> Result<Table, StoreError> {
+    let unfit = |why: String| Err(StoreError::Unfit(why));
+    let oid = resolve(connection, &plan.table).await?;
+    let found = sqlx::query(
+        "SELECT c.oid::bigint, format('%I.%I', n.nspname, c.relname), c.relkind::text,
+                c.relrowsecurity AND c.relforcerowsecurity AND NOT (r.rolsuper OR r.rolbypassrls),
+                EXISTS (SELECT FROM pg_index i JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'status'
+                        WHERE i.indrelid = c.oid AND i.indisvalid
+                          AND (i.indpred IS NULL AND i.indkey[0] = a.attnum
+                               OR pg_get_expr(i.indpred, c.oid) ~ '\\mstatus\\M.*(queued.*running|running.*queued|<>)')),
+                quote_ident(r.rolname), current_user::text,
+                pg_has_role(r.oid, CASE WHEN current_setting('server_version_num')::int >= 160000
+                                        THEN 'SET' ELSE 'MEMBER' END),
+                r.rolname = session_user,
+                EXISTS (SELECT FROM pg_index i JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'id'
+                        JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_am m ON m.oid = x.relam
+                        WHERE i.indrelid = c.oid AND i.indisvalid AND i.indpred IS NULL AND i.indkey[0] = a.attnum
+                          AND m.amname IN ('btree', 'hash'))
+         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_roles r ON r.oid = c.relowner
+         WHERE c.oid = $1::oid",
+    )
+    .bind(oid)
+    .fetch_optional(&mut *connection)
+    .await?;
+    let Some(found) = found else { return unfit(not_found(connection, &plan.table).await?) };
+    let (oid, name): (i64, String) = (found.try_get(0)?, found.try_get(1)?);
+    let kind: String = found.try_get(2)?;
+    // It could end the functions' text.
+    if name.contains("$function$") {
+        return unfit(format!("{name} cannot be attached to: rename it"));
+    }
+    if !matches!(kind.as_str(), "r" | "p") {
+        return unfit(format!("{name} is not a table: triggers need the table itself"));
+    }
+    let (owner, me): (String, String) = (found.try_get(5)?, found.try_get(6)?);
+    if !found.try_get(7)? {
+        return unfit(format!(
+            "{name} belongs to role {owner}, as which {me:?} cannot act: attach as {owner}, as a member of it or as \
+             a superuser"
+        ));
+    }
+    if found.try_get(3)? {
+        return unfit(format!(
+            "{name} has row security that its owner {owner} does not bypass, so the triggers could not see every \
+             run: ALTER TABLE {name} NO FORCE ROW LEVEL SECURITY, or give {owner} BYPASSRLS"
+        ));
+    }
+    let columns: Vec<(String, String, bool)> = sqlx::query_as(
+        "SELECT attname::text, format_type(CASE typtype WHEN 'd' THEN typbasetype ELSE atttypid END, NULL),
+                attgenerated = 'v'
+         FROM pg_attribute JOIN pg_type ON pg_type.oid = atttypid
+         WHERE attrelid = $1::oid AND attnum > 0 AND NOT attisdropped",
+    )
+    .bind(oid)
+    .fetch_all(&mut *connection)
+    .await?;
+    let type_of =
+        |wanted: &str| columns.iter().find(|(column, ..)| column == wanted).map(|(_, kind, _)| kind.as_str());
+    let missing: Vec<&str> = COLUMNS.into_iter().filter(|column| type_of(column).is_none()).collect();
+    if !missing.is_empty() {
+        return unfit(lacks(&name, &missing));
+    }
+    if let Some((column, ..)) = columns.iter().find(|column| is_unseen(column)) {
+        return unfit(format!(
+            "{name}.{column} is a virtual generated column, which a trigger sees as NULL: make it STORED"
+        ));
+    }
+    for (column, wanted) in [
+        ("id", &["uuid"][..]),
+        ("parent_run_id", &["uuid"]),
+        ("state", &["jsonb", "json"]),
+        ("created_at", &["timestamp with time zone"]),
+        ("updated_at", &["timestamp with time zone"]),
+        ("target_number", &["integer", "bigint", "smallint", "numeric"]),
+    ] {
+        let is = type_of(column).unwrap_or_default();
+        if !wanted.contains(&is) {
+            return unfit(format!(
+                "{name}.{column} has the type {is}, and has to be {}",
+                wanted.join(" or ")
+            ));
+        }
+    }
+    let mut warnings = Vec::new();
+    if !matches!(type_of("status").unwrap_or_default(), "text" | "character varying" | "character") {
+        warnings.extend(inspect_enum(connection, oid, &name).await?);
+    }
+    // A partitioned table's index cannot be made concurrently.
+    let concurrently = if kind == "p" { "" } else { "CONCURRENTLY " };
+    if !found.try_get::<bool, _>(9)? {
+        return unfit(format!(
+            "no index of {name} begins with id, so finding a run's parent would read the whole table inside the \
+             writer's statement: CREATE INDEX {concurrently}ON {name} (id);"
+        ));
+    }
+    let indexed: bool = found.try_get(4)?;
+    if !indexed {
+        warnings.push(format!(
+            "no index of {name} finds the runs in flight; the relay looks for them once a minute: \
+             CREATE INDEX {concurrently}ON {name} (id) WHERE status IN ('queued', 'running');"
+        ));
+    }
+    let is_attached = triggers(connection).await?.iter().any(|trigger| trigger.is_on(oid));
+    Ok(Table { oid, name, owner, is_mine: found.try_get(8)?, is_attached, warnings })
+}
+
+/// Whether a trigger would not see what the column holds: its name, its type, and whether it is computed when read.
+fn is_unseen((column, _, is_virtual): &(String, String, bool)) -> bool {
+    *is_virtual && COLUMNS.contains(&column.as_str())
+}
+
+/// Finds a table by its name, by the search path that the role, the database or the URL gives: nothing else is looked
+/// for there.
+async fn resolve(connection: &mut PgConnection, table: &str) -> Result<Option<i64>, StoreError> {
+    let mut tx = connection.begin().await?;
+    sqlx::query("SET LOCAL search_path TO DEFAULT").execute(&mut *tx).await?;
+    let found: Result<Option<i64>, sqlx::Error> =
+        sqlx::query_scalar("SELECT pg_catalog.to_regclass($1)::pg_catalog.oid::pg_catalog.int8")
+            .bind(table)
+            .fetch_one(&mut *tx)
+            .await;
+    tx.rollback().await?;
+    match found {
+        Err(sqlx::Error::Database(error))
+            if error.code().is_some_and(|code| NO_NAME.contains(&code.as_ref())) =>
+        {
+            Err(StoreError::Unfit(format!(
+                "{table} names no table ({}): quote what is no plain word, as in --table '\"My Schema\".\"Workflow Runs\"'",
+                error.message()
+            )))
+        }
+        found => Ok(found?),
+    }
+}
+
+/// Says that there is no such table, and which there is.
+async fn not_found(connection: &mut PgConnection, table: &str) -> Result<String, StoreError> {
+    let last = table.rsplit('.').next().unwrap_or_default().trim_matches('"');
+    let (database, similar): (String, Option<String>) = sqlx::query_as(
+        "SELECT current_database()::text, (
+             SELECT format('%I.%I', n.nspname, c.relname)
+             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+             WHERE lower(c.relname) = lower($1) AND c.relname <> lower($1) AND c.relkind IN ('r', 'p')
+             ORDER BY 1 LIMIT 1)",
+    )
+    .bind(last)
+    .fetch_one(connection)
+    .await?;
+    Ok(similar.map_or_else(
+        || {
+            format!(
+                "there is no table {table} in database {database:?}: create it, or name yours with --table SCHEMA.TABLE"
+            )
+        },
+        |similar| format!("there is no table {table} in database {database:?}, but {similar}: write --table '{similar}'"),
+    ))
+}
+
+/// Checks that the type of a status that is no text can hold what runspan looks for; what to warn of.
+async fn inspect_enum(
+    connection: &mut PgConnection,
+    oid: i64,
+    table: &str,
+) -> Result<Option<String>, StoreError> {
+    let (kind, labels): (String, Vec<String>) = sqlx::query_as(
+        "SELECT format_type(t.oid, NULL),
+                ARRAY(SELECT enumlabel::text FROM pg_enum WHERE enumtypid = t.oid ORDER BY enumsortorder)
+         FROM pg_attribute a
+         JOIN pg_type d ON d.oid = a.atttypid
+         JOIN pg_type t ON t.oid = CASE d.typtype WHEN 'd' THEN d.typbasetype ELSE d.oid END
+         WHERE a.attrelid = $1::oid AND a.attname = 'status'",
+    )
+    .bind(oid)
+    .fetch_one(connection)
+    .await?;
+    if labels.is_empty() {
+        return Err(StoreError::Unfit(format!(
+            "{table}.status has the type {kind}, and has to be text, varchar or an enum"
+        )));
+    }
+    let missing: Vec<&str> =
+        STATUSES.into_iter().filter(|status| !labels.iter().any(|label| label == status)).collect();
+    if !missing.is_empty() {
+        return Err(StoreError::Unfit(format!(
+            "{table}.status has the type {kind}, which lacks {}: ALTER TYPE {kind} ADD VALUE …",
+            missing.join(", ")
+        )));
+    }
+    let own: Vec<&str> =
+        labels.iter().map(String::as_str).filter(|label| !STATUSES.contains(label)).collect();
+    Ok((!own.is_empty()).then(|| {
+        format!(
+            "runs that end in a status of your own ({}) are not understood: their spans stay open, see docs/table.md",
+            own.join(", ")
+        )
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// No PostgreSQL before 18 has such columns.
+    #[test]
+    fn a_virtual_column_is_refused_where_a_trigger_would_read_it() {
+        let column = |name: &str, is_virtual| (name.to_owned(), "text".to_owned(), is_virtual);
+        assert!(is_unseen(&column("workflow_name", true)));
+        assert!(!is_unseen(&column("workflow_name", false)));
+        assert!(!is_unseen(&column("of_the_applications_own", true)));
+    }
+}
