@@ -18,7 +18,7 @@ use tokio_util::task::AbortOnDropHandle;
 const LAST_WORD: Duration = Duration::from_secs(2);
 
 /// How the statements of projector, sender, exporter and lease begin.
-const STATEMENTS: [&str; 28] = [
+const STATEMENTS: [&str; 30] = [
     "BEGIN",
     "COMMIT",
     "SELECT version FROM runspan.meta",
@@ -28,7 +28,9 @@ const STATEMENTS: [&str; 28] = [
     "UPDATE runspan.lease SET expires_at = 'epoch'",
     "SELECT format('%s-%s-%s'",
     "SELECT instance, low",
-    "SELECT runspan.reconcile()",
+    "SELECT runspan.missed_runs()",
+    "SELECT runspan.adopt(",
+    "SELECT entries, vanished FROM runspan.catch_up()",
     "SELECT seq, CASE",
     "SELECT run_id, state FROM runspan.open_runs",
     "SELECT set_config",

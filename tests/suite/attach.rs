@@ -28,7 +28,10 @@ async fn attaching_is_idempotent(database: &Database) {
     let expected = if database.is_postgres() { "public.workflow_runs" } else { "workflow_runs" };
     for _ in 0..3 {
         let (_, attached) = database.attach().await;
-        assert_eq!((attached.table.as_str(), attached.adopted, attached.warnings.len()), (expected, Some(0), 0));
+        assert_eq!(
+            (attached.table.as_str(), attached.adopted, attached.warnings.len()),
+            (expected, Some(0), 0)
+        );
     }
     session.queue("triage", 1).await;
     database.attach().await;
@@ -44,6 +47,7 @@ async fn the_sql_it_prints_is_the_sql_it_runs(database: &Database) {
     assert!(matches!(store.check().await, Err(StoreError::NotAttached)));
     session.execute(&sql).await;
     store.check().await.unwrap();
+    store.reconcile().await.unwrap();
     session.queue("triage", 2).await;
     let status = store.status().await.unwrap();
     assert_eq!((status.journal_entries, status.skipped_entries), (2, 0));
@@ -94,13 +98,18 @@ async fn a_second_table_is_refused(database: &Database) {
     let mut session = database.connect().await;
     session
         .execute(if database.is_postgres() {
-            "CREATE TABLE other_runs (LIKE workflow_runs)"
+            "CREATE TABLE other_runs (LIKE workflow_runs INCLUDING INDEXES)"
         } else {
             "CREATE TABLE other_runs AS SELECT * FROM workflow_runs"
         })
         .await;
     let error = unfit(database, "other_runs").await;
-    assert!(error.contains("workflow_runs in this database: `runspan detach` first"), "{error}");
+    assert!(
+        error.contains(
+            "workflow_runs in this database: run `runspan detach`, and then `runspan attach --table '"
+        ),
+        "{error}"
+    );
 }
 
 async fn a_table_without_an_index_is_warned_about(database: &Database) {

@@ -1,4 +1,5 @@
--- The functions, for one table ({table}). Replaced by each `attach`.
+-- The functions, for one table. Replaced by each `attach`. (No name of the application's may stand in a comment: it may
+-- hold a line break.)
 
 -- The table that has the triggers, whatever it is called by now; NULL after a detach.
 CREATE OR REPLACE FUNCTION runspan.attached_to() RETURNS regclass
@@ -56,6 +57,48 @@ EXCEPTION WHEN data_exception THEN
 END
 $function$;
 
+-- A value of the application's that may be anything, as what runspan keeps; NULL if it cannot be. (The cast
+-- has to be in the block: that to the function's type would be outside of it.)
+CREATE OR REPLACE FUNCTION runspan.as_uuid(value text) RETURNS uuid
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $function$
+BEGIN
+    RETURN value::uuid;
+EXCEPTION WHEN data_exception THEN
+    RETURN NULL;
+END
+$function$;
+
+CREATE OR REPLACE FUNCTION runspan.as_time(value text) RETURNS timestamptz
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $function$
+BEGIN
+    RETURN value::timestamptz;
+EXCEPTION WHEN data_exception THEN
+    RETURN NULL;
+END
+$function$;
+
+CREATE OR REPLACE FUNCTION runspan.as_number(value text) RETURNS bigint
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $function$
+BEGIN
+    RETURN value::numeric::bigint;
+EXCEPTION WHEN data_exception OR feature_not_supported THEN -- NaN
+    RETURN NULL;
+END
+$function$;
+
+CREATE OR REPLACE FUNCTION runspan.as_jsonb(value text) RETURNS jsonb
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $function$
+BEGIN
+    RETURN value::jsonb;
+EXCEPTION WHEN data_exception THEN
+    RETURN NULL;
+END
+$function$;
+
 -- Counts an entry that could not be written. Whatever is wrong, the writer goes on.
 CREATE OR REPLACE FUNCTION runspan.skip(error_code text) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
@@ -82,6 +125,95 @@ BEGIN
 END
 $function$;
 
+-- Puts an entry in the order of cause: before those of the same run that it caused.
+--
+-- An application's trigger that changes a row while ours has yet to fire for the change before has its own change
+-- journalled first: of another row of the same statement always, of the same row if its name sorts first. Entries that
+-- are made inside of another trigger are noted for the transaction; whoever comes later and finds its row changed again
+-- moves them behind its own entry.
+CREATE OR REPLACE FUNCTION runspan.in_order(
+    relation regclass, run uuid, status text, place bigint, skipping text
+) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $function$
+#variable_conflict use_variable
+DECLARE
+    nested text := 'nested ' || pg_current_xact_id() || ' ';
+    first_nested bigint;
+    status_now text;
+BEGIN
+    IF NOT starts_with(skipping, nested) THEN
+        IF pg_trigger_depth() > 1 THEN
+            PERFORM set_config('runspan.skipping', nested || place, true);
+        END IF;
+        RETURN;
+    END IF;
+    EXECUTE format('SELECT w.status::text FROM %s w WHERE w.id = $1', relation) INTO status_now USING run;
+    IF status_now IS NOT DISTINCT FROM status THEN
+        RETURN;
+    END IF;
+    first_nested := substr(skipping, length(nested) + 1);
+    -- They follow the last entry that leaves the status which this one reaches.
+    UPDATE runspan.journal j SET seq = moved.place FROM (
+        SELECT later.seq, nextval('runspan.journal_seq') AS place FROM (
+            SELECT k.seq FROM runspan.journal k
+            WHERE k.seq < place AND k.run_id = run AND k.xid = pg_current_xact_id() AND k.seq >= (
+                SELECT max(m.seq) FROM runspan.journal m
+                WHERE m.seq >= first_nested AND m.seq < place AND m.run_id = run AND m.xid = pg_current_xact_id()
+                  AND m.from_status = status)
+            ORDER BY k.seq
+        ) later
+    ) moved WHERE j.seq = moved.seq;
+END
+$function$;
+
+-- Journals a transition whose row does not have the columns or the types that runspan.journal_run() was planned for:
+-- a session that lives through an ALTER TABLE keeps the plans of before. What cannot be read is left out.
+CREATE OR REPLACE FUNCTION runspan.journal_altered(old_row jsonb, new_row jsonb) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $function$
+DECLARE
+    this jsonb := coalesce(new_row, old_row);
+    parent uuid := runspan.as_uuid(this ->> 'parent_run_id');
+    old_status text := rtrim(old_row ->> 'status'); -- a char(n) is padded
+    new_status text := rtrim(new_row ->> 'status');
+    root_id uuid;
+    root_name text;
+    state jsonb;
+BEGIN
+    IF new_row IS NULL AND old_status NOT IN ('queued', 'running') THEN
+        RETURN;
+    END IF;
+    IF parent IS NOT NULL THEN
+        BEGIN
+            SELECT r.root_id, r.root_name INTO root_id, root_name FROM runspan.root_above(parent) r;
+        EXCEPTION WHEN syntax_error_or_access_rule_violation OR data_exception THEN
+            NULL;
+        END;
+    END IF;
+    IF new_row IS NOT NULL AND (new_status <> 'running' OR old_row IS NULL) THEN
+        state := CASE jsonb_typeof(this -> 'state')
+            WHEN 'object' THEN this -> 'state'
+            -- The column is text now.
+            WHEN 'string' THEN runspan.as_jsonb(this ->> 'state')
+        END;
+    END IF;
+    INSERT INTO runspan.journal (
+        at, created_at, run_id, workflow_name, from_status, to_status, target_type, target_owner,
+        target_repo, target_number, delivery_id, parent_run_id, root_run_id, root_workflow_name, reason,
+        traceparent, reconciled
+    ) VALUES (
+        clock_timestamp(), runspan.as_time(this ->> 'created_at'), runspan.as_uuid(this ->> 'id'),
+        left(rtrim(this ->> 'workflow_name'), 1024), old_status, new_status, left(rtrim(this ->> 'target_type'), 1024),
+        left(rtrim(this ->> 'target_owner'), 1024), left(rtrim(this ->> 'target_repo'), 1024),
+        runspan.as_number(this ->> 'target_number'), left(rtrim(this ->> 'delivery_id'), 1024), parent, root_id, root_name,
+        left(state ->> CASE new_status WHEN 'failed' THEN 'failedReason' WHEN 'incomplete' THEN 'incompleteReason' END,
+            8192),
+        left(state ->> 'traceparent', 128), false
+    );
+END
+$function$;
+
 -- Journals one transition, in the writer's transaction.
 --
 -- Fail-open: whatever goes wrong here, the writer's statement goes on. Nothing may be computed outside the
@@ -90,6 +222,9 @@ $function$;
 --
 -- Every expression costs the writer about a microsecond, as the executor sets it up anew in each transaction. So
 -- one tells the ordinary entry, which needs but one more, from those that need care.
+--
+-- Whether the status has changed is asked here and not by a WHEN of the trigger, which would hold on to the column: no
+-- ALTER TABLE could change its type. A status is compared as text, or the plan would hold on to an enum's labels.
 CREATE OR REPLACE FUNCTION runspan.journal_run() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '100ms'
 AS $function$
@@ -99,16 +234,24 @@ DECLARE
     reason text;
     link text;
     skipping text;
+    is_changed boolean := true;
 BEGIN
     BEGIN
-        IF NEW.parent_run_id IS NULL AND NEW.status IN ('queued', 'running', 'succeeded') -- of a DELETE, NULL
+        IF TG_OP = 'UPDATE' AND OLD.status::text IS NOT DISTINCT FROM NEW.status::text THEN
+            RETURN NULL;
+        END IF;
+        IF NEW.parent_run_id IS NULL AND NEW.status::text IN ('queued', 'running', 'succeeded') -- of a DELETE, NULL
             AND pg_typeof(NEW.state) = 'jsonb'::regtype -- whose text never fails
+            AND pg_trigger_depth() = 1
             AND coalesce(current_setting('runspan.skipping', true), '') = '' THEN
             -- The state may be large; a run that begins to run has nothing in it that is needed.
-            link := CASE WHEN NEW.status <> 'running' OR OLD.status IS NULL
+            link := CASE WHEN NEW.status::text <> 'running' OR OLD.status IS NULL
                 THEN left(NEW.state ->> 'traceparent', 128) END;
         ELSE
-            skipping := current_setting('runspan.skipping', true);
+            IF TG_OP = 'DELETE' AND OLD.status::text NOT IN ('queued', 'running') THEN
+                RETURN NULL;
+            END IF;
+            skipping := coalesce(current_setting('runspan.skipping', true), '');
             IF skipping <> '' AND replace(skipping, 'uncounted ', '') = pg_current_xact_id_if_assigned()::text THEN
                 PERFORM runspan.skip('');
                 RETURN NULL;
@@ -126,18 +269,21 @@ BEGIN
                     left(OLD.target_repo::text, 1024), OLD.target_number, left(OLD.delivery_id::text, 1024),
                     OLD.parent_run_id, root_id, root_name, NULL, NULL, false
                 );
+                IF pg_trigger_depth() > 1 THEN
+                    PERFORM runspan.in_order(TG_RELID, OLD.id, NULL, currval('runspan.journal_seq'), skipping);
+                END IF;
                 RETURN NULL;
             END IF;
             IF NEW.parent_run_id IS NOT NULL THEN
                 SELECT r.root_id, r.root_name INTO root_id, root_name
                 FROM runspan.root_above(NEW.parent_run_id) r;
             END IF;
-            IF NEW.status <> 'running' OR OLD.status IS NULL THEN
+            IF NEW.status::text <> 'running' OR OLD.status IS NULL THEN
                 BEGIN
                     link := left(NEW.state ->> 'traceparent', 128);
-                    IF NEW.status = 'failed' THEN
+                    IF NEW.status::text = 'failed' THEN
                         reason := left(NEW.state ->> 'failedReason', 8192);
-                    ELSIF NEW.status = 'incomplete' THEN
+                    ELSIF NEW.status::text = 'incomplete' THEN
                         reason := left(NEW.state ->> 'incompleteReason', 8192);
                     END IF;
                 EXCEPTION WHEN data_exception THEN
@@ -151,19 +297,42 @@ BEGIN
             traceparent, reconciled
         ) VALUES (
             -- Of an INSERT, OLD is NULL throughout.
-            clock_timestamp(), NEW.created_at, NEW.id, left(NEW.workflow_name::text, 1024), OLD.status, NEW.status,
-            left(NEW.target_type::text, 1024), left(NEW.target_owner::text, 1024),
+            clock_timestamp(), NEW.created_at, NEW.id, left(NEW.workflow_name::text, 1024), OLD.status::text,
+            NEW.status::text, left(NEW.target_type::text, 1024), left(NEW.target_owner::text, 1024),
             left(NEW.target_repo::text, 1024), NEW.target_number, left(NEW.delivery_id::text, 1024),
             NEW.parent_run_id, root_id, root_name, reason, link, false
         );
+        IF skipping <> '' OR pg_trigger_depth() > 1 THEN
+            PERFORM runspan.in_order(TG_RELID, NEW.id, NEW.status::text, currval('runspan.journal_seq'), skipping);
+        END IF;
     EXCEPTION
         WHEN serialization_failure THEN
             RAISE;
         WHEN OTHERS THEN
             BEGIN
-                PERFORM runspan.skip(SQLSTATE);
-            EXCEPTION WHEN OTHERS THEN
-                NULL;
+                skipping := current_setting('runspan.skipping', true);
+                IF left(SQLSTATE, 2) NOT IN ('0A', '22', '42', 'XX')
+                    OR skipping <> '' AND replace(skipping, 'uncounted ', '') = pg_current_xact_id_if_assigned()::text THEN
+                    PERFORM runspan.skip(SQLSTATE);
+                ELSE
+                    IF TG_OP = 'UPDATE' THEN
+                        -- Parsed anew: the plan of an expression over OLD and NEW may be what failed.
+                        EXECUTE 'SELECT ($1).status::text IS DISTINCT FROM ($2).status::text'
+                        INTO is_changed USING OLD, NEW;
+                    END IF;
+                    IF is_changed THEN
+                        PERFORM runspan.journal_altered(to_jsonb(OLD), to_jsonb(NEW));
+                    END IF;
+                END IF;
+            EXCEPTION
+                WHEN serialization_failure THEN
+                    RAISE;
+                WHEN OTHERS THEN
+                    BEGIN
+                        PERFORM runspan.skip(SQLSTATE);
+                    EXCEPTION WHEN OTHERS THEN
+                        NULL;
+                    END;
             END;
     END;
     RETURN NULL;
@@ -217,88 +386,120 @@ BEGIN
 END
 $function$;
 
--- Journals what the journal missed: the table is the truth. Returns how many entries that made.
+-- Reconciliation: the table is the truth. It cannot work where row security hides rows: with `row_security = off` that is
+-- an error, and not an empty table whose runs have all been deleted.
 --
--- The rows that a beginning is written for are locked (rows that someone else holds are left for the next
--- time), so that no transition of theirs can get a position before it: 10,000 at most a call, to hold them briefly.
---
--- What one of them lacks is found by grouping, not by joining: the journal goes from empty to a million entries and
--- back in less time than its statistics, and a nested loop over both would take hours.
-CREATE OR REPLACE FUNCTION runspan.reconcile() RETURNS bigint
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+-- What a run lacks is found by grouping, not by joining: the journal goes from empty to a million entries and back in
+-- less time than its statistics, and a nested loop over both would take hours.
+
+-- The runs in flight whose beginning neither journal nor open runs know, in the order in which to adopt them. Reads only.
+CREATE OR REPLACE FUNCTION runspan.missed_runs() RETURNS SETOF uuid
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off
 AS $function$
 DECLARE
     attached regclass := runspan.attached_to();
-    begun bigint;
-    moved bigint;
+BEGIN
+    IF attached IS NULL THEN
+        RETURN;
+    END IF;
+    RETURN QUERY EXECUTE format($sql$
+        SELECT run_id FROM (
+            SELECT id, created_at, parent_run_id IS NOT NULL, true FROM %s
+            WHERE status IN ('queued', 'running')
+              AND workflow_name IS NOT NULL -- or each time would make an entry that is set aside
+            UNION ALL SELECT run_id, NULL, NULL, false FROM runspan.open_runs
+            UNION ALL SELECT run_id, NULL, NULL, false FROM runspan.journal
+        ) known (run_id, created_at, is_child, in_table)
+        GROUP BY run_id HAVING bool_and(in_table)
+        ORDER BY min(created_at), bool_and(is_child), run_id
+    $sql$, attached);
+END
+$function$;
+
+-- Journals the beginnings of these runs, unless they are known by now; how many. Their rows are locked until the end of
+-- the transaction, so that no transition of theirs gets a position before it: a few at a time. Rows that someone else
+-- holds are left for the next time.
+CREATE OR REPLACE FUNCTION runspan.adopt(runs uuid[]) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off
+AS $function$
+DECLARE
+    attached regclass := runspan.attached_to();
+    adopted bigint := 0;
 BEGIN
     IF attached IS NULL THEN
         RETURN 0;
     END IF;
     EXECUTE format($sql$
     WITH missed AS MATERIALIZED (
-        SELECT w.* FROM (
-            SELECT run_id FROM (
-                SELECT id, created_at, parent_run_id IS NOT NULL, true FROM %1$s
-                WHERE status IN ('queued', 'running')
-                  AND workflow_name IS NOT NULL -- or each time would make an entry that is set aside
-                UNION ALL SELECT run_id, NULL, NULL, false FROM runspan.open_runs
-                UNION ALL SELECT run_id, NULL, NULL, false FROM runspan.journal
-            ) known (run_id, created_at, is_child, in_table)
-            GROUP BY run_id HAVING bool_and(in_table)
-            ORDER BY min(created_at), bool_and(is_child)
-        ) missed CROSS JOIN LATERAL (
-            SELECT * FROM %1$s
-            WHERE id = missed.run_id AND status IN ('queued', 'running') AND workflow_name IS NOT NULL
-            FOR SHARE SKIP LOCKED
-        ) w LIMIT 10000
+        SELECT w.* FROM %s w
+        WHERE w.id = ANY ($1) AND w.status IN ('queued', 'running') AND w.workflow_name IS NOT NULL
+          AND NOT EXISTS (SELECT FROM runspan.open_runs o WHERE o.run_id = w.id)
+        FOR SHARE OF w SKIP LOCKED
     )
     INSERT INTO runspan.journal (
         at, created_at, run_id, workflow_name, to_status, target_type, target_owner, target_repo,
         target_number, delivery_id, parent_run_id, root_run_id, root_workflow_name, traceparent, reconciled
     )
-    SELECT CASE m.status::text WHEN 'queued' THEN m.created_at ELSE m.updated_at END, m.created_at, m.id,
-        left(m.workflow_name::text, 1024), m.status::text, left(m.target_type::text, 1024),
-        left(m.target_owner::text, 1024), left(m.target_repo::text, 1024), m.target_number,
-        left(m.delivery_id::text, 1024), m.parent_run_id, r.root_id, r.root_name, runspan.in_state(m.state, 'traceparent', 128), true
+    SELECT runspan.as_time(CASE m.status::text WHEN 'queued' THEN m.created_at::text ELSE m.updated_at::text END),
+        runspan.as_time(m.created_at::text), m.id, left(m.workflow_name::text, 1024), m.status::text,
+        left(m.target_type::text, 1024), left(m.target_owner::text, 1024), left(m.target_repo::text, 1024),
+        runspan.as_number(m.target_number::text), left(m.delivery_id::text, 1024), m.parent_run_id, r.root_id,
+        r.root_name, runspan.in_state(m.state, 'traceparent', 128), true
     FROM missed m CROSS JOIN LATERAL runspan.root_above(m.parent_run_id) r
     ORDER BY m.created_at, m.parent_run_id IS NOT NULL, m.id
-    $sql$, attached);
-    GET DIAGNOSTICS begun = ROW_COUNT;
+    $sql$, attached) USING runs;
+    GET DIAGNOSTICS adopted = ROW_COUNT;
+    RETURN adopted;
+END
+$function$;
 
-    -- A run that is known to be in flight, but whose row says something else, or is gone.
+-- Journals what runs that are known to be in flight have become, where their row says something else, or is gone: 10,000
+-- at a time. Locks no row of the application's.
+CREATE OR REPLACE FUNCTION runspan.catch_up(OUT entries bigint, OUT vanished bigint)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off
+AS $function$
+DECLARE
+    attached regclass := runspan.attached_to();
+BEGIN
+    entries := 0;
+    vanished := 0;
+    IF attached IS NULL THEN
+        RETURN;
+    END IF;
     EXECUTE format($sql$
-    INSERT INTO runspan.journal (
-        at, created_at, run_id, workflow_name, from_status, to_status, reason, reconciled
+    WITH made AS (
+        INSERT INTO runspan.journal (
+            at, created_at, run_id, workflow_name, from_status, to_status, reason, reconciled
+        )
+        SELECT coalesce(min(updated_at), clock_timestamp()), min(created_at), run_id,
+            min(state)::jsonb -> 'context' ->> 'workflow_name', min(from_status), min(to_status), min(reason), true
+        FROM (
+            SELECT o.run_id, runspan.as_time(w.updated_at::text), runspan.as_time(w.created_at::text), o.state, o.status,
+                w.status::text,
+                CASE w.status::text
+                    WHEN 'failed' THEN runspan.in_state(w.state, 'failedReason', 8192)
+                    WHEN 'incomplete' THEN runspan.in_state(w.state, 'incompleteReason', 8192)
+                END, true
+            FROM runspan.open_runs o LEFT JOIN %s w ON w.id = o.run_id
+            WHERE w.id IS NULL
+               OR w.status::text <> o.status
+                  AND w.status::text IN ('queued', 'running', 'succeeded', 'failed', 'incomplete')
+            UNION ALL SELECT run_id, NULL, NULL, NULL, NULL, NULL, NULL, false FROM runspan.journal
+        ) known (run_id, updated_at, created_at, state, from_status, to_status, reason, has_moved)
+        GROUP BY run_id HAVING bool_and(has_moved)
+        ORDER BY 1, run_id
+        LIMIT 10000
+        RETURNING to_status
     )
-    SELECT coalesce(min(updated_at), clock_timestamp()), min(created_at), run_id,
-        min(state)::jsonb -> 'context' ->> 'workflow_name', min(from_status), min(to_status), min(reason), true
-    FROM (
-        SELECT o.run_id, w.updated_at, w.created_at, o.state, o.status, w.status::text,
-            CASE w.status::text
-                WHEN 'failed' THEN runspan.in_state(w.state, 'failedReason', 8192)
-                WHEN 'incomplete' THEN runspan.in_state(w.state, 'incompleteReason', 8192)
-            END, true
-        FROM runspan.open_runs o LEFT JOIN %s w ON w.id = o.run_id
-        WHERE w.id IS NULL
-           OR w.status::text <> o.status
-              AND w.status::text IN ('queued', 'running', 'succeeded', 'failed', 'incomplete')
-        UNION ALL SELECT run_id, NULL, NULL, NULL, NULL, NULL, NULL, false FROM runspan.journal
-    ) known (run_id, updated_at, created_at, state, from_status, to_status, reason, has_moved)
-    GROUP BY run_id HAVING bool_and(has_moved)
-    ORDER BY 1, run_id
-    LIMIT 10000
-    $sql$, attached);
-    GET DIAGNOSTICS moved = ROW_COUNT;
-
-    RETURN begun + moved;
+    SELECT count(*), count(*) FILTER (WHERE to_status IS NULL) FROM made
+    $sql$, attached) INTO entries, vanished;
 END
 $function$;
 
 -- The runs in flight, and the age of the oldest in seconds, by workflow and status.
 CREATE OR REPLACE FUNCTION runspan.in_flight()
 RETURNS TABLE (workflow_name text, status text, runs bigint, oldest_age double precision)
-LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off
 AS $function$
 DECLARE
     attached regclass := runspan.attached_to();
@@ -321,7 +522,7 @@ CREATE OR REPLACE FUNCTION runspan.stuck_runs() RETURNS TABLE (
     run_id uuid, workflow_name text, target text, target_owner text, target_repo text, status text,
     since timestamptz, age_seconds float8, usual_seconds float8, parent_run_id uuid, delivery_id text
 )
-LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off
 AS $function$
 DECLARE
     attached regclass := runspan.attached_to();
@@ -352,6 +553,9 @@ BEGIN
     $sql$, attached);
 END
 $function$;
+
+-- What an older runspan called.
+DROP FUNCTION IF EXISTS runspan.reconcile();
 
 -- Of a function, as a view of the table would hold on to its columns: no ALTER TABLE could drop or retype one.
 CREATE OR REPLACE VIEW runspan.stuck AS SELECT * FROM runspan.stuck_runs();

@@ -46,22 +46,47 @@ pub(super) fn read_row(row: &PgRow) -> Result<Row, StoreError> {
         at: micros(row.try_get(1)?).unwrap_or_default(),
         created_at: micros(row.try_get(2)?),
         run_id: row.try_get(3)?,
-        workflow_name: row.try_get(4)?,
-        from_status: row.try_get(5)?,
-        to_status: row.try_get(6)?,
-        target_type: row.try_get(7)?,
-        target_owner: row.try_get(8)?,
-        target_repo: row.try_get(9)?,
+        workflow_name: text(row, 4)?,
+        from_status: text(row, 5)?,
+        to_status: text(row, 6)?,
+        target_type: text(row, 7)?,
+        target_owner: text(row, 8)?,
+        target_repo: text(row, 9)?,
         target_number: row.try_get(10)?,
-        delivery_id: row.try_get(11)?,
+        delivery_id: text(row, 11)?,
         parent_run_id: row.try_get(12)?,
         root_run_id: row.try_get(13)?,
-        root_workflow_name: row.try_get(14)?,
-        reason: row.try_get(15)?,
-        traceparent: row.try_get(16)?,
+        root_workflow_name: text(row, 14)?,
+        reason: text(row, 15)?,
+        traceparent: text(row, 16)?,
         inflight_run_id: row.try_get(17)?,
         reconciled: row.try_get(18)?,
     })
+}
+
+/// A text of the application's. A database in `SQL_ASCII` keeps whatever bytes it is given, and cuts them anywhere: what
+/// is no UTF-8 is replaced, and stops nothing.
+pub(super) struct Lossy(pub(super) String);
+
+impl Type<Postgres> for Lossy {
+    fn type_info() -> PgTypeInfo {
+        <String as Type<Postgres>>::type_info()
+    }
+
+    fn compatible(ty: &PgTypeInfo) -> bool {
+        <String as Type<Postgres>>::compatible(ty)
+    }
+}
+
+impl<'r> Decode<'r, Postgres> for Lossy {
+    fn decode(value: PgValueRef<'r>) -> Result<Self, BoxDynError> {
+        Ok(Self(String::from_utf8_lossy(value.as_bytes()?).into_owned()))
+    }
+}
+
+/// A text of the application's, if there is one.
+pub(super) fn text(row: &PgRow, index: usize) -> Result<Option<String>, StoreError> {
+    Ok(row.try_get::<Option<Lossy>, _>(index)?.map(|text| text.0))
 }
 
 /// A time as PostgreSQL sends it: microseconds since 2000, the least and the greatest of which are infinite.

@@ -3,10 +3,13 @@
 use async_trait::async_trait;
 use sqlx::Row as _;
 
-use super::super::rows::{decode_recorded, decode_totals, encode_change, encode_series, in_flight, stored};
+use super::super::rows::{
+    count, decode_recorded, decode_totals, encode_change, encode_series, in_flight, stored,
+};
 use super::super::{Fresh, Lease, SeriesStore, StoreError};
 use super::PgStore;
 use super::pool::Session;
+use super::rows::Lossy;
 use crate::run::Timestamp;
 use crate::series::{Change, InFlight, Recorded, Totals};
 
@@ -20,7 +23,8 @@ impl SeriesStore for PgStore {
 
     async fn fresh_totals(&self, lease: &Lease, after: i64, limit: usize) -> Result<Fresh, StoreError> {
         let rows = sqlx::query(
-            "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, d.id, d.delta
+            "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, d.id, d.delta,
+                    (SELECT count(*) FROM runspan.deltas WHERE id <= $3)
              FROM runspan.lease LEFT JOIN LATERAL (
                  SELECT id, delta FROM runspan.deltas WHERE id > $3 ORDER BY id LIMIT $4) d ON true
              WHERE holder = $1 AND epoch = $2 ORDER BY d.id",
@@ -31,8 +35,12 @@ impl SeriesStore for PgStore {
         .bind(stored(limit))
         .fetch_all(&self.pool)
         .await?;
-        let now = rows.first().ok_or(StoreError::LeaseLost)?.try_get(0)?;
-        let mut fresh = Fresh { now: Timestamp::from_micros(now), totals: Vec::new(), up_to: 0 };
+        let first = rows.first().ok_or(StoreError::LeaseLost)?;
+        let mut fresh = Fresh {
+            now: Timestamp::from_micros(first.try_get(0)?),
+            totals: Vec::new(),
+            up_to: count(first.try_get(3)?),
+        };
         for row in &rows {
             if let (Some(id), Some(delta)) = (row.try_get(1)?, row.try_get(2)?) {
                 fresh.totals.push((id, decode_totals(delta)?));
@@ -73,11 +81,12 @@ impl SeriesStore for PgStore {
     }
 
     async fn in_flight(&self) -> Result<Vec<InFlight>, StoreError> {
-        let rows: Vec<_> =
+        let rows: Vec<(Lossy, Lossy, i64, f64)> =
             sqlx::query_as("SELECT workflow_name, status, runs, oldest_age FROM runspan.in_flight()")
                 .fetch_all(&self.pool)
                 .await?;
-        Ok(rows.into_iter().filter_map(in_flight).collect())
+        let rows = rows.into_iter().map(|(workflow, status, runs, age)| (workflow.0, status.0, runs, age));
+        Ok(rows.filter_map(in_flight).collect())
     }
 
     async fn skipped_entries(&self) -> Result<u64, StoreError> {
@@ -89,11 +98,16 @@ impl SeriesStore for PgStore {
 
 /// Appends what a batch added.
 pub(super) async fn append(tx: &mut Session, totals: &Totals) -> Result<(), StoreError> {
-    if !totals.is_empty() {
-        sqlx::query("INSERT INTO runspan.deltas (delta) VALUES ($1)")
-            .bind(encode_series(totals)?)
-            .execute(tx)
-            .await?;
+    if totals.is_empty() {
+        return Ok(());
+    }
+    let delta = encode_series(totals)?;
+    let by_sequence = "INSERT INTO runspan.deltas (delta) VALUES ($1) ON CONFLICT (id) DO NOTHING";
+    if sqlx::query(by_sequence).bind(&delta).execute(&mut *tx).await?.rows_affected() == 0 {
+        // Somebody has set the sequence back.
+        let behind = "INSERT INTO runspan.deltas (id, delta) OVERRIDING SYSTEM VALUE
+                      SELECT max(id) + 1, $1 FROM runspan.deltas";
+        sqlx::query(behind).bind(&delta).execute(tx).await?;
     }
     Ok(())
 }

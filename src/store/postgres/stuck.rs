@@ -1,13 +1,14 @@
 //! The view `runspan.stuck`, read.
 
+use sqlx::Row as _;
 use sqlx::postgres::PgRow;
-use sqlx::{Error, Row as _};
 use uuid::Uuid;
 
 use super::super::StoreError;
 use super::super::rows::stored;
 use super::super::stuck::{Stuck, StuckRun};
 use super::pool::Pool;
+use super::rows::text;
 use crate::run::{RunId, Timestamp};
 
 pub(super) async fn stuck(pool: &Pool, limit: usize) -> Result<Stuck, StoreError> {
@@ -26,18 +27,18 @@ pub(super) async fn stuck(pool: &Pool, limit: usize) -> Result<Stuck, StoreError
     })
 }
 
-fn run(row: &PgRow) -> Result<StuckRun, Error> {
+fn run(row: &PgRow) -> Result<StuckRun, StoreError> {
     Ok(StuckRun {
         run_id: RunId::from(row.try_get::<Uuid, _>(0)?),
-        workflow_name: row.try_get(1)?,
-        target: row.try_get(2)?,
-        target_owner: row.try_get(3)?,
-        target_repo: row.try_get(4)?,
+        workflow_name: text(row, 1)?.unwrap_or_default(),
+        target: text(row, 2)?,
+        target_owner: text(row, 3)?,
+        target_repo: text(row, 4)?,
         status: row.try_get(5)?,
         since: row.try_get::<Option<i64>, _>(6)?.map(|micros| Timestamp::from_micros(micros).to_string()),
         age_seconds: row.try_get(7)?,
         usual_seconds: row.try_get(8)?,
         parent_run_id: row.try_get::<Option<Uuid>, _>(9)?.map(RunId::from),
-        delivery_id: row.try_get(10)?,
+        delivery_id: text(row, 10)?,
     })
 }
