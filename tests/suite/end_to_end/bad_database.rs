@@ -104,6 +104,16 @@ fn wrong_credentials_end_the_relay_and_no_password_is_shown() {
 }
 
 #[test]
+fn a_user_that_is_percent_encoded_is_taken_as_it_is_meant() {
+    let database = Database::empty();
+    let url = format!("postgres://a%3Ab%2Fc%23@{}/{}", database.address(), database.name());
+    insta::assert_snapshot!(outcome(&run(&["outbox", "--database-url", &url]), &database), @r#"
+    exit code 1
+    error: postgres://HOST/DATABASE: the database says: role "a:b/c#" does not exist
+    "#);
+}
+
+#[test]
 fn what_is_not_there_is_named() {
     let database = Database::empty();
     let missing = database.url().replace(database.name(), "no_such_database");
