@@ -124,7 +124,8 @@ enum Command {
 /// Which database.
 #[derive(Args)]
 struct Database {
-    /// The application's database: `postgres://USER:PASSWORD@HOST:PORT/DATABASE` or `sqlite:PATH`
+    /// The application's database: `postgres://USER:PASSWORD@HOST:PORT/DATABASE`, percent-encoded (`@` as `%40`) or
+    /// with the password in PGPASSWORD or PGPASSFILE, or `sqlite:PATH`
     // A plain text: clap would repeat a wrong value, with its password.
     #[arg(long, global = true, value_name = "URL", env = "DATABASE_URL", hide_env_values = true)]
     database_url: Option<String>,
