@@ -137,6 +137,19 @@ fn a_password_that_is_not_percent_encoded_is_refused_and_no_part_of_it_is_shown(
             Process::start(runspan(&["relay"]).env("DATABASE_URL", url).env("RUST_LOG", "trace")).wait();
         assert!(ended.stderr.starts_with("error: the database URL holds a reserved"), "{}", ended.stderr);
     }
+    // No option before the URL, and a URL that the shell has split.
+    for arguments in [
+        &["relay", "postgres://owner:S3cret@127.0.0.1:1/app"][..],
+        &["postgres://owner:S3@cr/et@127.0.0.1:1/app"],
+        &["relay", "--database-url", "postgres://owner:S3", "cr", "et@127.0.0.1:1/app"],
+    ] {
+        insta::allow_duplicates! {
+            insta::assert_snapshot!(outcome(&run(arguments), &database), @r"
+            exit code 2
+            error: there is a wrong argument, which is not repeated as it may hold a password: write --database-url 'URL', with the quotes, or set DATABASE_URL (see --help)
+            ");
+        }
+    }
 }
 
 #[test]
