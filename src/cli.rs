@@ -7,12 +7,14 @@ mod relay;
 mod schema;
 mod stuck;
 
+use std::ffi::OsString;
 use std::fmt::Display;
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use clap::error::{ContextKind, ErrorKind};
 use clap::{Args, Parser, Subcommand};
 use comfy_table::presets::NOTHING;
 use comfy_table::{ContentArrangement, Table};
@@ -124,7 +126,8 @@ enum Command {
 /// Which database.
 #[derive(Args)]
 struct Database {
-    /// The application's database: `postgres://USER:PASSWORD@HOST:PORT/DATABASE` or `sqlite:PATH`
+    /// The application's database: `postgres://USER:PASSWORD@HOST:PORT/DATABASE`, percent-encoded (`@` as `%40`) or
+    /// with the password in PGPASSWORD or PGPASSFILE, or `sqlite:PATH`
     // A plain text: clap would repeat a wrong value, with its password.
     #[arg(long, global = true, value_name = "URL", env = "DATABASE_URL", hide_env_values = true)]
     database_url: Option<String>,
@@ -160,9 +163,35 @@ impl Command {
     }
 }
 
+const UNREPEATED: &str = "there is a wrong argument, which is not repeated as it may hold a password: write \
+                          --database-url 'URL', with the quotes, or set DATABASE_URL (see --help)";
+
+/// Whether the text of an error repeats a URL among the arguments, or a piece of one that a shell split at a space.
+fn shows_a_url(error: &clap::Error, arguments: impl Iterator<Item = OsString>) -> bool {
+    let shown = error.render().to_string();
+    let word = [ContextKind::InvalidArg, ContextKind::InvalidSubcommand].map(|kind| error.get(kind));
+    let is_of_one = matches!(
+        error.kind(),
+        ErrorKind::UnknownArgument | ErrorKind::InvalidSubcommand | ErrorKind::ValueValidation
+    );
+    let shows_a_word = is_of_one && word.into_iter().flatten().any(|word| !word.to_string().starts_with('-'));
+    arguments.filter_map(|argument| argument.into_string().ok()).any(|argument| {
+        let values = [&*argument, argument.split_once('=').map_or("", |(_, value)| value)];
+        let has_url = |value: &str| value.contains("://") || value.contains('@');
+        shows_a_word && argument.contains('@')
+            || values.iter().any(|value| has_url(value) && shown.contains(value))
+    })
+}
+
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) if shows_a_url(&error, std::env::args_os()) => {
+            return end(Err(Failure::usage(UNREPEATED)), None);
+        }
+        Err(error) => error.exit(),
+    };
     // The demo's relay is no news: what it does is shown.
     start_logging(if matches!(cli.command, Command::Demo(_)) { "runspan=warn" } else { "runspan=info" });
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
@@ -298,5 +327,47 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn no_error_repeats_a_url() {
+        let is_hidden = |arguments: &[&str]| {
+            let arguments = ["runspan"].iter().chain(arguments).map(OsString::from);
+            let error = Cli::try_parse_from(arguments.clone()).err().expect("it is wrong");
+            shows_a_url(&error, arguments)
+        };
+        let url = "postgres://app:hunter2@db/app";
+        for arguments in [
+            &[url][..],
+            &["relay", url],
+            &["relay", "app:hunter2@db/app"],
+            &["outbox", "retry", url],
+            &["relay", "--logs", url],
+            &["relay", "--until-idle=postgres://app:hunter2@db/app"],
+            &["relay", "--lease", url],
+            &["relay", "--health-addr", url],
+            &["relay", "--max-outbox", url],
+            &["relay", "--duration-buckets", url],
+            &["relay", "--database-url", "postgres://app:Q7", "X8@db/app"],
+            &["relay", "--database-url", "postgres://app:Q7", "X8", "Z9@db/app"],
+            &["outbox", "--database-url", "postgres://app:Q7", "X8", "Z9@db/app"],
+            &["outbox", "retry", "--database-url", "postgres://app:Q7", "X8", "Z9@db/app"],
+        ] {
+            let all = ["runspan"].iter().chain(arguments);
+            let shown = Cli::try_parse_from(all).err().expect("it is wrong").to_string();
+            let repeats = ["hunter2", "Q7", "X8", "Z9"].iter().any(|piece| shown.contains(piece));
+            assert!(is_hidden(arguments) || !repeats, "{arguments:?}: {shown}");
+        }
+        assert!(is_hidden(&["relay", url]) && is_hidden(&["outbox", "retry", url]));
+        for arguments in [
+            &["relay", "now"][..],
+            &["replay"],
+            &["relay", "--url", url],
+            &["relay", "--logs", "stdin", "--database-url", url],
+            &["outbox", "retry", "one"],
+            &["outbox", "drop", "--database-url", url],
+        ] {
+            assert!(!is_hidden(arguments), "{arguments:?}");
+        }
     }
 }

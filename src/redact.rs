@@ -19,6 +19,8 @@
 //! Rust code do not have. A text may have been cut off anywhere, so a credential is also recognised when the end of
 //! the text stands where the rest of it should be.
 
+pub(crate) mod url;
+
 use std::{borrow::Cow, ops::Range, sync::LazyLock};
 
 use regex::{Regex, RegexSet};

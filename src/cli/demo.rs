@@ -31,7 +31,8 @@ All OTEL_EXPORTER_OTLP_… variables count, as in `runspan relay --help`.";
 #[derive(Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(super) struct DemoArgs {
-    /// Play it on this database instead, and leave the table there: `postgres://…` or `sqlite:PATH`
+    /// Play it on this database instead, and leave the table there: `postgres://…`, percent-encoded, or
+    /// `sqlite:PATH`
     // A plain text: clap would repeat a wrong value, with its password.
     #[arg(long, value_name = "URL")]
     database_url: Option<String>,

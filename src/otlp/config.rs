@@ -22,7 +22,7 @@ pub use metrics::MetricsConfig;
 pub use resource::{Resource, UNKNOWN_SERVICE};
 
 use super::Signal;
-use crate::redact::redact;
+use crate::redact::{redact, url::ENCODE};
 
 /// Looks up an environment variable.
 pub type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
@@ -255,6 +255,11 @@ pub enum Problem {
     /// An endpoint that is no URL.
     #[error("is not a URL ({0}): write e.g. http://localhost:4318")]
     EndpointUrl(url::ParseError),
+    /// An endpoint with a raw character that may belong to a password.
+    #[error(
+        "holds a reserved character that is not percent-encoded: write {ENCODE}, or put credentials into OTEL_EXPORTER_OTLP_HEADERS"
+    )]
+    EndpointUnclear,
     /// A path in the address of a gRPC receiver.
     #[error(
         "has a path, which OTLP over gRPC does not: write scheme, host and port only, or set the protocol to http/protobuf"

@@ -13,6 +13,7 @@ use async_trait::async_trait;
 
 pub use self::in_process::InProcessQueue;
 pub use self::redis::{RedisQueue, RedisSettings};
+use crate::redact::url::ENCODE;
 use crate::run::RunId;
 
 /// How long a consumer has for acknowledging what it took, by default: after that another gets it.
@@ -28,7 +29,7 @@ pub enum QueueError {
     /// No URL that a server could be reached at. It is not repeated, as it may hold a password.
     #[error(
         "not a queue's URL: write redis://HOST:6379/0, or rediss:// for TLS, and where a password is needed \
-         redis://USER:PASSWORD@HOST:6379/0, percent-encoded"
+         redis://USER:PASSWORD@HOST:6379/0, percent-encoded ({ENCODE})"
     )]
     Url,
     /// Its server is away, or refuses.

@@ -5,6 +5,22 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use sqlx::postgres::PgConnectOptions;
+use tracing::subscriber::{NoSubscriber, with_default};
+
+use crate::redact::url::{ENCODE, Form, is_unclear};
+
+/// PostgreSQL's parameters that may hold a raw `@`. A host with one is a directory of sockets; in the name of a
+/// database, which is shown, it has to be `%40`.
+const FORM: Form = Form {
+    parameter: |name, value| match name {
+        "host" => value.starts_with('/'),
+        "user" | "password" | "application_name" | "options" => true,
+        "sslrootcert" | "ssl-root-cert" | "ssl-ca" | "sslcert" | "ssl-cert" | "sslkey" | "ssl-key" => true,
+        _ => false,
+    },
+    fragments: &[],
+    sockets: false,
+};
 
 /// The URL of a database. What it shows of itself never holds a password.
 #[derive(Clone)]
@@ -24,18 +40,9 @@ impl FromStr for DatabaseUrl {
     type Err = InvalidDatabaseUrl;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let scheme = text.split_once(':').map_or("", |(scheme, _)| scheme);
+        let (scheme, rest) = text.split_once(':').unwrap_or_default();
         match scheme {
-            "postgres" | "postgresql" => {
-                let options: PgConnectOptions = text.parse().map_err(|error: sqlx::Error| {
-                    let why = match error {
-                        sqlx::Error::Configuration(error) => error.to_string(),
-                        other => other.to_string(),
-                    };
-                    InvalidDatabaseUrl(format!("not a PostgreSQL URL: {why}"))
-                })?;
-                Ok(Self::Postgres(Box::new(options.application_name("runspan"))))
-            }
+            "postgres" | "postgresql" => postgres(text, rest).map_err(InvalidDatabaseUrl),
             "sqlite" => {
                 let path = text["sqlite:".len()..].trim_start_matches("//");
                 if path.is_empty() || path.starts_with(":memory:") {
@@ -45,13 +52,43 @@ impl FromStr for DatabaseUrl {
                 Ok(Self::Sqlite(PathBuf::from(path)))
             }
             "" => Err(InvalidDatabaseUrl("the database URL has no scheme".to_owned())),
-            // Only what can be a scheme is repeated: anything else may be a secret.
-            other if other.len() <= 16 && other.bytes().all(|byte| byte.is_ascii_alphanumeric()) => {
+            // Only what is a scheme is repeated: anything else may be a secret.
+            other
+                if rest.starts_with("//")
+                    && other.len() <= 16
+                    && other.bytes().all(|byte| byte.is_ascii_alphanumeric()) =>
+            {
                 Err(InvalidDatabaseUrl(format!("unknown database URL scheme {other:?}")))
             }
             _ => Err(InvalidDatabaseUrl("unknown database URL scheme".to_owned())),
         }
     }
+}
+
+/// Parses a PostgreSQL URL, of which `rest` is what follows the first colon. Errors repeat nothing of it.
+fn postgres(text: &str, rest: &str) -> Result<DatabaseUrl, String> {
+    // Without the slashes all of it would be the name of a database on this machine.
+    if !rest.starts_with("//") {
+        return Err("not a PostgreSQL URL: no // follows its scheme".to_owned());
+    }
+    if is_unclear(text, &FORM) {
+        return Err(format!(
+            "the database URL holds a reserved character that is not percent-encoded: write {ENCODE}, or leave the \
+             password out and set PGPASSWORD or PGPASSFILE"
+        ));
+    }
+    // sqlx logs the parameters that it does not know, and lines of a password file that it cannot read.
+    let options: Result<PgConnectOptions, _> = with_default(NoSubscriber::new(), || text.parse());
+    let options = options.map_err(|error| match error {
+        sqlx::Error::Configuration(error) if error.is::<url::ParseError>() => {
+            format!("not a PostgreSQL URL: {error}")
+        }
+        // It may quote the value.
+        _ => "the database URL has a parameter with an invalid value: check sslmode, hostaddr, port and \
+              statement-cache-capacity, and that what is percent-encoded is UTF-8"
+            .to_owned(),
+    })?;
+    Ok(DatabaseUrl::Postgres(Box::new(options.application_name("runspan"))))
 }
 
 impl fmt::Display for DatabaseUrl {
@@ -75,7 +112,33 @@ impl fmt::Debug for DatabaseUrl {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use sqlx::ConnectOptions as _;
+
     use super::*;
+
+    const HINT: &str = "is not percent-encoded: write @ as %40, / as %2F, ? as %3F, # as %23, % as %25, or leave the \
+                        password out and set PGPASSWORD or PGPASSFILE (write postgres://USER:PASSWORD@HOST:PORT/\
+                        DATABASE or sqlite:PATH)";
+
+    fn error(text: &str) -> String {
+        text.parse::<DatabaseUrl>().unwrap_err().to_string()
+    }
+
+    /// User, password, host with port, and database, as they will be used.
+    fn parts(text: &str) -> [String; 4] {
+        let url = text.parse().unwrap_or_else(|error| panic!("{text}: {error}"));
+        let DatabaseUrl::Postgres(options) = url else { panic!("{text}: no PostgreSQL") };
+        // There is no other way to the password; a host that is a name has no need of encoding.
+        let password = options.clone().username("user").to_url_lossy();
+        let password = percent_encoding::percent_decode_str(password.password().unwrap_or_default());
+        [
+            options.get_username().to_owned(),
+            password.decode_utf8().unwrap().into_owned(),
+            format!("{}:{}", options.get_host(), options.get_port()),
+            options.get_database().unwrap_or_default().to_owned(),
+        ]
+    }
 
     #[test]
     fn no_password_is_ever_shown() {
@@ -87,13 +150,95 @@ mod tests {
         );
         for wrong in [
             "hunter2",
+            "hunter2:x",
+            "hunter2:app@db/orders",
             "app:hunter2@db/orders",
             "mysql://app:hunter2@db/orders",
+            "postgres:hunter2@db/orders",
+            "postgres:/hunter2@db/orders",
             "postgres://app:hunter2@db:port/x",
+            "postgres://app:hunter2",
+            "postgres://db/x?sslmode=hunter2",
+            "postgres://db/x?hostaddr=hunter2",
+            "postgres://db/x?port=hunter2",
+            "postgres://db/x?password=hunter2#",
         ] {
-            let error = wrong.parse::<DatabaseUrl>().unwrap_err().to_string();
+            let error = error(wrong);
             assert!(!error.contains("hunter2"), "{error}");
             assert!(error.ends_with("(write postgres://USER:PASSWORD@HOST:PORT/DATABASE or sqlite:PATH)"));
+        }
+    }
+
+    #[test]
+    fn a_raw_reserved_character_is_refused_with_the_remedy_alone() {
+        for url in [
+            "postgres://owner:S3@cr/et@127.0.0.1:15432/app",
+            "postgres://owner:S3@cret@db/app",
+            "postgres://owner@corp:S3cret@db/app",
+            "postgres://owner:12/x@db/app",
+            "postgres://owner:12?x@db/app",
+            "postgres://owner:12?user=x@db/app",
+            "postgres://owner:12?dbname=x@db",
+            "postgres://owner:12/x?host=y@db",
+            "postgres://owner:12#x@db/app",
+            "postgres://owner:S3%cret@db/app",
+            "postgres://owner:S3\tcret@db/app",
+            "postgres://owner:S3\ncret@db/app",
+            "postgres://db/app@home",
+        ] {
+            assert_eq!(
+                error(url),
+                format!("the database URL holds a reserved character that {HINT}"),
+                "{url}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_clear_is_taken_as_it_is_meant() {
+        for (url, expected) in [
+            ("postgres://u:S3%40cr%2Fet@h:1/d%40e", ["u", "S3@cr/et", "h:1", "d@e"]),
+            ("postgres://u%40corp:%23%3f%25@h/d\n", ["u@corp", "#?%", "h:5432", "d"]),
+            ("postgresql://u:a:b c[d]\\e@[::1]:1/d", ["u", "a:b c[d]\\e", "[::1]:1", "d"]),
+            ("postgres://h:1/d?user=me@server&password=a@b", ["me@server", "a@b", "h:1", "d"]),
+            ("postgres://h/d?user=u&password=p@ss/w?d", ["u", "p@ss/w?d", "h:5432", "d"]),
+        ] {
+            assert_eq!(parts(url), expected, "{url}");
+        }
+        let url = "postgres:///d?host=/run/@x".parse().unwrap();
+        let DatabaseUrl::Postgres(options) = url else { panic!("no PostgreSQL") };
+        assert_eq!(options.get_socket().unwrap().to_str(), Some("/run/@x"));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4096))]
+
+        #[test]
+        fn any_raw_password_is_refused_unseen_or_taken_exactly(
+            // Of letters and digits that no message has, so that no piece of it is there by chance; many escapes,
+            // which parsers decode, are not among them.
+            password in "([QXZ]|[789]{1,3}|[@/?#%:&=+\\[\\]\\\\;,!$'()*|^`{}<>\"~.é\u{85}\u{2028} \t\r\n\0-]|(\\?|&)(user|host|password|options|dbname|port)=/?){1,12}",
+            user in "(jq|jq%40jq|jq@jq|jq/jq)?",
+            tail in prop::sample::select(vec!["@wv:4/ky", "@wv:4/ky?sslmode=disable", "@wv:4/ky?application_name=jj@jj"]),
+        ) {
+            prop_assume!(!password.contains("%8") && !password.contains("%7") && !password.contains("%9"));
+            let text = format!("postgres://{user}:{password}{tail}");
+            match text.parse::<DatabaseUrl>() {
+                Err(error) => {
+                    let shown = format!("{error} {error:?}");
+                    prop_assert!(!shown.contains('\n'), "{}", shown);
+                    let characters: Vec<char> = password.chars().collect();
+                    for piece in characters.windows(3).filter(|piece| piece.iter().any(|c| "QXZ789".contains(*c))) {
+                        let piece: String = piece.iter().collect();
+                        prop_assert!(!shown.contains(&piece), "{}: {}", text, shown);
+                    }
+                }
+                Ok(url) => {
+                    let [_, found, host, database] = parts(&text);
+                    prop_assert_eq!([&*found, &*host, &*database], [&*password, "wv:4", "ky"], "{}", &text);
+                    prop_assert_eq!(url.to_string(), "postgres://wv:4/ky");
+                }
+            }
         }
     }
 }

@@ -245,10 +245,20 @@ async fn a_wrong_url_is_one_error_without_its_password() {
         "redis://",
         "redis://:s3cret@host/zero",
         "redis://:s3#cret@h",
+        "redis://:12#s3cret@h",
+        "rediss://:12#insecure@h",
+        "redis://u:s3@cr/et@h",
+        "redis://:s3@cret@h",
+        "redis://u:12/s3cret@h",
+        "redis://u:12?s3cret@h",
+        "redis://u:12?user=s3cret@h",
+        "redis://u:s3%cret@h",
+        "redis://u:s3\tcret@h",
+        "unix:///run/redis.sock?pass=s3#cret",
     ] {
         let error = RedisQueue::connect(url, RedisSettings::new("test")).await.unwrap_err();
         insta::allow_duplicates! {
-            insta::assert_snapshot!(error, @"not a queue's URL: write redis://HOST:6379/0, or rediss:// for TLS, and where a password is needed redis://USER:PASSWORD@HOST:6379/0, percent-encoded");
+            insta::assert_snapshot!(error, @"not a queue's URL: write redis://HOST:6379/0, or rediss:// for TLS, and where a password is needed redis://USER:PASSWORD@HOST:6379/0, percent-encoded (@ as %40, / as %2F, ? as %3F, # as %23, % as %25)");
         }
     }
 }

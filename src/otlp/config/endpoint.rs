@@ -6,6 +6,10 @@ use url::Url;
 
 use super::Problem;
 use crate::otlp::Signal;
+use crate::redact::url::{Form, is_unclear};
+
+/// An endpoint has no parameters of ours, and no fragment.
+const FORM: Form = Form { parameter: |_, _| false, fragments: &[], sockets: false };
 
 /// The address of a receiver: an `http` or `https` URL with a host.
 ///
@@ -75,11 +79,13 @@ fn parse_url(value: &str) -> Result<Url, Problem> {
     if !value.contains("://") {
         return Err(Problem::EndpointScheme);
     }
-    let mut url = Url::parse(value).map_err(Problem::EndpointUrl)?;
+    if is_unclear(value, &FORM) {
+        return Err(Problem::EndpointUnclear);
+    }
+    let url = Url::parse(value).map_err(Problem::EndpointUrl)?;
     if !matches!(url.scheme(), "http" | "https") {
         return Err(Problem::EndpointScheme);
     }
-    url.set_fragment(None);
     Ok(url)
 }
 
@@ -142,14 +148,41 @@ mod tests {
         assert!(matches!(Endpoint::http_exact("http://"), Err(Problem::EndpointUrl(_))));
     }
 
+    #[test]
+    fn a_raw_password_is_refused_before_any_of_it_is_a_host() {
+        for value in [
+            "http://u:S3@cr/et@c:4318",
+            "http://u:p@ss@c:4318",
+            "https://u:12/x@c:4318",
+            "http://u:12?x@c:4318",
+            "http://u:12?key=x@c:4318",
+            "http://u:12#x@c:4318",
+            "http://u:12\\x@c:4318",
+            "http:u:12/x@c:4318/://",
+            "http:///u:12/x@c:4318",
+            "http://u:1%@c:4318",
+            "http://u:1\t2@c:4318",
+        ] {
+            assert_eq!(Endpoint::http_exact(value), Err(Problem::EndpointUnclear), "{value}");
+            assert_eq!(Endpoint::http_base(value, Signal::Logs), Err(Problem::EndpointUnclear), "{value}");
+            assert_eq!(Endpoint::grpc(value, true), Err(Problem::EndpointUnclear), "{value}");
+        }
+        assert_eq!(Endpoint::grpc("u:12/x@c:4317", true), Err(Problem::EndpointUnclear));
+        let encoded = Endpoint::http_exact("http://u:S3%40cr%2Fet@c:4318/a%40b").unwrap();
+        assert_eq!(encoded.to_string(), "http://c:4318/a%40b");
+    }
+
     proptest! {
         #[test]
         fn credentials_in_a_url_are_never_shown(
             host in "[a-z]{1,8}", junk in "[a-z:/@%?# ]{0,10}", port in 1_u16..
         ) {
             for value in [
+                format!("http://s3cr3t:s3cr3t@{host}:{port}/{host}?key=s3cr3t"),
                 format!("http://s3cr3t:s3cr3t@{host}:{port}/{host}?key=s3cr3t#s3cr3t"),
                 format!("http://s3cr3t@{host}{junk}"),
+                format!("http://{host}:{junk}s3cr3t@{host}"),
+                format!("http://{host}:{port}{junk}s3cr3t{junk}@{host}"),
             ] {
                 let shown = format!(
                     "{:?} {:?} {:?}",

@@ -19,7 +19,12 @@ use rustls::crypto::CryptoProvider;
 use tokio::time::timeout;
 
 use super::{Job, Queue, QueueError, RECLAIM_AFTER};
+use crate::redact::url::{Form, is_unclear};
 use crate::run::RunId;
+
+/// The parameters of a socket's URL, and the fragment of the client's own.
+const FORM: Form =
+    Form { parameter: |name, _| matches!(name, "user" | "pass"), fragments: &["insecure"], sockets: true };
 
 const GROUP: &str = "executors";
 
@@ -69,6 +74,9 @@ impl RedisQueue {
     /// Connects to `redis://HOST:6379/0` (`rediss://` for TLS; `redis://USER:PASSWORD@…`), so that a wrong URL and
     /// a server that is away are known at once. Later it reconnects by itself.
     pub async fn connect(url: &str, settings: RedisSettings) -> Result<Self, QueueError> {
+        if is_unclear(url, &FORM) {
+            return Err(QueueError::Url);
+        }
         let client = Client::open(url).map_err(|_| QueueError::Url)?;
         let is_tls = matches!(client.get_connection_info().addr(), ConnectionAddr::TcpTls { .. });
         if is_tls && CryptoProvider::get_default().is_none() {

@@ -75,7 +75,11 @@ struct Unnamed<E>(E);
 impl Pool {
     /// Connects when first asked.
     pub(super) fn new(options: PgConnectOptions) -> Self {
+        // The only way to read that option. What else is in the URL is not encoded, so that it may not parse again.
         let has_pooler = options
+            .clone()
+            .username("user")
+            .host("host")
             .to_url_lossy()
             .query_pairs()
             .any(|(name, value)| name == "statement-cache-capacity" && value == "0");

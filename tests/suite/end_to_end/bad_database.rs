@@ -1,5 +1,10 @@
 //! What an operator reads when the database is not as it should be: one clear line, and an exit code.
 
+use std::ffi::OsStr;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
 use super::collector::free_ports;
 use super::database::Database;
 use super::process::{Ended, Process, runspan};
@@ -101,6 +106,122 @@ fn wrong_credentials_end_the_relay_and_no_password_is_shown() {
     let ended = Process::start(runspan(&["relay", "--until-idle"]).env("DATABASE_URL", &url)).wait();
     assert_eq!(ended.code, Some(1), "{}", ended.stderr);
     assert!(!ended.stderr.contains("sesame"), "{}", ended.stderr);
+}
+
+#[test]
+fn a_password_that_is_not_percent_encoded_is_refused_and_no_part_of_it_is_shown() {
+    let database = Database::empty();
+    for url in [
+        "postgres://owner:S3@cr/et@127.0.0.1:1/app",
+        "postgres://owner:12/S3cret@127.0.0.1:1/app",
+        "postgres://owner:12?S3cret@127.0.0.1:1/app",
+        "postgres://owner:12?host=S3cret@127.0.0.1:1/app",
+        "postgres://owner:12#S3cret@127.0.0.1:1/app",
+        "postgres://owner:S3@cret@127.0.0.1:1/app",
+        "postgres://owner:S3%cret@127.0.0.1:1/app",
+        "postgres://owner:S3\ncret@127.0.0.1:1/app",
+    ] {
+        for command in ["attach", "detach", "relay", "outbox", "stuck", "demo"] {
+            let mut command = runspan(&[command, "--database-url", url]);
+            // Whatever a library logs of it.
+            let ended = Process::start(command.env("RUST_LOG", "trace")).wait();
+            assert_eq!((ended.code, &*ended.stdout), (Some(2), ""), "{url}");
+            insta::allow_duplicates! {
+                insta::assert_snapshot!(outcome(&ended, &database), @r"
+                exit code 2
+                error: the database URL holds a reserved character that is not percent-encoded: write @ as %40, / as %2F, ? as %3F, # as %23, % as %25, or leave the password out and set PGPASSWORD or PGPASSFILE (write postgres://USER:PASSWORD@HOST:PORT/DATABASE or sqlite:PATH)
+                ");
+            }
+        }
+        let ended =
+            Process::start(runspan(&["relay"]).env("DATABASE_URL", url).env("RUST_LOG", "trace")).wait();
+        assert!(ended.stderr.starts_with("error: the database URL holds a reserved"), "{}", ended.stderr);
+    }
+    // No option before the URL, and a URL that the shell has split.
+    for arguments in [
+        &["relay", "postgres://owner:S3cret@127.0.0.1:1/app"][..],
+        &["postgres://owner:S3@cr/et@127.0.0.1:1/app"],
+        &["relay", "--database-url", "postgres://owner:S3", "cr", "et@127.0.0.1:1/app"],
+    ] {
+        insta::allow_duplicates! {
+            insta::assert_snapshot!(outcome(&run(arguments), &database), @r"
+            exit code 2
+            error: there is a wrong argument, which is not repeated as it may hold a password: write --database-url 'URL', with the quotes, or set DATABASE_URL (see --help)
+            ");
+        }
+    }
+}
+
+#[test]
+fn a_user_that_is_percent_encoded_is_taken_as_it_is_meant() {
+    let database = Database::empty();
+    let url = format!("postgres://a%3Ab%2Fc%23@{}/{}", database.address(), database.name());
+    insta::assert_snapshot!(outcome(&run(&["outbox", "--database-url", &url]), &database), @r#"
+    exit code 1
+    error: postgres://HOST/DATABASE: the database says: role "a:b/c#" does not exist
+    "#);
+}
+
+#[test]
+fn what_a_library_logs_shows_no_password() {
+    let database = Database::empty();
+    let home = tempfile::tempdir().unwrap();
+    let file = password_file(home.path(), "passwords", "S3cret\n");
+    let url = format!("{}?sslpassword=S3cret&passfile=S3cret", database.url());
+    let mut command = runspan(&["outbox", "--database-url", &url]);
+    let ended = Process::start(command.env("PGPASSFILE", file).env("RUST_LOG", "trace")).wait();
+    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+    assert!(!ended.stderr.contains("S3cret"), "{}", ended.stderr);
+}
+
+/// A file of passwords as PostgreSQL's clients take it: for its owner alone.
+fn password_file(directory: &Path, name: &str, lines: &str) -> PathBuf {
+    let path = directory.join(name);
+    std::fs::write(&path, lines).unwrap();
+    std::fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
+    path
+}
+
+#[test]
+fn a_password_comes_from_the_environment_too() {
+    let database = Database::attached();
+    database.sql(
+        "GRANT USAGE ON SCHEMA runspan TO guarded;
+         GRANT SELECT ON ALL TABLES IN SCHEMA runspan TO guarded;
+         GRANT SELECT ON ALL SEQUENCES IN SCHEMA runspan TO guarded",
+    );
+    let url = format!("postgres://guarded@{}/{}", database.address(), database.name());
+    let end = |variables: &[(&str, &OsStr)]| {
+        let mut command = runspan(&["outbox", "--database-url", &url]);
+        Process::start(command.envs(variables.iter().copied())).wait()
+    };
+    let (host, port) = database.address().split_once(':').unwrap();
+    let home = tempfile::tempdir().unwrap();
+    let line = format!("{host}:{port}:*:guarded:open sesame\n");
+    let named = password_file(home.path(), "passwords", &line);
+    password_file(home.path(), ".pgpass", &line);
+    let nobody = home.path().join("nobody");
+
+    for variables in [
+        &[("PGPASSWORD", OsStr::new("open sesame"))][..],
+        &[("PGPASSFILE", named.as_os_str()), ("HOME", nobody.as_os_str())],
+        &[("HOME", home.path().as_os_str())],
+    ] {
+        let ended = end(variables);
+        assert_eq!(ended.code, Some(0), "{variables:?}: {}", ended.stderr);
+    }
+    for variables in [
+        &[("HOME", nobody.as_os_str())][..],
+        &[("PGPASSWORD", OsStr::new("sesame street")), ("HOME", home.path().as_os_str())],
+    ] {
+        let ended = end(variables);
+        assert_eq!(ended.code, Some(1), "{variables:?}: {}", ended.stderr);
+        assert!(
+            ended.stderr.ends_with("password authentication failed for user \"guarded\"\n"),
+            "{}",
+            ended.stderr
+        );
+    }
 }
 
 #[test]

@@ -155,12 +155,20 @@ fn any_database_url() {
     ];
     let scheme = prop::sample::select(vec!["postgres", "postgresql", "mysql", "postgres ", ""]);
     let path = prop_oneof!["/[a-z]{0,8}", text()];
-    let urls = (scheme, "[a-z%]{0,6}", host, port, path, options).prop_map(
+    let urls = (scheme.clone(), "[a-z%]{0,6}", host, port, path, options).prop_map(
         |(scheme, user, host, port, path, options)| {
             format!("{scheme}://{user}:{SECRET}@{host}{port}{path}{options}")
         },
     );
-    let any = prop_oneof![4 => urls, 1 => text(), 1 => text().prop_map(|text| format!("sqlite:{text}"))];
+    // A password that nobody has encoded, whole or in part.
+    let piece = || "[0-9a-z]{0,3}[@/?#%:&=\\[\\]\\\\ \t\n]{0,2}";
+    let raw = (scheme, "[a-z]{0,6}", piece(), piece(), "(/[a-z]{0,8})?(\\?sslmode=disable)?").prop_map(
+        |(scheme, user, before, after, path)| {
+            format!("{scheme}://{user}:{before}{SECRET}{after}@db.example{path}")
+        },
+    );
+    let any =
+        prop_oneof![4 => urls, 4 => raw, 1 => text(), 1 => text().prop_map(|text| format!("sqlite:{text}"))];
     fuzz("any database URL", &any, |text| {
         let shown = match text.parse::<DatabaseUrl>() {
             Ok(url) => format!("{url} {url:?}"),

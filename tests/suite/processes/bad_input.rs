@@ -89,8 +89,8 @@ async fn what_it_cannot_reach_says_where() {
     1 error: postgres://127.0.0.1:1/app: cannot reach the database: Connection refused (os error 111) (see --database-url, DATABASE_URL)
     1 error: sqlite:/no/such/folder/app.db: the database says: unable to open database file (see --database-url, DATABASE_URL)
     1 error: the database says: no such table: workflow_leases (has the database seen `bot migrate`?)
-    2 error: not a queue's URL: write redis://HOST:6379/0, or rediss:// for TLS, and where a password is needed redis://USER:PASSWORD@HOST:6379/0, percent-encoded
-    2 error: not a queue's URL: write redis://HOST:6379/0, or rediss:// for TLS, and where a password is needed redis://USER:PASSWORD@HOST:6379/0, percent-encoded
+    2 error: not a queue's URL: write redis://HOST:6379/0, or rediss:// for TLS, and where a password is needed redis://USER:PASSWORD@HOST:6379/0, percent-encoded (@ as %40, / as %2F, ? as %3F, # as %23, % as %25)
+    2 error: not a queue's URL: write redis://HOST:6379/0, or rediss:// for TLS, and where a password is needed redis://USER:PASSWORD@HOST:6379/0, percent-encoded (@ as %40, / as %2F, ? as %3F, # as %23, % as %25)
     1 error: no queue at 127.0.0.1:1: Connection refused (os error 111) (see --queue-url, REDIS_URL)
     "#);
 }
