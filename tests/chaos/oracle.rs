@@ -71,7 +71,7 @@ impl Oracle<'_> {
             };
             records.sort_by_key(|record| (record.at, place(&record.event_name)));
         }
-        let apart = if self.plan.has(Kind::Full) { Apart::take(self.database) } else { Apart::default() };
+        let apart = if self.plan.has_gaps() { Apart::take(self.database) } else { Apart::default() };
         verdict.apart = apart.lines.len();
         let (spans_apart, records_apart) = apart.split(&mut spans, &mut records);
         let mut expected = Totals::of(self.database);
@@ -103,7 +103,7 @@ impl Oracle<'_> {
         if otherwise != 0 {
             wrong.push(format!("{otherwise} open runs are not those in flight"));
         }
-        if !self.plan.has(Kind::Full) {
+        if !self.plan.has_gaps() {
             let skipped = skipped(self.database);
             if skipped != 0 {
                 wrong.push(format!("the triggers skipped {skipped} entries"));

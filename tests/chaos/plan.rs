@@ -47,6 +47,12 @@ pub(crate) enum Kind {
     Stall,
     /// The disk is full, for the journal.
     Full,
+    /// The table's triggers are disabled, until `attach` enables them.
+    Disabled,
+    /// Another table takes the name, as an online schema change has it, until `attach` moves the trigger.
+    Swapped,
+    /// All sequences are set back to their beginning.
+    SetBack,
     /// The receiver calls the runs of one workflow wrong.
     Poison,
     /// The clocks of the relays' hosts are wrong.
@@ -58,7 +64,7 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 16] = [
         Self::Relay,
         Self::Writer,
         Self::Postgres,
@@ -68,11 +74,19 @@ impl Kind {
         Self::Cut,
         Self::Stall,
         Self::Full,
+        Self::Disabled,
+        Self::Swapped,
+        Self::SetBack,
         Self::Poison,
         Self::Clock,
         Self::Pooled,
         Self::Collector,
     ];
+
+    /// Whether the journal may miss transitions.
+    pub(crate) const fn has_gaps(self) -> bool {
+        matches!(self, Self::Full | Self::Disabled | Self::Swapped | Self::SetBack)
+    }
 
     /// Whether it needs a receiver that does as it is told.
     const fn needs_own_receiver(self) -> bool {
@@ -99,6 +113,10 @@ pub(crate) enum Event {
     StallEnds,
     Full,
     FullEnds,
+    Disable,
+    Swap,
+    Attach,
+    SetBack,
     CollectorAway,
     CollectorBack,
 }
@@ -141,7 +159,7 @@ pub(crate) enum Break {
 impl Plan {
     pub(crate) fn new(seed: u64) -> Self {
         let mut random = StdRng::seed_from_u64(seed);
-        // Thirteen seeds in a row have each kind at least once.
+        // Sixteen seeds in a row have each kind at least once.
         let count = u64::try_from(Kind::ALL.len()).expect("a few");
         let first = Kind::ALL[usize::try_from(seed % count).expect("a few")];
         let mut kinds = vec![first];
@@ -177,6 +195,11 @@ impl Plan {
 
     pub(crate) fn has(&self, kind: Kind) -> bool {
         self.kinds.contains(&kind)
+    }
+
+    /// Whether the journal may miss transitions.
+    pub(crate) fn has_gaps(&self) -> bool {
+        self.kinds.iter().any(|kind| kind.has_gaps())
     }
 
     fn add(&mut self, kind: Kind, random: &mut StdRng) {
@@ -240,6 +263,13 @@ impl Plan {
                 }
             }
             Kind::Full => self.during(random, Event::Full, Event::FullEnds),
+            Kind::Disabled => self.during(random, Event::Disable, Event::Attach),
+            Kind::Swapped => self.during(random, Event::Swap, Event::Attach),
+            Kind::SetBack => {
+                for _ in 0..random.random_range(1..=2) {
+                    self.at(random, Event::SetBack);
+                }
+            }
             Kind::Clock => {
                 self.clocks = [(); 2].map(|()| {
                     let hours = random.random_range(1..=30);

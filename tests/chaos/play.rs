@@ -27,6 +27,19 @@ use crate::{planted, service};
 /// How long a relay waits for an answer.
 pub(crate) const TIME_OUT: Duration = Duration::from_millis(1_500);
 
+/// What an online schema change does in the end.
+const SWAP: &str = "
+    BEGIN;
+    LOCK TABLE workflow_runs;
+    CREATE TABLE shadow (LIKE workflow_runs INCLUDING ALL);
+    INSERT INTO shadow SELECT * FROM workflow_runs;
+    ALTER TABLE workflow_runs RENAME TO workflow_runs_old;
+    ALTER TABLE shadow RENAME TO workflow_runs;
+    COMMIT";
+
+const SET_BACK: &str = "SELECT setval('runspan.' || name, 1, false)
+    FROM unnest(ARRAY['journal_seq', 'outbox_id_seq', 'deltas_id_seq', 'commits_id_seq']) name";
+
 /// How the receiver answers now, and what it has.
 #[derive(Default)]
 struct Desk {
@@ -77,7 +90,7 @@ impl<'a> Play<'a> {
     fn begin(plan: &'a Plan, template: &Template, home: PathBuf, runtime: &'a Handle) -> Self {
         let cluster = template.copy(&home);
         let database = Database::at(&cluster.url("app"));
-        if plan.has(Kind::Full) {
+        if plan.has_gaps() {
             load(&database, "chaos/ledger.sql");
         }
         let gateway = if plan.has(Kind::Collector) {
@@ -179,6 +192,16 @@ impl<'a> Play<'a> {
             Event::StallEnds => self.proxy.stall(false),
             Event::Full => self.set_full(true),
             Event::FullEnds => self.set_full(false),
+            Event::Disable => {
+                self.database.sql("ALTER TABLE workflow_runs DISABLE TRIGGER USER");
+            }
+            Event::Swap => {
+                self.database.sql(SWAP);
+            }
+            Event::Attach => self.attach(),
+            Event::SetBack => {
+                self.database.sql(SET_BACK);
+            }
             Event::CollectorAway => {
                 if let Gateway::Collector(collector) = &mut self.gateway {
                     collector.go_away();
@@ -194,6 +217,12 @@ impl<'a> Play<'a> {
 
     fn set_full(&self, is_full: bool) {
         self.database.sql(&format!("UPDATE disk SET is_full = {is_full}"));
+    }
+
+    /// As the relay's log says to.
+    fn attach(&self) {
+        let output = runspan(&["attach", "--database-url", self.database.url()]).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
     /// The process that holds the lease.
