@@ -56,6 +56,18 @@ async fn records_go_to_standard_output_as_json_lines() {
     assert!(again.status.success() && again.stdout.is_empty(), "told once");
 }
 
+/// Status and body of a path of the health server at `address`.
+pub(crate) async fn get(address: std::net::SocketAddr, path: &str) -> (u16, Value) {
+    let mut connection = TcpStream::connect(address).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    connection.write_all(request.as_bytes()).await.unwrap();
+    let mut response = String::new();
+    connection.read_to_string(&mut response).await.unwrap();
+    let (head, body) = response.split_once("\r\n\r\n").unwrap();
+    let status: u16 = head.split(' ').nth(1).unwrap().parse().unwrap();
+    (status, serde_json::from_str::<Value>(body).unwrap_or_default())
+}
+
 #[tokio::test]
 async fn health_says_how_the_relay_stands() {
     let database = Database::sqlite().await;
@@ -70,19 +82,11 @@ async fn health_says_how_the_relay_stands() {
     let stop = CancellationToken::new();
     let serving = tokio::spawn(serve_health(listener, store.clone(), monitor.clone(), stop.clone()));
 
-    let get = async |path: &str| {
-        let mut connection = TcpStream::connect(address).await.unwrap();
-        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-        connection.write_all(request.as_bytes()).await.unwrap();
-        let mut response = String::new();
-        connection.read_to_string(&mut response).await.unwrap();
-        let (head, body) = response.split_once("\r\n\r\n").unwrap();
-        let status: u16 = head.split(' ').nth(1).unwrap().parse().unwrap();
-        (status, serde_json::from_str::<Value>(body).unwrap_or_default())
-    };
+    let get = async |path: &str| get(address, path).await;
     assert_eq!(get("/live").await.0, 200);
     let (status, ready) = get("/ready").await;
     assert_eq!((status, ready["role"].as_str()), (200, Some("starting")));
+    assert_eq!(ready["journal"], serde_json::json!({ "live": null, "since": null, "problems": [] }));
 
     database.connect().await.queue("triage", 1).await;
     assert_eq!(get("/ready").await.1["database"]["journalEntries"], 1);
@@ -93,6 +97,8 @@ async fn health_says_how_the_relay_stands() {
     assert_eq!(ready["database"]["journalEntries"], 0);
     assert_eq!(ready["database"]["openRuns"], 1);
     assert!(ready["lastAcknowledgementSecondsAgo"].is_number());
+    assert_eq!(ready["journal"]["live"], true);
+    assert!(ready["journal"]["since"].is_string());
     relay.stop().await.unwrap();
 
     stop.cancel();
@@ -229,7 +235,10 @@ async fn a_relay_without_triggers_says_so() {
     let relayed = runspan(&database, &["relay", "--until-idle", "--logs", "stdout"]);
     assert!(relayed.status.success());
     let said = String::from_utf8(relayed.stderr).unwrap();
-    assert!(said.contains("no table has runspan's triggers"), "{said}");
+    assert!(
+        said.contains("runspan is detached: no transition is journalled; run `runspan attach`"),
+        "{said}"
+    );
 }
 
 #[tokio::test]

@@ -14,6 +14,7 @@ mod receiver;
 mod relay;
 
 mod attach;
+mod capture;
 #[cfg(feature = "services")]
 mod collector;
 mod command;
@@ -28,6 +29,7 @@ mod fan_out;
 mod fuzz;
 mod journal;
 mod lease;
+mod logged;
 mod module_order;
 mod otlp;
 mod outbox;
