@@ -123,7 +123,10 @@ impl Projector {
         let every = self.settings.reconcile_every;
         let mut was_empty = false;
         while !self.stop.is_cancelled() {
-            self.reconcile().await?;
+            // It takes minutes where there are many runs, in steps that may be broken off between any two.
+            if let Some(compared) = self.unless_stopped(self.reconcile()).await {
+                compared?;
+            }
             if was_empty {
                 comparison.is_done.store(true, Ordering::Relaxed);
                 self.unless_stopped(tokio::time::sleep(every)).await;
@@ -225,9 +228,16 @@ impl Projector {
     async fn reconcile(&self) -> Result<(), StoreError> {
         match self.store.reconcile().await {
             Ok(Reconciled { entries: 0, .. }) => {}
-            Ok(Reconciled { entries, .. }) => {
+            Ok(Reconciled { entries, vanished }) => {
                 self.counts.reconciled(entries);
                 tracing::warn!(entries, "the journal had missed transitions; the table told of them");
+                if vanished > 0 {
+                    tracing::error!(
+                        runs = vanished,
+                        "the rows of {vanished} runs in flight are gone without a DELETE that the triggers saw \
+                         (TRUNCATE, a dropped or detached partition, disabled triggers); these runs end as `deleted`"
+                    );
+                }
             }
             // The table may be renamed or gone, or hold what cannot be read. That stops nothing of what is
             // journalled and stored.
