@@ -46,6 +46,7 @@ mod runs;
 mod runtime;
 mod scoped;
 mod series;
+mod set_back;
 mod sqlite_file;
 mod stuck;
 mod telemetry;
