@@ -3,10 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use runspan::relay::{RelayHandle, Settings};
 use runspan::store::Store;
+use tokio::sync::Mutex;
 
 use crate::database::{Database, Session, eventually};
+use crate::hooked::{Hooked, Hooks};
 use crate::logged::Logged;
 use crate::points::Samples;
 use crate::receiver::Receiver;
@@ -16,9 +19,11 @@ on_every_database!(
     entries_at_positions_that_were_read_are_read,
     they_are_read_after_a_restart_too,
     an_entry_that_commits_late_is_no_such_case,
+    pending_metrics_at_places_that_were_read_are_told,
 );
 
 const JOURNAL: &str = "the positions of the journal were set back";
+const DELTAS: &str = "the numbers of the pending metrics were set back";
 
 fn start(store: &Arc<dyn Store>, receiver: &Receiver) -> RelayHandle {
     let settings = Settings { look_every: Duration::from_millis(20), ..series::settings() };
@@ -93,5 +98,45 @@ async fn an_entry_that_commits_late_is_no_such_case(database: &Database) {
     }
     is_told(&receiver, 4.0).await;
     relay.drain().await.unwrap();
-    assert_eq!(logged.with(JOURNAL).len(), 0);
+    assert_eq!(logged.with(JOURNAL).len() + logged.with(DELTAS).len(), 0);
+}
+
+/// Counts the pending totals up to a place.
+struct Places {
+    session: Mutex<Session>,
+    deltas: String,
+}
+
+#[async_trait]
+impl Hooks for Places {
+    async fn before(&self, _: &'static str) {}
+
+    async fn after(&self, _: &'static str) {}
+
+    async fn up_to(&self, after: i64, _: usize) -> usize {
+        let count = self.session.lock().await.count(&format!("{} WHERE id <= {after}", self.deltas)).await;
+        usize::try_from(count).unwrap()
+    }
+}
+
+async fn pending_metrics_at_places_that_were_read_are_told(database: &Database) {
+    let (store, receiver) = (database.attach().await.0, Receiver::grpc().await);
+    let (logged, _guard) = Logged::start();
+    let places = Places { session: Mutex::new(database.connect().await), deltas: database.own("deltas") };
+    let store: Arc<dyn Store> = Arc::new(Hooked { store, hooks: Arc::new(places) });
+    let mut session = database.connect().await;
+    let relay = start(&store, &receiver);
+    for run in 1..=5 {
+        succeed(&mut session, "triage", run..=run).await;
+        is_told(&receiver, f64::from(u8::try_from(run).unwrap())).await;
+    }
+    assert_eq!(logged.with(DELTAS).len(), 0);
+    set_back(&mut session, "deltas").await;
+    for run in 6..=8 {
+        succeed(&mut session, "triage", run..=run).await;
+        is_told(&receiver, f64::from(u8::try_from(run).unwrap())).await;
+    }
+    relay.drain().await.unwrap();
+    assert_eq!(logged.with(DELTAS).len(), 1);
+    assert_eq!(Samples::of(&receiver).increase("workflow.run.duration"), 8);
 }
