@@ -4,6 +4,7 @@ use std::process::{Command, Output, Stdio};
 
 use runspan::relay::{Logs, Relay, serve_health};
 use runspan::runs;
+use runspan::store::StoreError;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -257,8 +258,50 @@ async fn attach_and_detach_say_what_comes_next() {
     ");
     insta::assert_snapshot!(say(&["detach"]), @"detached from workflow_runs");
     insta::assert_snapshot!(say(&["detach"]), @"the triggers are gone already; `runspan detach --purge` removes the schema too");
-    assert!(say(&["detach", "--purge"]).starts_with("detached from "));
+    let said = say(&["detach", "--purge", "--yes"]);
+    assert!(said.lines().last().unwrap_or_default().starts_with("detached from "), "{said}");
     insta::assert_snapshot!(say(&["detach"]), @"runspan is not attached: nothing to do");
+}
+
+#[tokio::test]
+async fn a_purge_that_loses_something_needs_a_yes() {
+    let database = Database::sqlite().await;
+    assert!(runspan(&database, &["attach"]).status.success());
+    database.connect().await.queue("triage", 42).await;
+    let refused = runspan(&database, &["detach", "--purge"]);
+    assert_eq!(refused.status.code(), Some(1));
+    insta::assert_snapshot!(String::from_utf8(refused.stdout).unwrap(), @r"
+    the purge loses for good:
+      1 entry not projected
+    what fails from then on: inserts into runspan_dispatch_refused by any writer
+    ");
+    insta::assert_snapshot!(String::from_utf8(refused.stderr).unwrap(), @"error: nothing was changed: the purge would lose 1 unprojected entry, and make inserts into runspan_dispatch_refused by any writer fail; first send what waits (`runspan relay --until-idle`; runs in flight have to end before), or go on with --yes");
+    let store = database.store();
+    assert_eq!(store.status().await.unwrap().journal_entries, 1);
+    assert!(store.attached_table().await.unwrap().is_some());
+
+    let purged = runspan(&database, &["detach", "--purge", "--yes"]);
+    assert!(purged.status.success());
+    let said = String::from_utf8(purged.stdout).unwrap();
+    assert!(
+        said.contains("  1 entry not projected\n") && said.ends_with("detached from workflow_runs\n"),
+        "{said}"
+    );
+    assert!(matches!(store.check().await, Err(StoreError::NotAttached)));
+}
+
+#[tokio::test]
+async fn yes_is_an_answer_to_a_purge_alone() {
+    let database = Database::sqlite().await;
+    assert!(runspan(&database, &["attach"]).status.success());
+    let output = runspan(&database, &["detach", "--yes"]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("required arguments were not provided") && said.contains("--purge"), "{said}");
+    assert!(database.store().attached_table().await.unwrap().is_some());
+    let help = String::from_utf8(runspan(&database, &["detach", "--help"]).stdout).unwrap();
+    let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(help.contains("--yes") && help.contains("changes nothing without --yes"), "{help}");
 }
 
 #[tokio::test]
