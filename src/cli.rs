@@ -3,6 +3,7 @@
 mod attach;
 mod demo;
 mod outbox;
+mod purge;
 mod relay;
 mod schema;
 mod stuck;
@@ -312,7 +313,11 @@ fn listing<const N: usize>(
 /// A number and its thing: `1 request`, `2 requests`.
 fn counted(count: impl Into<i128>, thing: &str) -> String {
     let count = count.into();
-    format!("{count} {thing}{}", if count == 1 { "" } else { "s" })
+    match thing.strip_suffix('y') {
+        _ if count == 1 => format!("{count} {thing}"),
+        Some(stem) => format!("{count} {stem}ies"),
+        None => format!("{count} {thing}s"),
+    }
 }
 
 fn environment(name: &str) -> Option<String> {

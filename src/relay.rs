@@ -5,6 +5,7 @@
 //! least once, byte-identical) and an exporter (series → receiver, every interval), side by side: a receiver that is
 //! away stops neither the others nor the projector.
 
+mod capture;
 mod exporter;
 mod health;
 mod judge;
@@ -23,7 +24,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub use self::health::serve as serve_health;
-pub use self::monitor::{Monitor, SenderState, Snapshot};
+pub use self::monitor::{Capture, Monitor, SenderState, Snapshot};
 use crate::otlp::Signal;
 use crate::otlp::client::{Client, ClientError};
 use crate::otlp::config::{ConfigError, Env, MetricsConfig, Resource, SignalConfig, UNKNOWN_SERVICE};
@@ -58,6 +59,8 @@ pub struct Settings {
     pub batch: usize,
     /// How often an empty journal is looked at.
     pub idle_poll: Duration,
+    /// How often the database is asked how it stands, and whether transitions reach the journal.
+    pub look_every: Duration,
     /// How often the table is compared with what is known of its runs.
     pub reconcile_every: Duration,
     /// How large the outbox may grow, in bytes: past it the oldest requests go first.
@@ -78,6 +81,7 @@ impl Default for Settings {
             lease_term: Duration::from_secs(10),
             batch: 2_000,
             idle_poll: Duration::from_millis(333),
+            look_every: Duration::from_secs(5),
             reconcile_every: Duration::from_mins(1),
             max_outbox: 2 << 30,
             trim_every: Duration::from_secs(5),
@@ -156,6 +160,7 @@ pub struct Relay {
     settings: Settings,
     monitor: Monitor,
     instruments: Arc<meter::Instruments>,
+    capture: capture::Watch,
     /// What the lease's row calls this relay.
     holder: String,
 }
@@ -209,6 +214,7 @@ impl Relay {
             settings: Settings::default(),
             monitor,
             instruments: Arc::new(meter::Instruments::new(signals)),
+            capture: capture::Watch::default(),
             holder,
         })
     }
@@ -239,11 +245,17 @@ impl Relay {
     /// credentials) is an error.
     pub async fn run(self, stop: CancellationToken) -> Result<(), RelayError> {
         meter::show(&self.monitor, self.settings.max_outbox);
+        let looker = meter::Looker {
+            store: &*self.store,
+            monitor: &self.monitor,
+            instruments: &self.instruments,
+            capture: &self.capture,
+        };
         let ended = tokio::select! {
             ended = self.relay(&stop) => ended,
-            never = meter::watch(&*self.store, &self.monitor, &self.instruments) => match never {},
+            never = looker.watch(self.settings.look_every) => match never {},
         };
-        meter::look_at_the_end(&*self.store, &self.monitor, &self.instruments).await;
+        looker.look_at_the_end().await;
         ended
     }
 
@@ -299,7 +311,9 @@ impl Relay {
 
     /// Projects and sends until `stop`, or until something fails.
     async fn work(&self, lease: &Lease, stop: &CancellationToken) -> Result<(), RelayError> {
-        self.warn_of_what_is_missing().await?;
+        // A relay that runs until idle may be gone before the next look.
+        self.capture.look(&*self.store, &self.monitor).await;
+        self.warn_of_unserved_channels().await?;
         let instance = self.store.instance().await?;
         let mut keeper = std::pin::pin!(lease::keep(&*self.store, lease, self.settings.lease_term));
         let counts = self.instruments.of(&instance);
@@ -381,11 +395,8 @@ impl Relay {
         }
     }
 
-    /// A journal that nobody writes, and requests of a channel that an earlier relay served and this one does not.
-    async fn warn_of_what_is_missing(&self) -> Result<(), StoreError> {
-        if self.store.attached_table().await?.is_none() {
-            tracing::warn!("no table has runspan's triggers, so nothing new will come: run `runspan attach`");
-        }
+    /// Requests of a channel that an earlier relay served and this one does not.
+    async fn warn_of_unserved_channels(&self) -> Result<(), StoreError> {
         for channel in Channel::ALL {
             let served = self.sinks.iter().any(|(served, _)| *served == channel);
             if !served && self.store.next_request(channel, None).await?.is_some() {

@@ -2,6 +2,7 @@
 
 use clap::Args;
 
+use super::purge::Purge;
 use super::{Database, Failure, print, print_line};
 use crate::store::{Detached, Plan, StoreError};
 
@@ -51,6 +52,9 @@ impl AttachArgs {
 /// Remove the triggers, and with --purge all else of runspan's
 ///
 /// Without --purge the journal and the outbox stay: a relay can still send what they hold.
+///
+/// With --purge it prints what is lost, which roles lose their rights, and which calls of the application fail
+/// afterwards. Where anything waits, or such a call is possible, it changes nothing without --yes.
 #[derive(Args)]
 pub(super) struct DetachArgs {
     #[command(flatten)]
@@ -58,11 +62,22 @@ pub(super) struct DetachArgs {
     /// Remove runspan's schema too, with everything that has not been sent
     #[arg(long)]
     purge: bool,
+    /// Purge even if something is lost, or calls of `dispatch_refused` fail afterwards
+    #[arg(long, requires = "purge")]
+    yes: bool,
 }
 
 impl DetachArgs {
     pub(super) async fn run(self) -> Result<(), Failure> {
         let store = self.database.open()?;
+        let loss = if self.purge { store.purge_loss().await? } else { None };
+        if let Some(loss) = loss {
+            let purge = Purge::new(loss, &self.database.url()?);
+            print(&purge)?;
+            if !self.yes {
+                purge.may_go_on()?;
+            }
+        }
         match store.detach(self.purge).await? {
             Detached::Removed { table } => print_line(format_args!("detached from {table}")),
             Detached::Nothing => match store.check().await {

@@ -248,7 +248,7 @@ fn footer(report: &Report) -> String {
         say("sent on", &sent.endpoint, &accepted(sent));
     }
     if let Some(database) = &report.kept_in {
-        say("kept in", database, "let go of it: runspan detach --purge --database-url URL");
+        say("kept in", database, "let go of it: runspan detach --purge --yes --database-url URL");
     }
     text += &section("Next", "on your own table workflow_runs");
     for command in NEXT {

@@ -63,6 +63,7 @@ enum Fate {
 impl Exporter {
     pub(super) async fn run(self) -> Result<(), RelayError> {
         let mut ledger = self.open().await?;
+        let mut is_set_back = false;
         self.say_if_buckets_change(&ledger);
         let mut request_size = MAX_REQUEST;
         let mut waits = patience(self.config.interval);
@@ -73,7 +74,7 @@ impl Exporter {
                 tokio::time::sleep(PATIENCE_AT_A_STOP).await;
             };
             let exported = tokio::select! {
-                exported = self.export(&mut ledger, &mut request_size) => exported?,
+                exported = self.export(&mut ledger, &mut request_size, &mut is_set_back) => exported?,
                 () = too_long => break,
             };
             let wait = if let Some(asked) = exported {
@@ -91,7 +92,7 @@ impl Exporter {
             // series it would be missing from both. Who can change the lease's row comes after it.
             self.store.renew_lease(&self.lease, self.settings.lease_term).await?;
             let mut ledger = self.open().await?;
-            self.export(&mut ledger, &mut request_size).await
+            self.export(&mut ledger, &mut request_size, &mut is_set_back).await
         });
         let last = last.await;
         if last.unwrap_or(Ok(Some(Duration::ZERO)))?.is_some() {
@@ -128,9 +129,10 @@ impl Exporter {
         &self,
         ledger: &mut Ledger,
         request_size: &mut usize,
+        is_set_back: &mut bool,
     ) -> Result<Option<Duration>, StoreError> {
         loop {
-            let now = self.receive(ledger).await?;
+            let now = self.receive(ledger, is_set_back).await?;
             let Some(client) = &self.client else {
                 self.store.record(&self.lease, &ledger.change()).await?;
                 return Ok(None);
@@ -164,9 +166,28 @@ impl Exporter {
     }
 
     /// Takes in what is pending; the database's time after it.
-    async fn receive(&self, ledger: &mut Ledger) -> Result<Timestamp, StoreError> {
+    ///
+    /// Some may be hidden, since somebody has set back the numbers that they get (`setval`, a logical cut-over). Then the
+    /// ledger is opened anew, which reads all of them; what it had not written down is in the database still. Not while
+    /// an export is under way: only this ledger knows which of them that tells of.
+    async fn receive(&self, ledger: &mut Ledger, is_set_back: &mut bool) -> Result<Timestamp, StoreError> {
+        let mut is_opened_anew = false;
         loop {
             let fresh = self.store.fresh_totals(&self.lease, ledger.last(), READ_AT_ONCE).await?;
+            if fresh.up_to != ledger.stored() && ledger.attempt().is_none() && !is_opened_anew {
+                is_opened_anew = true;
+                // Until the new numbers have passed the old ones it may come to this again: one line is enough.
+                if !std::mem::replace(is_set_back, true) {
+                    tracing::warn!(
+                        expected = ledger.stored(),
+                        found = fresh.up_to,
+                        "the numbers of the pending metrics were set back (the sequence of runspan's deltas, by \
+                         setval() or a restore): all that is pending is read anew"
+                    );
+                }
+                *ledger = self.open().await?;
+                continue;
+            }
             let is_all = fresh.totals.len() < READ_AT_ONCE;
             for notice in ledger.receive(fresh.totals) {
                 match notice {

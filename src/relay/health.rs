@@ -11,7 +11,8 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::monitor::{Monitor, SenderState, Snapshot};
+use super::capture::utc;
+use super::monitor::{Capture, Monitor, SenderState, Snapshot};
 use crate::otlp::Signal;
 use crate::store::{Store, StoreStatus};
 
@@ -28,7 +29,7 @@ struct Watched {
 ///
 /// - `/live`: 200 while the process answers.
 /// - `/ready`: 200 while the database answers, whether this relay holds the lease or stands by; 503 otherwise.
-///   The body says backlog, ages, senders and the last acknowledgement.
+///   The body says backlog, ages, senders, the last acknowledgement, and whether transitions reach the journal.
 pub async fn serve(
     listener: TcpListener,
     store: Arc<dyn Store>,
@@ -69,6 +70,16 @@ fn describe_sender(state: &SenderState) -> Value {
     }
 }
 
+/// `live` is null while that is unknown.
+fn describe_capture(capture: Option<&Capture>) -> Value {
+    let problems = capture.map_or(&[][..], |capture| &capture.problems);
+    json!({
+        "live": capture.map(Capture::is_live),
+        "since": capture.and_then(|capture| capture.since).map(utc),
+        "problems": problems.iter().map(ToString::to_string).collect::<Vec<_>>(),
+    })
+}
+
 fn describe(snapshot: &Snapshot, status: &StoreStatus) -> Value {
     let channels = snapshot.senders.iter().map(|(channel, state)| (channel.to_string(), state));
     let metrics = snapshot.metrics.iter().map(|state| (Signal::Metrics.to_string(), state));
@@ -83,6 +94,7 @@ fn describe(snapshot: &Snapshot, status: &StoreStatus) -> Value {
         "deliveredItems": snapshot.delivered_items,
         "rejectedItems": snapshot.rejected_items,
         "senders": senders,
+        "journal": describe_capture(snapshot.capture.as_ref()),
         "database": status,
     })
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use opentelemetry::metrics::{AsyncInstrument, Counter, Histogram, Meter};
 use opentelemetry::{KeyValue, global};
 
+use super::capture;
 use super::monitor::{Monitor, Snapshot};
 use crate::otlp::answer::Answer;
 use crate::semconv::field;
@@ -19,9 +20,6 @@ use crate::store::{Store, StoreError, StoreStatus};
 /// From a commit of its own to a receiver that takes its time, in seconds.
 const BUCKETS: [f64; 17] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0];
-
-/// How often the database is asked how it stands. The SDK's own thread must not wait for a database.
-const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// The last look, of a relay that ends, takes no longer.
 const LAST_LOOK: Duration = Duration::from_secs(1);
@@ -136,6 +134,9 @@ pub(super) fn show(monitor: &Monitor, max_outbox: u64) {
         (None, false) => Vec::new(),
     });
     gauges.counts(&metric::OUTBOX_LIMIT, move |_| vec![(limit, None)]);
+    gauges.counts(&metric::JOURNAL_LIVE, |snapshot| {
+        snapshot.capture.iter().map(|capture| (i64::from(capture.is_live()), None)).collect()
+    });
     gauges.counts(&metric::JOURNAL_ENTRIES, stored(|status| vec![(status.journal_entries, None)]));
     gauges.counts(&metric::JOURNAL_SET_ASIDE, stored(|status| vec![(status.set_aside_entries, None)]));
     gauges.counts(&metric::OUTBOX_SIZE, stored(|status| vec![(status.waiting_bytes, None)]));
@@ -197,39 +198,50 @@ fn age(oldest: Option<f64>) -> Points<f64> {
     vec![(oldest.unwrap_or_default().max(0.0), None)]
 }
 
-/// Looks at the database every few seconds, for the gauges.
-pub(super) async fn watch(
-    store: &dyn Store,
-    monitor: &Monitor,
-    instruments: &Arc<Instruments>,
-) -> Infallible {
-    loop {
-        look(store, monitor, instruments).await;
-        tokio::time::sleep(LOOK_EVERY).await;
-    }
+/// What looks at the database every few seconds: for the gauges, and for what the log has to say. (The SDK's own thread
+/// must not wait for a database.)
+pub(super) struct Looker<'a> {
+    pub(super) store: &'a dyn Store,
+    pub(super) monitor: &'a Monitor,
+    pub(super) instruments: &'a Arc<Instruments>,
+    pub(super) capture: &'a capture::Watch,
 }
 
-/// Looks once more, so that the last export tells how it was left.
-pub(super) async fn look_at_the_end(store: &dyn Store, monitor: &Monitor, instruments: &Arc<Instruments>) {
-    let _ = tokio::time::timeout(LAST_LOOK, look(store, monitor, instruments)).await;
-}
-
-/// What cannot be seen is not shown: an old number would pass for a new one.
-async fn look(store: &dyn Store, monitor: &Monitor, instruments: &Arc<Instruments>) {
-    let seen: Result<_, StoreError> = async { Ok((store.instance().await?, store.status().await?)) }.await;
-    match seen {
-        Ok((database, status)) => {
-            if monitor.snapshot().database.as_ref() != Some(&database) {
-                instruments.of(&database).begin();
-            }
-            monitor.update(|state| {
-                state.database = Some(database);
-                state.status = Some(status);
-            });
+impl Looker<'_> {
+    pub(super) async fn watch(&self, every: Duration) -> Infallible {
+        loop {
+            self.look().await;
+            tokio::time::sleep(every).await;
         }
-        Err(error) => {
-            tracing::debug!("cannot look at the database for the relay's metrics: {error}");
-            monitor.update(|state| state.status = None);
+    }
+
+    /// Looks once more, so that the last export tells how it was left.
+    pub(super) async fn look_at_the_end(&self) {
+        let _ = tokio::time::timeout(LAST_LOOK, self.look()).await;
+    }
+
+    /// What cannot be seen is not shown: an old number would pass for a new one.
+    async fn look(&self) {
+        let seen: Result<_, StoreError> =
+            async { Ok((self.store.instance().await?, self.store.status().await?)) }.await;
+        match seen {
+            Ok((database, status)) => {
+                if self.monitor.snapshot().database.as_ref() != Some(&database) {
+                    self.instruments.of(&database).begin();
+                }
+                self.monitor.update(|state| {
+                    state.database = Some(database);
+                    state.status = Some(status);
+                });
+                self.capture.look(self.store, self.monitor).await;
+            }
+            Err(error) => {
+                tracing::debug!("cannot look at the database for the relay's metrics: {error}");
+                self.monitor.update(|state| {
+                    state.status = None;
+                    state.capture = None;
+                });
+            }
         }
     }
 }

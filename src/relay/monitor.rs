@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use tokio::sync::{Notify, watch};
 
-use crate::store::{Channel, StoreStatus};
+use crate::store::{CaptureProblem, Channel, StoreStatus};
 
 /// A relay's view of itself, shared by its tasks and whoever looks on.
 #[derive(Clone)]
@@ -26,6 +26,8 @@ pub struct Snapshot {
     pub database: Option<String>,
     /// How journal and outbox stood a few seconds ago, unless the database did not answer then.
     pub status: Option<StoreStatus>,
+    /// Whether transitions reach the journal, as it was a few seconds ago; `None` while that is unknown.
+    pub capture: Option<Capture>,
     /// Why the database cannot be used at the moment.
     pub database_problem: Option<String>,
     /// Whether the journal was empty when it was last looked at.
@@ -40,6 +42,23 @@ pub struct Snapshot {
     pub delivered_items: u64,
     /// Spans and records that a receiver took and threw away (`partial_success`).
     pub rejected_items: u64,
+}
+
+/// Whether transitions reach the journal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Capture {
+    /// Why they do not, or why the table cannot be compared with the journal; empty while all is well.
+    pub problems: Vec<CaptureProblem>,
+    /// While all is well: since when it has been seen so. Else when it was last seen so, if this relay has seen it. By
+    /// the clock of the relay's host.
+    pub since: Option<SystemTime>,
+}
+
+impl Capture {
+    /// Whether all is well.
+    pub const fn is_live(&self) -> bool {
+        self.problems.is_empty()
+    }
 }
 
 /// What a sender is at.

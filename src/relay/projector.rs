@@ -16,7 +16,9 @@ use crate::journal::{Change, Entry};
 use crate::otlp::encode::{self, Encoded, Encoder};
 use crate::projection::{OpenRun, Projected, project};
 use crate::run::RunId;
-use crate::store::{Batch, Channel, Commit, Lease, NewRequest, Position, Reconciled, Store, StoreError};
+use crate::store::{
+    Batch, Channel, Commit, Lease, NewRequest, Position, Reconciled, Store, StoreError, StoreStatus,
+};
 
 /// The shortest pause between two looks at the journal: what arrives meanwhile shares a transaction.
 const BUSY_POLL: Duration = Duration::from_millis(20);
@@ -68,7 +70,7 @@ impl Projector {
 
     async fn project(&self, comparison: &Comparison) -> Result<(), StoreError> {
         let mut position = self.store.position(&self.instance).await?;
-        let mut trimmed = Instant::now();
+        let (mut trimmed, mut asked) = (Instant::now(), None);
         let mut pause = BUSY_POLL;
         // Of a backlog, one batch is committed while the next is projected and the one behind that is read.
         let (mut ahead, mut behind) = (None, None);
@@ -109,6 +111,12 @@ impl Projector {
                     trimmed = Instant::now();
                 }
             }
+            if ahead.is_none()
+                && behind.is_none()
+                && let Some(before) = self.set_back(&position, &mut asked).await?
+            {
+                position = before;
+            }
             if read < self.settings.batch {
                 self.unless_stopped(tokio::time::sleep(pause)).await;
             }
@@ -123,7 +131,10 @@ impl Projector {
         let every = self.settings.reconcile_every;
         let mut was_empty = false;
         while !self.stop.is_cancelled() {
-            self.reconcile().await?;
+            // It takes minutes where there are many runs, in steps that may be broken off between any two.
+            if let Some(compared) = self.unless_stopped(self.reconcile()).await {
+                compared?;
+            }
             if was_empty {
                 comparison.is_done.store(true, Ordering::Relaxed);
                 self.unless_stopped(tokio::time::sleep(every)).await;
@@ -137,6 +148,37 @@ impl Projector {
 
     async fn unless_stopped<T>(&self, wait: impl Future<Output = T>) -> Option<T> {
         self.stop.run_until_cancelled(wait).await
+    }
+
+    /// Where to read from anew, if somebody has set the journal's positions back (`setval`, a logical cut-over): new
+    /// entries get positions then that were read long ago, and no read finds them. For when nothing is under way: all
+    /// that was read is gone from the journal.
+    ///
+    /// Asked only once in a while, and where the last look at the database has seen an entry: an idle relay asks nothing,
+    /// and the first entry of a journal that PostgreSQL has not cleaned lies behind many dead rows.
+    async fn set_back(
+        &self,
+        position: &Position,
+        asked: &mut Option<Instant>,
+    ) -> Result<Option<Position>, StoreError> {
+        let is_due = asked.is_none_or(|asked| asked.elapsed() >= self.settings.look_every);
+        let has_entries = |status: &StoreStatus| status.journal_entries > 0;
+        if !is_due || !self.monitor.snapshot().status.as_ref().is_some_and(has_entries) {
+            return Ok(None);
+        }
+        *asked = Some(Instant::now());
+        // One that is unread has come, or was committed late, after the last read.
+        let Some(first) = self.store.first_entry().await?.filter(|first| !position.is_unread(*first)) else {
+            return Ok(None);
+        };
+        tracing::warn!(
+            first,
+            read_up_to = position.highest(),
+            "the positions of the journal were set back (its sequence, by setval() or a restore): entries that no read \
+             would find are read from the beginning"
+        );
+        // Not from the first: a transaction that is still open may have drawn an earlier position.
+        Ok(Some(Position::from_mark((first - 1).min(0), None)))
     }
 
     /// The batch that is read already, or else the next one: `position` moves behind it.
@@ -225,9 +267,16 @@ impl Projector {
     async fn reconcile(&self) -> Result<(), StoreError> {
         match self.store.reconcile().await {
             Ok(Reconciled { entries: 0, .. }) => {}
-            Ok(Reconciled { entries, .. }) => {
+            Ok(Reconciled { entries, vanished }) => {
                 self.counts.reconciled(entries);
                 tracing::warn!(entries, "the journal had missed transitions; the table told of them");
+                if vanished > 0 {
+                    tracing::error!(
+                        runs = vanished,
+                        "the rows of {vanished} runs in flight are gone without a DELETE that the triggers saw \
+                         (TRUNCATE, a dropped or detached partition, disabled triggers); these runs end as `deleted`"
+                    );
+                }
             }
             // The table may be renamed or gone, or hold what cannot be read. That stops nothing of what is
             // journalled and stored.

@@ -100,6 +100,8 @@ metrics! {
 
     /// 1 while this relay holds the lease, 0 while it stands by.
     LEASE_HELD = Relay Gauge "runspan.relay.lease.held" [""] { DATABASE };
+    /// 1 while transitions reach the journal and the table can be compared with it, 0 while not.
+    JOURNAL_LIVE = Relay Gauge "runspan.journal.live" [""] { DATABASE };
     /// Entries of the journal that are not projected yet.
     JOURNAL_ENTRIES = Relay Gauge "runspan.journal.entries" ["{entry}"] { DATABASE };
     /// The age of the oldest of them; 0 where there is none.

@@ -199,6 +199,14 @@ impl Ledger {
         self.last
     }
 
+    /// How many pending totals the database holds up to [`last`](Self::last), as far as this ledger knows: those that are
+    /// still pending, and those that are merged or told, but not written down as such yet. Where there are others,
+    /// somebody has set back the numbers that the database gives them, and they would never be read.
+    pub fn stored(&self) -> usize {
+        let untouched = self.pending.iter().filter(|(id, _)| !self.removed.contains(id)).count();
+        untouched + self.removed.len()
+    }
+
     /// The buckets of the histograms that were told, if any was.
     pub fn buckets(&self) -> Option<&Buckets> {
         (!self.acknowledged.histograms.is_empty()).then_some(&self.acknowledged.buckets)

@@ -53,17 +53,47 @@ impl Database {
     }
 
     fn append(&mut self, totals: Totals) {
-        self.pending.insert(self.next, totals);
-        self.next += 1;
+        assert!(self.pending.insert(self.next, totals).is_none());
+        self.set_back(self.next + 1);
     }
 
     fn open(&self) -> Ledger {
         Ledger::open(self.recorded.clone(), "db").0
     }
 
+    /// How many pending totals there are up to the last that `ledger` knows.
+    fn up_to(&self, ledger: &Ledger) -> usize {
+        self.pending.range(..=ledger.last()).count()
+    }
+
+    /// Two at once, as the exporter does.
     fn receive(&self, ledger: &mut Ledger) -> Vec<Notice> {
+        let mut notices = Vec::new();
+        loop {
+            assert_eq!(ledger.stored(), self.up_to(ledger), "what it knows is what is there");
+            let fresh = self.pending.range(ledger.last() + 1..).take(2);
+            let fresh: Vec<_> = fresh.map(|(id, totals)| (*id, totals.clone())).collect();
+            if fresh.is_empty() {
+                return notices;
+            }
+            notices.extend(ledger.receive(fresh));
+        }
+    }
+
+    /// Receives what somebody hides who sets the numbers back; whether that was seen.
+    fn receive_all(&self, ledger: &mut Ledger) -> bool {
+        let is_set_back = self.up_to(ledger) != ledger.stored() && ledger.attempt().is_none();
+        if is_set_back {
+            *ledger = self.open();
+        }
         let fresh = self.pending.range(ledger.last() + 1..).map(|(id, totals)| (*id, totals.clone()));
-        ledger.receive(fresh.collect::<Vec<_>>())
+        ledger.receive(fresh.collect::<Vec<_>>());
+        is_set_back
+    }
+
+    /// The next one gets this number, or the first one after it that is free.
+    fn set_back(&mut self, to: i64) {
+        self.next = (to..i64::MAX).find(|id| !self.pending.contains_key(id)).expect("there are enough");
     }
 
     /// Through JSON, as the stores do.
@@ -235,6 +265,119 @@ proptest! {
         }
         prop_assert!(database.pending.is_empty());
     }
+}
+
+#[derive(Clone, Debug)]
+enum Odd {
+    /// Runs end, each in a batch of its own.
+    Runs(u8),
+    /// Somebody sets the numbers back to this one.
+    SetBack(u8),
+    /// An export.
+    Export(Fate),
+}
+
+fn odd() -> impl Strategy<Value = Odd> {
+    let fates = vec![Fate::Arrives, Fate::Lost, Fate::UnknownAndArrived, Fate::UnknownAndLost];
+    prop_oneof![
+        3 => (1..5_u8).prop_map(Odd::Runs),
+        1 => (1..20_u8).prop_map(Odd::SetBack),
+        3 => prop::sample::select(fates).prop_map(Odd::Export),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 600, ..ProptestConfig::default() })]
+
+    /// Whenever somebody sets the numbers back: what would be hidden is seen, and counted once.
+    #[test]
+    fn numbers_that_are_set_back_lose_and_double_nothing(steps in prop::collection::vec(odd(), 1..40)) {
+        let layout = buckets("1,10,60");
+        let (mut database, mut receiver) = (Database::new(), Receiver::default());
+        let mut ledger = database.open();
+        let (mut now, mut ended) = (0, 0);
+        let last = [Odd::Runs(1), Odd::Export(Fate::Arrives), Odd::Export(Fate::Arrives)];
+        for step in steps.into_iter().chain(last) {
+            match step {
+                Odd::Runs(runs) => for _ in 0..runs {
+                    database.append(run("ship", 3, &layout));
+                    ended += 1;
+                },
+                Odd::SetBack(to) => database.set_back(i64::from(to)),
+                Odd::Export(fate) => loop {
+                    now += 60;
+                    database.receive_all(&mut ledger);
+                    let is_repeated = ledger.attempt().is_some();
+                    ledger.begin(at(now), INTERVAL, 0);
+                    database.record(ledger.change());
+                    let series = ledger.series();
+                    if matches!(fate, Fate::Arrives | Fate::UnknownAndArrived) {
+                        receiver.take(&series);
+                    }
+                    match fate {
+                        Fate::Arrives => ledger.acknowledged(),
+                        Fate::Lost if !is_repeated => ledger.forget(),
+                        _ => break,
+                    }
+                    database.record(ledger.change());
+                    if !is_repeated {
+                        break;
+                    }
+                },
+            }
+        }
+        let key = Key::events(Some("ship"), Event::Succeeded, None);
+        prop_assert_eq!(receiver.samples[&key].last_key_value().unwrap().1[0], ended);
+        prop_assert!(database.pending.is_empty());
+    }
+}
+
+#[test]
+fn what_the_ledger_has_not_written_down_is_still_stored() {
+    let layout = buckets("1,10");
+    let (mut database, mut ledger) = (Database::new(), Database::new().open());
+    assert_eq!(ledger.stored(), 0);
+    for _ in 0..3 {
+        database.append(run("ship", 3, &layout));
+    }
+    database.receive(&mut ledger);
+    // Merged into one, in memory: all three are there, and then that one.
+    assert_eq!((ledger.stored(), database.pending.len()), (3, 3));
+    database.record(ledger.change());
+    assert_eq!((ledger.stored(), database.pending.len()), (1, 1));
+    ledger.begin(at(60), INTERVAL, 0);
+    database.record(ledger.change());
+    // What is being told stays by itself.
+    database.append(run("ship", 3, &layout));
+    database.receive(&mut ledger);
+    assert_eq!((ledger.stored(), database.pending.len()), (2, 2));
+    ledger.acknowledged();
+    assert_eq!((ledger.stored(), database.pending.len()), (2, 2));
+    database.record(ledger.change());
+    assert_eq!((ledger.stored(), database.pending.len()), (1, 1));
+}
+
+#[test]
+fn a_number_that_is_set_back_is_seen() {
+    let layout = buckets("1,10");
+    let (mut database, mut ledger) = (Database::new(), Database::new().open());
+    for _ in 0..3 {
+        database.append(run("ship", 3, &layout));
+    }
+    assert!(!database.receive_all(&mut ledger));
+    ledger.begin(at(60), INTERVAL, 0);
+    database.record(ledger.change());
+    database.set_back(1);
+    database.append(run("ship", 3, &layout));
+    assert_eq!((database.up_to(&ledger), ledger.stored()), (2, 1));
+    // Only this ledger knows what the export under way tells of.
+    assert!(!database.receive_all(&mut ledger));
+    ledger.acknowledged();
+    database.record(ledger.change());
+    assert!(database.receive_all(&mut ledger));
+    assert!(!database.receive_all(&mut ledger));
+    let events = render(&export(&mut database, &mut ledger, 120), Kind::Events);
+    assert!(events.contains("ship workflow.run.succeeded: 4 @ 120\n"), "{events}");
 }
 
 /// Exports once, at `now`, and it arrives.

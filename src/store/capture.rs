@@ -72,3 +72,18 @@ pub enum CaptureProblem {
         owner: String,
     },
 }
+
+impl CaptureProblem {
+    /// Whether transitions are lost while it lasts. Otherwise the triggers write them, and only what they miss cannot be
+    /// recovered from the table.
+    pub const fn loses_transitions(&self) -> bool {
+        match self {
+            Self::Detached
+            | Self::TableMissing { .. }
+            | Self::TriggersMissing { .. }
+            | Self::TriggersDisabled { .. }
+            | Self::TableReplaced { .. } => true,
+            Self::OwnerChanged { .. } | Self::RowSecurity { .. } => false,
+        }
+    }
+}

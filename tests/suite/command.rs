@@ -4,6 +4,7 @@ use std::process::{Command, Output, Stdio};
 
 use runspan::relay::{Logs, Relay, serve_health};
 use runspan::runs;
+use runspan::store::StoreError;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -56,6 +57,18 @@ async fn records_go_to_standard_output_as_json_lines() {
     assert!(again.status.success() && again.stdout.is_empty(), "told once");
 }
 
+/// Status and body of a path of the health server at `address`.
+pub(crate) async fn get(address: std::net::SocketAddr, path: &str) -> (u16, Value) {
+    let mut connection = TcpStream::connect(address).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    connection.write_all(request.as_bytes()).await.unwrap();
+    let mut response = String::new();
+    connection.read_to_string(&mut response).await.unwrap();
+    let (head, body) = response.split_once("\r\n\r\n").unwrap();
+    let status: u16 = head.split(' ').nth(1).unwrap().parse().unwrap();
+    (status, serde_json::from_str::<Value>(body).unwrap_or_default())
+}
+
 #[tokio::test]
 async fn health_says_how_the_relay_stands() {
     let database = Database::sqlite().await;
@@ -70,19 +83,11 @@ async fn health_says_how_the_relay_stands() {
     let stop = CancellationToken::new();
     let serving = tokio::spawn(serve_health(listener, store.clone(), monitor.clone(), stop.clone()));
 
-    let get = async |path: &str| {
-        let mut connection = TcpStream::connect(address).await.unwrap();
-        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-        connection.write_all(request.as_bytes()).await.unwrap();
-        let mut response = String::new();
-        connection.read_to_string(&mut response).await.unwrap();
-        let (head, body) = response.split_once("\r\n\r\n").unwrap();
-        let status: u16 = head.split(' ').nth(1).unwrap().parse().unwrap();
-        (status, serde_json::from_str::<Value>(body).unwrap_or_default())
-    };
+    let get = async |path: &str| get(address, path).await;
     assert_eq!(get("/live").await.0, 200);
     let (status, ready) = get("/ready").await;
     assert_eq!((status, ready["role"].as_str()), (200, Some("starting")));
+    assert_eq!(ready["journal"], serde_json::json!({ "live": null, "since": null, "problems": [] }));
 
     database.connect().await.queue("triage", 1).await;
     assert_eq!(get("/ready").await.1["database"]["journalEntries"], 1);
@@ -93,6 +98,8 @@ async fn health_says_how_the_relay_stands() {
     assert_eq!(ready["database"]["journalEntries"], 0);
     assert_eq!(ready["database"]["openRuns"], 1);
     assert!(ready["lastAcknowledgementSecondsAgo"].is_number());
+    assert_eq!(ready["journal"]["live"], true);
+    assert!(ready["journal"]["since"].is_string());
     relay.stop().await.unwrap();
 
     stop.cancel();
@@ -229,7 +236,10 @@ async fn a_relay_without_triggers_says_so() {
     let relayed = runspan(&database, &["relay", "--until-idle", "--logs", "stdout"]);
     assert!(relayed.status.success());
     let said = String::from_utf8(relayed.stderr).unwrap();
-    assert!(said.contains("no table has runspan's triggers"), "{said}");
+    assert!(
+        said.contains("runspan is detached: no transition is journalled; run `runspan attach`"),
+        "{said}"
+    );
 }
 
 #[tokio::test]
@@ -248,8 +258,50 @@ async fn attach_and_detach_say_what_comes_next() {
     ");
     insta::assert_snapshot!(say(&["detach"]), @"detached from workflow_runs");
     insta::assert_snapshot!(say(&["detach"]), @"the triggers are gone already; `runspan detach --purge` removes the schema too");
-    assert!(say(&["detach", "--purge"]).starts_with("detached from "));
+    let said = say(&["detach", "--purge", "--yes"]);
+    assert!(said.lines().last().unwrap_or_default().starts_with("detached from "), "{said}");
     insta::assert_snapshot!(say(&["detach"]), @"runspan is not attached: nothing to do");
+}
+
+#[tokio::test]
+async fn a_purge_that_loses_something_needs_a_yes() {
+    let database = Database::sqlite().await;
+    assert!(runspan(&database, &["attach"]).status.success());
+    database.connect().await.queue("triage", 42).await;
+    let refused = runspan(&database, &["detach", "--purge"]);
+    assert_eq!(refused.status.code(), Some(1));
+    insta::assert_snapshot!(String::from_utf8(refused.stdout).unwrap(), @r"
+    the purge loses for good:
+      1 entry not projected
+    what fails from then on: inserts into runspan_dispatch_refused by any writer
+    ");
+    insta::assert_snapshot!(String::from_utf8(refused.stderr).unwrap(), @"error: nothing was changed: the purge would lose 1 unprojected entry, and make inserts into runspan_dispatch_refused by any writer fail; first send what waits (`runspan relay --until-idle`; runs in flight have to end before), or go on with --yes");
+    let store = database.store();
+    assert_eq!(store.status().await.unwrap().journal_entries, 1);
+    assert!(store.attached_table().await.unwrap().is_some());
+
+    let purged = runspan(&database, &["detach", "--purge", "--yes"]);
+    assert!(purged.status.success());
+    let said = String::from_utf8(purged.stdout).unwrap();
+    assert!(
+        said.contains("  1 entry not projected\n") && said.ends_with("detached from workflow_runs\n"),
+        "{said}"
+    );
+    assert!(matches!(store.check().await, Err(StoreError::NotAttached)));
+}
+
+#[tokio::test]
+async fn yes_is_an_answer_to_a_purge_alone() {
+    let database = Database::sqlite().await;
+    assert!(runspan(&database, &["attach"]).status.success());
+    let output = runspan(&database, &["detach", "--yes"]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("required arguments were not provided") && said.contains("--purge"), "{said}");
+    assert!(database.store().attached_table().await.unwrap().is_some());
+    let help = String::from_utf8(runspan(&database, &["detach", "--help"]).stdout).unwrap();
+    let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(help.contains("--yes") && help.contains("changes nothing without --yes"), "{help}");
 }
 
 #[tokio::test]

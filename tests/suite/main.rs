@@ -14,6 +14,7 @@ mod receiver;
 mod relay;
 
 mod attach;
+mod capture;
 #[cfg(feature = "services")]
 mod collector;
 mod command;
@@ -28,6 +29,7 @@ mod fan_out;
 mod fuzz;
 mod journal;
 mod lease;
+mod logged;
 mod module_order;
 mod otlp;
 mod outbox;
@@ -44,6 +46,7 @@ mod runs;
 mod runtime;
 mod scoped;
 mod series;
+mod set_back;
 mod sqlite_file;
 mod stuck;
 mod telemetry;

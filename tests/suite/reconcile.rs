@@ -7,12 +7,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use runspan::relay::Settings;
 use runspan::runs::{self, Parent};
-use runspan::store::Store;
+use runspan::store::{Reconciled, Store};
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::database::{Database, Session, eventually, new_run};
 use crate::hooked::{Hooked, Hooks};
+use crate::logged::Logged;
 use crate::points::Samples;
 use crate::receiver::Receiver;
 use crate::relay::Relay;
@@ -28,6 +29,8 @@ on_every_database!(
     what_would_be_set_aside_is_left_alone,
     a_comparison_that_takes_long_holds_no_run_up,
     a_journal_that_is_never_empty_is_compared_all_the_same,
+    rows_that_vanished_are_an_error_of_their_own,
+    a_stop_waits_for_no_comparison,
 );
 
 /// Runs `sql` with the triggers asleep, as a restore does.
@@ -278,4 +281,48 @@ async fn a_journal_that_is_never_empty_is_compared_all_the_same(database: &Datab
     eventually("the third comparison", compared).await;
     assert!(!relay.monitor().snapshot().journal_empty);
     relay.stop().await.unwrap();
+}
+
+/// What ends a run was seen by no trigger.
+struct Vanishing;
+
+#[async_trait]
+impl Hooks for Vanishing {
+    async fn before(&self, _: &'static str) {}
+
+    async fn after(&self, _: &'static str) {}
+
+    fn reconciled(&self, found: Reconciled) -> Reconciled {
+        Reconciled { vanished: found.entries, ..found }
+    }
+}
+
+async fn rows_that_vanished_are_an_error_of_their_own(database: &Database) {
+    let (store, receiver) = (database.attach().await.0, Receiver::grpc().await);
+    let (logged, _guard) = Logged::start();
+    let mut session = database.connect().await;
+    for number in 1..=3 {
+        session.queue("triage", number).await;
+    }
+    let store: Arc<dyn Store> = Arc::new(Hooked { store, hooks: Arc::new(Vanishing) });
+    series::start(&store, &receiver).drain().await.unwrap();
+    assert_eq!(logged.with("are gone without a DELETE").len(), 0);
+    unseen(&mut session, "DELETE FROM workflow_runs").await;
+    series::start(&store, &receiver).drain().await.unwrap();
+    let said =
+        logged.with("error the rows of 3 runs in flight are gone without a DELETE that the triggers saw");
+    assert_eq!(said.len(), 1);
+    assert!(said[0].ends_with("; these runs end as `deleted`"), "{said:?}");
+    let deleted = "workflow.run.events{workflowName=triage event=workflow.run.deleted}";
+    assert_eq!(Samples::of(&receiver).last(deleted), Some(3.0));
+}
+
+async fn a_stop_waits_for_no_comparison(database: &Database) {
+    let (store, receiver) = (database.attach().await.0, Receiver::grpc().await);
+    // It goes on for ever.
+    let slow = Arc::new(Slow::default());
+    let store: Arc<dyn Store> = Arc::new(Hooked { store, hooks: Arc::clone(&slow) });
+    let relay = series::start(&store, &receiver);
+    eventually("a comparison", async || slow.is_under_way.is_cancelled()).await;
+    tokio::time::timeout(Duration::from_secs(20), relay.stop()).await.expect("it ends").unwrap();
 }

@@ -181,6 +181,7 @@ async fn a_relay_exports_every_metric_of_its_own_in_the_catalogue_and_no_other()
         let status = |status| [(metric::STATUS, status)];
         for (expected, found) in [
             (1.0, value(metric::LEASE_HELD, &[])),
+            (1.0, value(metric::JOURNAL_LIVE, &[])),
             (0.0, value(metric::JOURNAL_ENTRIES, &[])),
             (0.0, value(metric::JOURNAL_OLDEST_AGE, &[])),
             (1.0, value(metric::JOURNAL_SET_ASIDE, &[])),

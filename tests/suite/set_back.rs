@@ -1,0 +1,142 @@
+//! Somebody sets sequences back (`setval`, a logical cut-over, a script): numbers come again that were read long ago.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use runspan::relay::{RelayHandle, Settings};
+use runspan::store::Store;
+use tokio::sync::Mutex;
+
+use crate::database::{Database, Session, eventually};
+use crate::hooked::{Hooked, Hooks};
+use crate::logged::Logged;
+use crate::points::Samples;
+use crate::receiver::Receiver;
+use crate::series::{self, SUCCEEDED, succeed};
+
+on_every_database!(
+    entries_at_positions_that_were_read_are_read,
+    they_are_read_after_a_restart_too,
+    an_entry_that_commits_late_is_no_such_case,
+    pending_metrics_at_places_that_were_read_are_told,
+);
+
+const JOURNAL: &str = "the positions of the journal were set back";
+const DELTAS: &str = "the numbers of the pending metrics were set back";
+
+fn start(store: &Arc<dyn Store>, receiver: &Receiver) -> RelayHandle {
+    let settings = Settings { look_every: Duration::from_millis(20), ..series::settings() };
+    series::relay(store, receiver, &[]).with(settings).spawn()
+}
+
+/// The next row of one of runspan's own tables gets one of the first numbers.
+async fn set_back(session: &mut Session, table: &str) {
+    let sql = match session {
+        Session::Postgres(_) if table == "journal" => "SELECT setval('runspan.journal_seq', 1)".to_owned(),
+        Session::Postgres(_) => format!("SELECT setval(pg_get_serial_sequence('runspan.{table}', 'id'), 1)"),
+        Session::Sqlite(_) => format!("UPDATE sqlite_sequence SET seq = 0 WHERE name = 'runspan_{table}'"),
+    };
+    session.execute(&sql).await;
+}
+
+async fn is_told(receiver: &Receiver, runs: f64) {
+    let is_told = |receiver: &Receiver| Samples::of(receiver).last(SUCCEEDED) == Some(runs);
+    receiver.wait_until("the runs", is_told).await;
+}
+
+async fn entries_at_positions_that_were_read_are_read(database: &Database) {
+    let (store, receiver) = (database.attach().await.0, Receiver::grpc().await);
+    let (logged, _guard) = Logged::start();
+    let mut session = database.connect().await;
+    let relay = start(&store, &receiver);
+    succeed(&mut session, "triage", 1..=3).await;
+    is_told(&receiver, 3.0).await;
+    set_back(&mut session, "journal").await;
+    succeed(&mut session, "triage", 4..=4).await;
+    is_told(&receiver, 4.0).await;
+    assert_eq!(logged.with(JOURNAL).len(), 1);
+    // From there on as ever.
+    succeed(&mut session, "triage", 5..=9).await;
+    is_told(&receiver, 9.0).await;
+    relay.drain().await.unwrap();
+    assert_eq!(logged.with(JOURNAL).len(), 1);
+}
+
+async fn they_are_read_after_a_restart_too(database: &Database) {
+    let (store, receiver) = (database.attach().await.0, Receiver::grpc().await);
+    let mut session = database.connect().await;
+    let relay = start(&store, &receiver);
+    // Each by itself, so that the mark moves.
+    for run in 1..=3 {
+        succeed(&mut session, "triage", run..=run).await;
+        eventually("an empty journal", async || store.status().await.unwrap().journal_entries == 0).await;
+    }
+    relay.drain().await.unwrap();
+    set_back(&mut session, "journal").await;
+    succeed(&mut session, "triage", 4..=4).await;
+    start(&store, &receiver).drain().await.unwrap();
+    assert_eq!(Samples::of(&receiver).last(SUCCEEDED), Some(4.0));
+}
+
+async fn an_entry_that_commits_late_is_no_such_case(database: &Database) {
+    let (store, receiver) = (database.attach().await.0, Receiver::grpc().await);
+    let (logged, _guard) = Logged::start();
+    let (mut late, mut session) = (database.connect().await, database.connect().await);
+    let relay = start(&store, &receiver);
+    // (SQLite has one writer at a time.)
+    if database.is_postgres() {
+        late.execute("BEGIN").await;
+        succeed(&mut late, "triage", 1..=1).await;
+    }
+    succeed(&mut session, "triage", 2..=4).await;
+    is_told(&receiver, 3.0).await;
+    if database.is_postgres() {
+        late.execute("COMMIT").await;
+    } else {
+        succeed(&mut late, "triage", 1..=1).await;
+    }
+    is_told(&receiver, 4.0).await;
+    relay.drain().await.unwrap();
+    assert_eq!(logged.with(JOURNAL).len() + logged.with(DELTAS).len(), 0);
+}
+
+/// Counts the pending totals up to a place.
+struct Places {
+    session: Mutex<Session>,
+    deltas: String,
+}
+
+#[async_trait]
+impl Hooks for Places {
+    async fn before(&self, _: &'static str) {}
+
+    async fn after(&self, _: &'static str) {}
+
+    async fn up_to(&self, after: i64, _: usize) -> usize {
+        let count = self.session.lock().await.count(&format!("{} WHERE id <= {after}", self.deltas)).await;
+        usize::try_from(count).unwrap()
+    }
+}
+
+async fn pending_metrics_at_places_that_were_read_are_told(database: &Database) {
+    let (store, receiver) = (database.attach().await.0, Receiver::grpc().await);
+    let (logged, _guard) = Logged::start();
+    let places = Places { session: Mutex::new(database.connect().await), deltas: database.own("deltas") };
+    let store: Arc<dyn Store> = Arc::new(Hooked { store, hooks: Arc::new(places) });
+    let mut session = database.connect().await;
+    let relay = start(&store, &receiver);
+    for run in 1..=5 {
+        succeed(&mut session, "triage", run..=run).await;
+        is_told(&receiver, f64::from(u8::try_from(run).unwrap())).await;
+    }
+    assert_eq!(logged.with(DELTAS).len(), 0);
+    set_back(&mut session, "deltas").await;
+    for run in 6..=8 {
+        succeed(&mut session, "triage", run..=run).await;
+        is_told(&receiver, f64::from(u8::try_from(run).unwrap())).await;
+    }
+    relay.drain().await.unwrap();
+    assert_eq!(logged.with(DELTAS).len(), 1);
+    assert_eq!(Samples::of(&receiver).increase("workflow.run.duration"), 8);
+}
