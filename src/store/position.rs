@@ -57,12 +57,6 @@ impl Position {
         self.unread.last().map_or(self.low, |unread| unread.above)
     }
 
-    /// Whether an entry at `seq` is yet to be read. If not, and it is in the journal though all that was read is
-    /// consumed, nobody will ever read it: the positions have been set back.
-    pub fn is_unread(&self, seq: i64) -> bool {
-        self.unread.iter().any(|unread| unread.above < seq && seq < unread.below)
-    }
-
     /// The position once `batch` is read, in order, of what is unread, in a snapshot that begins at `xmin`; `bound` was
     /// drawn after it.
     #[must_use]
@@ -192,21 +186,6 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_where_all_was_read_has_been_set_back() {
-        let read = Position::default().advance(&[5, 7], 100, 105);
-        let is_unread = |position: &Position, seqs: [i64; 6]| seqs.map(|seq| position.is_unread(seq));
-        // 4 and 6 may come late, 8 is next.
-        assert_eq!(is_unread(&read, [0, 4, 5, 6, 7, 8]), [false, true, false, true, false, true]);
-        let moved = read.advance(&[9], 105, 110);
-        assert_eq!(is_unread(&moved, [4, 6, 7, 8, 9, 10]), [false, false, false, true, false, true]);
-        // SQLite has no holes that could be filled.
-        let sqlite = Position::default().advance(&[5, 7], 0, 0);
-        assert_eq!(is_unread(&sqlite, [0, 1, 4, 6, 7, 8]), [false, false, false, false, false, true]);
-        let anew = Position::from_mark(0, None);
-        assert_eq!(is_unread(&anew, [0, 1, 4, 6, 7, 8]), [false, true, true, true, true, true]);
-    }
-
-    #[test]
     fn too_many_places_are_joined_where_least_was_read_between_them() {
         // Two of three, and then one long stretch.
         let batch: Vec<i64> = (0..1_500).flat_map(|n| [3 * n + 1, 3 * n + 2]).chain(4_501..9_000).collect();
@@ -237,7 +216,6 @@ mod tests {
                 let is_unread = |seq: &i64| {
                     position.unread().iter().any(|unread| unread.above < *seq && *seq < unread.below)
                 };
-                prop_assert!((0..210).all(|seq| is_unread(&seq) == position.is_unread(seq)));
                 let batch: Vec<i64> = written.iter().copied().filter(is_unread).take(limit).collect();
                 for seq in &batch {
                     prop_assert!(read.insert(*seq), "{seq} is read twice");
@@ -251,30 +229,6 @@ mod tests {
                 prop_assert_eq!(due.copied().find(|seq| !position.unread().iter().any(|u| u.above < *seq && *seq < u.below)), None);
                 prop_assert!(position.unread().windows(2).all(|two| two[0].below <= two[1].above));
             }
-        }
-
-        /// Positions that are set back: what is hidden is told from what commits late, and is read from the mark anew.
-        #[test]
-        fn what_is_set_back_is_told_from_what_is_late(
-            batches in vec(btree_set(1_i64..200, 1..40), 1..10),
-            has_one_writer in any::<bool>(),
-            seq in 1_i64..250,
-        ) {
-            let (mut position, mut read) = (Position::default(), BTreeSet::new());
-            for batch in &batches {
-                let batch: Vec<i64> = batch.iter().copied().filter(|seq| position.is_unread(*seq)).collect();
-                position = position.advance(&batch, 0, i64::from(!has_one_writer));
-                read.extend(batch);
-            }
-            let highest = read.last().copied().unwrap_or_default();
-            if seq > highest {
-                prop_assert!(position.is_unread(seq), "whatever comes next is unread");
-            } else if has_one_writer {
-                prop_assert!(!position.is_unread(seq), "one writer at a time fills no hole");
-            } else {
-                prop_assert_eq!(position.is_unread(seq), !read.contains(&seq), "a hole may yet be filled");
-            }
-            prop_assert!(Position::from_mark(0, None).is_unread(seq));
         }
 
         /// To look at fewer places is to look at more positions, and never at fewer.

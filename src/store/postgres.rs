@@ -185,8 +185,7 @@ impl Store for PgStore {
     }
 
     async fn read(&self, position: Position, limit: usize) -> Result<Batch, StoreError> {
-        let (above, below): (Vec<i64>, Vec<i64>) =
-            position.unread().iter().map(|unread| (unread.above, unread.below)).unzip();
+        let (above, below) = unread(&position);
         let rows =
             sqlx::query(rows::READ).bind(above).bind(below).bind(stored(limit)).fetch_all(&self.pool).await?;
         let Some(last) = rows.last() else { return Ok(Batch { entries: Vec::new(), position }) };
@@ -260,8 +259,16 @@ impl Store for PgStore {
         Ok(())
     }
 
-    async fn first_entry(&self) -> Result<Option<i64>, StoreError> {
-        Ok(sqlx::query_scalar("SELECT min(seq) FROM runspan.journal").fetch_one(&self.pool).await?)
+    async fn bring_forward(&self, position: &Position, everywhere: bool) -> Result<u64, StoreError> {
+        let (above, below) = unread(position);
+        // Without the lease: whoever reads an entry at one place consumes it there or not at all.
+        let moved: i64 = sqlx::query_scalar("SELECT runspan.bring_forward($1, $2, $3)")
+            .bind(above)
+            .bind(below)
+            .bind(everywhere)
+            .fetch_one(&self.pool)
+            .await?;
+        Ok(moved.unsigned_abs())
     }
 
     async fn reconcile(&self) -> Result<Reconciled, StoreError> {
@@ -445,6 +452,11 @@ async fn settle(tx: &mut Session, settlement: &Settlement) -> Result<(), StoreEr
         }
     }
     Ok(())
+}
+
+/// What is yet to be read, as the statements take it.
+fn unread(position: &Position) -> (Vec<i64>, Vec<i64>) {
+    position.unread().iter().map(|unread| (unread.above, unread.below)).unzip()
 }
 
 /// Inserts a request: one of the projector's, or a half of the one that had this place.

@@ -17,7 +17,7 @@ use async_trait::async_trait;
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{AssertSqlSafe, Row as _, Sqlite, SqliteConnection, Transaction};
 
-use self::rows::{SET_ASIDE, STATUS, open_run, read_row};
+use self::rows::{MOVE_ALL, SET_ASIDE, STATUS, open_run, read_row};
 use self::sql::NOW;
 use super::rows::{channel, count, stored};
 use super::{
@@ -240,8 +240,28 @@ impl Store for SqliteStore {
         Ok(Reconciled { entries, vanished: 0 })
     }
 
-    async fn first_entry(&self) -> Result<Option<i64>, StoreError> {
-        Ok(sqlx::query_scalar("SELECT min(seq) FROM runspan_journal").fetch_one(&self.pool).await?)
+    async fn bring_forward(&self, position: &Position, _everywhere: bool) -> Result<u64, StoreError> {
+        let known = position.highest();
+        let hidden = "SELECT count(*) FROM runspan_journal WHERE seq <= ?1";
+        if sqlx::query_scalar::<_, i64>(hidden).bind(known).fetch_one(&self.pool).await? == 0 {
+            return Ok(0);
+        }
+        let mut tx = self.writing().await?;
+        let hidden: i64 = sqlx::query_scalar(hidden).bind(known).fetch_one(&mut *tx).await?;
+        // The next position follows the greatest that was read or is there.
+        let last: i64 = sqlx::query_scalar("SELECT max(?1, max(seq)) FROM runspan_journal")
+            .bind(known)
+            .fetch_one(&mut *tx)
+            .await?;
+        sqlx::query("DELETE FROM sqlite_sequence WHERE name = 'runspan_journal'").execute(&mut *tx).await?;
+        sqlx::query("INSERT INTO sqlite_sequence (name, seq) VALUES ('runspan_journal', ?1)")
+            .bind(last)
+            .execute(&mut *tx)
+            .await?;
+        sqlx::query(AssertSqlSafe(MOVE_ALL.as_str())).bind(last).execute(&mut *tx).await?;
+        sqlx::query("DELETE FROM runspan_journal WHERE seq <= ?1").bind(last).execute(&mut *tx).await?;
+        tx.commit().await?;
+        Ok(hidden.unsigned_abs())
     }
 
     async fn next_request(

@@ -88,6 +88,11 @@ impl Kind {
         matches!(self, Self::Full | Self::Disabled | Self::Swapped | Self::SetBack)
     }
 
+    /// Whether no relay may do anything for seconds.
+    const fn stops_relays(self) -> bool {
+        matches!(self, Self::Pause | Self::Stall)
+    }
+
     /// Whether it needs a receiver that does as it is told.
     const fn needs_own_receiver(self) -> bool {
         matches!(self, Self::Receiver | Self::Poison)
@@ -170,12 +175,14 @@ impl Plan {
         for kind in others {
             let is_collector = |kinds: &[Kind]| kinds.contains(&Kind::Collector);
             let clashes = kind == Kind::Collector && kinds.iter().any(|kind| kind.needs_own_receiver())
-                || kind.needs_own_receiver() && is_collector(&kinds);
+                || kind.needs_own_receiver() && is_collector(&kinds)
+                || kind == Kind::SetBack && kinds.iter().any(|kind| kind.stops_relays())
+                || kind.stops_relays() && kinds.contains(&Kind::SetBack);
             if kinds.len() <= more && !kinds.contains(&kind) && !clashes {
                 kinds.push(kind);
             }
         }
-        let takes_long = kinds.iter().any(|kind| matches!(kind, Kind::Pause | Kind::Stall));
+        let takes_long = kinds.iter().any(|kind| kind.stops_relays());
         let mut plan = Self {
             seed,
             protocol: if random.random() { Protocol::Grpc } else { Protocol::HttpProtobuf },
@@ -265,11 +272,8 @@ impl Plan {
             Kind::Full => self.during(random, Event::Full, Event::FullEnds),
             Kind::Disabled => self.during(random, Event::Disable, Event::Attach),
             Kind::Swapped => self.during(random, Event::Swap, Event::Attach),
-            Kind::SetBack => {
-                for _ in 0..random.random_range(1..=2) {
-                    self.at(random, Event::SetBack);
-                }
-            }
+            // Once so much is read that a relay takes it up before the sequence gets there again.
+            Kind::SetBack => self.events.push((millis(random, 3_000..4_500), Event::SetBack)),
             Kind::Clock => {
                 self.clocks = [(); 2].map(|()| {
                     let hours = random.random_range(1..=30);

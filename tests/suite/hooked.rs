@@ -159,8 +159,8 @@ impl<H: Hooks> Store for Hooked<H> {
         hooked!(self.commit(lease, instance, commit))
     }
 
-    async fn first_entry(&self) -> Result<Option<i64>, StoreError> {
-        hooked!(self.first_entry())
+    async fn bring_forward(&self, position: &Position, everywhere: bool) -> Result<u64, StoreError> {
+        hooked!(self.bring_forward(position, everywhere))
     }
 
     async fn reconcile(&self) -> Result<Reconciled, StoreError> {

@@ -496,6 +496,46 @@ BEGIN
 END
 $function$;
 
+-- Moves entries that nobody would read to where they will be: somebody has set the sequence back (setval, a logical
+-- cut-over), and their positions were read long ago. Unread is what lies between `above` and `below`. How many.
+--
+-- Either the sequence is still behind what was read: they come after all that is unread. Or it has passed it already, and
+-- then some of the last positions that were read are taken again: they come before all that is unread.
+CREATE OR REPLACE FUNCTION runspan.bring_forward(above bigint[], below bigint[], everywhere boolean) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $function$
+#variable_conflict use_variable
+DECLARE
+    known bigint := above[cardinality(above)];
+    is_behind boolean := (SELECT s.last_value < known FROM runspan.journal_seq s);
+    has_passed boolean := NOT is_behind AND EXISTS (
+        SELECT FROM runspan.journal j
+        WHERE j.seq > known - 100 AND j.seq <= known
+          AND NOT EXISTS (SELECT FROM unnest(above, below) u (a, b) WHERE j.seq > u.a AND j.seq < u.b));
+    hidden bigint;
+BEGIN
+    IF NOT (everywhere OR is_behind OR has_passed) THEN
+        RETURN 0;
+    END IF;
+    IF is_behind THEN
+        PERFORM setval('runspan.journal_seq', greatest(known, (SELECT max(j.seq) FROM runspan.journal j)));
+    END IF;
+    WITH moved AS (
+        UPDATE runspan.journal j SET seq = o.place FROM (
+            SELECT n.seq, nextval('runspan.journal_seq') AS place FROM (
+                SELECT k.seq FROM runspan.journal k
+                WHERE k.seq > known AND has_passed
+                   OR k.seq <= known
+                      AND NOT EXISTS (SELECT FROM unnest(above, below) u (a, b) WHERE k.seq > u.a AND k.seq < u.b)
+                ORDER BY k.seq
+            ) n
+        ) o WHERE j.seq = o.seq RETURNING o.seq
+    )
+    SELECT count(*) FILTER (WHERE moved.seq <= known) INTO hidden FROM moved;
+    RETURN hidden;
+END
+$function$;
+
 -- The runs in flight, and the age of the oldest in seconds, by workflow and status.
 CREATE OR REPLACE FUNCTION runspan.in_flight()
 RETURNS TABLE (workflow_name text, status text, runs bigint, oldest_age double precision)

@@ -68,6 +68,15 @@ pub(super) static SET_ASIDE: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
+/// Writes all entries up to the position `?1` once more, behind all others and in their order.
+pub(super) static MOVE_ALL: LazyLock<String> = LazyLock::new(|| {
+    let columns = COLUMNS.join(", ");
+    format!(
+        "INSERT INTO runspan_journal ({columns})
+         SELECT {columns} FROM runspan_journal WHERE seq <= ?1 ORDER BY seq"
+    )
+});
+
 /// Entries after a position.
 pub(super) fn read() -> String {
     format!(

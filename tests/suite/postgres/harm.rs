@@ -416,8 +416,12 @@ async fn sequences_that_were_set_back_lose_no_request(database: &Database) {
         bodies.push(String::from_utf8(request.body.to_vec()).unwrap());
     }
     assert_eq!(bodies, ["a", "b", "c", "d", "e"]);
+    // Nor an entry.
+    let position = store.position(&instance).await.unwrap();
     session.queue("triage", 1).await;
-    assert_eq!(store.first_entry().await.unwrap(), Some(1));
+    assert_eq!(store.bring_forward(&position, false).await.unwrap(), 1);
+    assert_eq!(store.bring_forward(&position, true).await.unwrap(), 0);
+    assert_eq!(store.read(position, 10).await.unwrap().entries.len(), 1);
 }
 
 async fn text_that_is_no_utf8_stops_nothing(database: &Database) {
