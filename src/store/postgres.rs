@@ -273,10 +273,13 @@ impl Store for PgStore {
 
     async fn reconcile(&self) -> Result<Reconciled, StoreError> {
         let mut all = Reconciled::default();
-        let missed: Vec<uuid::Uuid> = sqlx::query_scalar::<_, uuid::Uuid>("SELECT runspan.missed_runs()")
-            .fetch(&self.pool)
+        let mut tx = self.pool.begin().await?;
+        // Not as rows: there may be a million.
+        let missed: Vec<_> = sqlx::query_scalar::<_, uuid::Uuid>("SELECT runspan.missed_runs()")
+            .fetch(&mut *tx)
             .try_collect()
             .await?;
+        tx.commit().await?;
         for runs in missed.chunks(ADOPTED_AT_ONCE) {
             let mut tx = self.pool.begin().await?;
             let adopted: i64 =

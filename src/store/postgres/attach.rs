@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use backon::{ExponentialBuilder, Retryable};
-use sqlx::pool::PoolConnection;
-use sqlx::{AssertSqlSafe, PgConnection, Postgres};
+use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::super::attach::{Attach, Attached, Detached, Plan, PurgeLoss, attached_elsewhere};
 use super::super::stuck::PATIENCE;
@@ -43,8 +42,8 @@ struct Install {
 #[async_trait]
 impl Attach for PgStore {
     async fn attach_sql(&self, plan: &Plan) -> Result<String, StoreError> {
-        let mut connection = self.pool.acquire().await?;
-        let Install { schema, trigger, .. } = self.install(&mut connection, plan).await?;
+        let mut tx = self.pool.begin_admin().await?;
+        let Install { schema, trigger, .. } = self.install(&mut tx, plan).await?;
         Ok(format!(
             "BEGIN;\nSET LOCAL search_path = pg_catalog, pg_temp;\n{schema}COMMIT;\n\nBEGIN;\n{LOCK_TABLE_BRIEFLY};\n{trigger}COMMIT;\n\n\
              -- The runs in flight are adopted when a relay starts.\n"
@@ -52,14 +51,12 @@ impl Attach for PgStore {
     }
 
     async fn attach(&self, plan: &Plan) -> Result<Attached, StoreError> {
-        let mut connection = self.pool.acquire().await?;
-        let mut tx = sqlx::Connection::begin(&mut *connection).await?;
+        let mut tx = self.pool.begin_admin().await?;
         // Two attaches at once would trip over each other's CREATE.
         sqlx::query("SELECT pg_advisory_xact_lock(hashtext('runspan attach'))").execute(&mut *tx).await?;
         let Install { table, schema, trigger, warnings } = self.install(&mut tx, plan).await?;
         run(&mut tx, schema).await?;
         tx.commit().await?;
-        drop(connection);
 
         self.locking_the_table(&trigger, &table.name).await?;
         // Reconciling runs functions that are the owner's: with the owner's rights, or not at all.
@@ -88,13 +85,11 @@ impl Attach for PgStore {
     }
 
     async fn detach(&self, purge: bool) -> Result<Detached, StoreError> {
-        let mut connection = self.pool.acquire().await?;
-        let triggers = triggers(&mut *connection).await?;
-        let recorded = capture::recorded_table(&mut *connection).await?;
-        let schema: bool = sqlx::query_scalar("SELECT to_regnamespace('runspan') IS NOT NULL")
-            .fetch_one(&mut *connection)
-            .await?;
-        drop(connection);
+        let catalogue = self.pool.for_catalogue();
+        let triggers = triggers(&catalogue).await?;
+        let recorded = capture::recorded_table(&catalogue).await?;
+        let schema: bool =
+            sqlx::query_scalar("SELECT to_regnamespace('runspan') IS NOT NULL").fetch_one(&catalogue).await?;
         let mut sql = drop_triggers(triggers.iter());
         if purge && schema {
             sql += "DROP SCHEMA runspan CASCADE;\n";
@@ -192,9 +187,9 @@ impl PgStore {
         let version = if is_trusted {
             sqlx::query_scalar("SELECT version FROM runspan.meta").fetch_one(connection).await?
         } else {
-            let reader: PoolConnection<Postgres> = self.pool.acquire().await?;
-            let query = "SELECT version::text FROM runspan.meta";
-            let version = read_as_owner(reader.detach(), &table.owner, &format!("({query})")).await?;
+            let reader = self.pool.detached().await?;
+            let query = "(SELECT version::text FROM runspan.meta)";
+            let version = read_as_owner(reader, &table.owner, query).await?;
             version.and_then(|version| version.parse().ok()).ok_or_else(|| StoreError::Corrupt {
                 what: "runspan.meta".to_owned(),
                 cause: "it holds no version".to_owned(),
@@ -217,8 +212,7 @@ impl PgStore {
     /// Runs `sql` in one transaction that never makes the table's writers wait for long.
     async fn locking_the_table(&self, sql: &str, table: &str) -> Result<(), StoreError> {
         let attempt = || async {
-            let mut connection = self.pool.acquire().await?;
-            let mut tx = sqlx::Connection::begin(&mut *connection).await?;
+            let mut tx = self.pool.begin_admin().await?;
             sqlx::query(LOCK_TABLE_BRIEFLY).execute(&mut *tx).await?;
             run(&mut tx, sql.to_owned()).await?;
             tx.commit().await.map_err(StoreError::from)

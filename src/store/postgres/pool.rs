@@ -1,8 +1,10 @@
 //! The connections, and how statements travel on them.
 //!
-//! Usually each is prepared once a connection and has a name there. Behind a pooler that lends a connection for a
-//! transaction at a time (`PgBouncer`'s transaction mode) that goes wrong: the name is another's on the next one. There
-//! every statement is in a transaction, and has no name; a URL with `statement-cache-capacity=0` says so.
+//! Each is in a transaction, which says where names are looked for, so that nothing stays on the connection: behind a
+//! pooler it is lent to others, whose statements would not find their tables. Usually a statement is prepared once a
+//! connection and has a name there. Behind a pooler that lends a connection for a transaction at a time (`PgBouncer`'s
+//! transaction mode) that goes wrong: the name is another's on the next one. There no statement has a name; a URL with
+//! `statement-cache-capacity=0` says so.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
@@ -13,39 +15,24 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream, StreamExt as _, TryStreamExt as _};
 use futures_util::{FutureExt as _, TryFutureExt as _};
 use sqlx::error::BoxDynError;
-use sqlx::pool::PoolConnection;
 use sqlx::postgres::{
-    PgArguments, PgConnectOptions, PgPool, PgPoolOptions, PgQueryResult, PgRow, PgStatement, PgTypeInfo,
+    PgArguments, PgConnectOptions, PgConnection, PgPool, PgPoolOptions, PgQueryResult, PgRow, PgStatement,
+    PgTypeInfo,
 };
 use sqlx::{ConnectOptions as _, Either, Error, Execute, Executor, Postgres, SqlStr, Transaction};
 
 use super::as_owner::Roles;
 
-macro_rules! client_encoding {
-    ($is_local:literal) => {
-        concat!(
-            "SELECT set_config('client_encoding',
-                 CASE current_setting('server_encoding') WHEN 'SQL_ASCII' THEN 'SQL_ASCII' ELSE 'UTF8' END, ",
-            $is_local,
-            ")"
-        )
-    };
-}
-
-/// Whatever the database or the role has for its default: to wait for a row that another changes is no error here.
-/// Said at each transaction: a setting of the session would stay with a pooler's connection, for others to find.
-const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
-
-/// What every session begins with. Behind a pooler it is said at each transaction.
+/// What every transaction begins with; a setting of the session would stay with a pooler's connection.
 ///
-/// The search path: a function or an operator in a schema of the database or the role would otherwise be found for what is
-/// not qualified, and run with this session's rights. The encoding: a database in `SQL_ASCII` keeps whatever bytes it is
-/// given, and would refuse to send as UTF-8 what is none.
-const BEGIN_SESSION: &str = concat!("SET search_path = pg_catalog, pg_temp; ", client_encoding!("false"));
-const BEGIN_POOLED: &str = concat!(
-    "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL search_path = pg_catalog, pg_temp; ",
-    client_encoding!("true")
-);
+/// The isolation, whatever the database or the role has for its default: to wait for a row that another changes is no
+/// error here. The search path: a function or an operator in a schema of the database or the role would otherwise be found
+/// for what is not qualified, and run with this session's rights. The encoding: a database in `SQL_ASCII` keeps whatever
+/// bytes it is given, and would refuse to send as UTF-8 what is none.
+const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED;
+    SET LOCAL search_path = pg_catalog, pg_temp;
+    SELECT set_config('client_encoding',
+        CASE current_setting('server_encoding') WHEN 'SQL_ASCII' THEN 'SQL_ASCII' ELSE 'UTF8' END, true)";
 
 /// Executes single statements: none before it is known that what is the owner's would run with no more than the owner's
 /// rights.
@@ -88,14 +75,6 @@ impl Pool {
             .max_connections(8)
             .acquire_timeout(Duration::from_secs(5))
             .idle_timeout(Duration::from_mins(1))
-            .after_connect(move |connection, _| {
-                Box::pin(async move {
-                    if !has_pooler {
-                        connection.execute(sqlx::raw_sql(BEGIN_SESSION)).await?;
-                    }
-                    Ok(())
-                })
-            })
             .connect_lazy_with(options);
         Self { pool, has_pooler, is_safe: Some(Arc::default()) }
     }
@@ -120,15 +99,21 @@ impl Pool {
         Ok(())
     }
 
-    /// A connection as it is, which has to be the server's own.
-    pub(super) async fn acquire(&self) -> Result<PoolConnection<Postgres>, Error> {
-        self.pool.acquire().await
+    /// A transaction for what changes the schema, on a connection that has to be the server's own. It must use nothing of
+    /// the owner's, as [`for_catalogue`](Self::for_catalogue).
+    pub(super) async fn begin_admin(&self) -> Result<Transaction<'static, Postgres>, Error> {
+        self.pool.begin_with(BEGIN).await
+    }
+
+    /// A connection that does not come back.
+    pub(super) async fn detached(&self) -> Result<PgConnection, Error> {
+        Ok(self.pool.acquire().await?.detach())
     }
 
     pub(super) async fn begin(&self) -> Result<Tx, Error> {
-        // It begins a transaction of its own, behind a pooler.
+        // It begins a transaction of its own.
         Box::pin(self.ensure_safe()).await?;
-        let tx = self.pool.begin_with(if self.has_pooler { BEGIN_POOLED } else { BEGIN }).await?;
+        let tx = self.pool.begin_with(BEGIN).await?;
         Ok(Tx { session: Session { tx, has_pooler: self.has_pooler } })
     }
 }
@@ -164,9 +149,6 @@ impl<'c> Executor<'c> for &'c Pool {
         'c: 'e,
         E: 'q + Execute<'q, Postgres>,
     {
-        if !self.has_pooler && self.is_safe() {
-            return self.pool.fetch_many(query);
-        }
         let all = async move {
             let mut tx = self.begin().await?;
             let steps: Vec<Step> = tx.fetch_many(query).try_collect().await?;
@@ -181,9 +163,6 @@ impl<'c> Executor<'c> for &'c Pool {
         'c: 'e,
         E: 'q + Execute<'q, Postgres>,
     {
-        if !self.has_pooler && self.is_safe() {
-            return self.pool.fetch_optional(query);
-        }
         let row = async move {
             let mut tx = self.begin().await?;
             let row = tx.fetch_optional(query).await?;

@@ -18,16 +18,16 @@ const COUNTED: [(&str, &str); 5] = [
 
 /// What a purge would remove; nothing where there is no schema.
 pub(super) async fn loss(store: &PgStore) -> Result<Option<PurgeLoss>, StoreError> {
-    let mut connection = store.pool.acquire().await?;
-    let Some(roles) = Roles::of(&mut *connection).await? else { return Ok(None) };
+    let mut tx = store.pool.begin_admin().await?;
+    let Some(roles) = Roles::of(&mut *tx).await? else { return Ok(None) };
     let mut loss = PurgeLoss::default();
-    grants::of_purge(&mut connection, &mut loss).await?;
-    let query = counts(&mut connection).await?;
+    grants::of_purge(&mut tx, &mut loss).await?;
+    let query = counts(&mut tx).await?;
     let counts = if roles.is_owner {
         // Safe: this module's own text.
-        sqlx::query_scalar(sqlx::AssertSqlSafe(format!("SELECT {query}"))).fetch_one(&mut *connection).await?
+        sqlx::query_scalar(sqlx::AssertSqlSafe(format!("SELECT {query}"))).fetch_one(&mut *tx).await?
     } else {
-        read_as_owner(connection.detach(), &roles.owner, &query).await?
+        read_as_owner(store.pool.detached().await?, &roles.owner, &query).await?
     };
     let counts: Option<String> = counts;
     let counts: [i64; 5] = rows::decode_counts(counts.as_deref().unwrap_or_default())?;

@@ -36,3 +36,22 @@ fn relays_work_where_each_transaction_has_another_connection() {
         assert!(!ended.stderr.contains("WARN") && !ended.stderr.contains("ERROR"), "{}", ended.stderr);
     }
 }
+
+/// A relay that was not told of the pooler, on connections that the application shares.
+#[test]
+fn no_setting_of_a_relay_stays_on_a_connection() {
+    let (database, collector) = (Database::attached(), Collector::start());
+    let pooler = Pooler::start(database.url());
+    for options in ["", "&statement-cache-capacity=0"] {
+        let url = format!("{}{options}", pooler.url());
+        let mut command = runspan(&["relay", "--until-idle", "--database-url", &url]);
+        command.env("OTEL_EXPORTER_OTLP_ENDPOINT", collector.http()).env("OTEL_SERVICE_NAME", "shop");
+        // Whatever comes of it: without the option statements are mixed up.
+        Process::start(&mut command).wait();
+        let shared = Database::at(&pooler.url());
+        for _ in 0..8 {
+            let runs = shared.number("SELECT count(*) FROM workflow_runs");
+            assert_eq!(runs, 0, "an application's statement finds its table");
+        }
+    }
+}
