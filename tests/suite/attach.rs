@@ -28,7 +28,10 @@ async fn attaching_is_idempotent(database: &Database) {
     let expected = if database.is_postgres() { "public.workflow_runs" } else { "workflow_runs" };
     for _ in 0..3 {
         let (_, attached) = database.attach().await;
-        assert_eq!((attached.table.as_str(), attached.adopted, attached.warnings.len()), (expected, Some(0), 0));
+        assert_eq!(
+            (attached.table.as_str(), attached.adopted, attached.warnings.len()),
+            (expected, Some(0), 0)
+        );
     }
     session.queue("triage", 1).await;
     database.attach().await;
