@@ -4,6 +4,7 @@
 //! short, since while they last every other writer waits.
 
 mod attach;
+mod reconcile;
 mod rows;
 mod series;
 mod sql;
@@ -234,10 +235,7 @@ impl Store for SqliteStore {
     }
 
     async fn reconcile(&self) -> Result<Reconciled, StoreError> {
-        let mut tx = self.writing().await?;
-        let entries = reconcile(&mut tx).await?;
-        tx.commit().await?;
-        Ok(Reconciled { entries, vanished: 0 })
+        reconcile::reconcile(self).await
     }
 
     async fn first_entry(&self) -> Result<Option<i64>, StoreError> {
@@ -372,14 +370,6 @@ impl SqliteStore {
         let sql = AssertSqlSafe(format!("{sql} AND (?1 OR id IN (SELECT value FROM json_each(?2)))"));
         Ok(sqlx::query(sql).bind(all).bind(rows::json(&ids)).execute(&self.pool).await?.rows_affected())
     }
-}
-
-/// Nothing to reconcile with, once the triggers (and so the table) are gone.
-async fn reconcile(tx: &mut SqliteConnection) -> Result<u64, StoreError> {
-    let Some(table) = attach::attached_table(tx).await? else { return Ok(0) };
-    // Safe: built from this crate's own text and a quoted name.
-    let sql = AssertSqlSafe(sql::reconcile(&attach::quoted(&table)));
-    Ok(sqlx::raw_sql(sql).execute(tx).await?.rows_affected())
 }
 
 async fn settle(tx: &mut SqliteConnection, settlement: &Settlement) -> Result<(), StoreError> {

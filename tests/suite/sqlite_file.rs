@@ -1,5 +1,7 @@
 //! What is particular to SQLite.
 
+mod lock;
+
 use std::time::Duration;
 
 use runspan::run::RunId;

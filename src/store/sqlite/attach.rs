@@ -1,11 +1,14 @@
 //! Installing and removing runspan in a SQLite file.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use sqlx::{AssertSqlSafe, SqliteConnection};
+use tokio::time::Instant;
 
 use super::super::attach::{Attach, Attached, COLUMNS, Detached, Plan, PurgeLoss, lacks};
 use super::super::{CaptureProblem, SCHEMA_VERSION, StoreError};
-use super::{SqliteStore, reconcile, sql};
+use super::{BUSY_TIMEOUT, SqliteStore, reconcile, sql};
 
 /// The triggers of the application's table.
 const TRIGGERS: [&str; 3] = ["runspan_inserted", "runspan_changed", "runspan_deleted"];
@@ -25,7 +28,9 @@ impl Attach for SqliteStore {
         let table = inspect(&mut connection, plan).await?;
         let installed = installed_version(&mut connection).await?;
         Ok(format!(
-            "PRAGMA journal_mode = WAL;\nBEGIN IMMEDIATE;\n{}{}COMMIT;\n",
+            "PRAGMA journal_mode = WAL;\nBEGIN IMMEDIATE;\n{}COMMIT;\n\n\
+             -- Takes in the runs in flight. This transaction is as long as the table is large; `runspan attach` does it\n\
+             -- in short ones, and so does the relay if this part is left out.\nBEGIN IMMEDIATE;\n{}COMMIT;\n",
             install_sql(installed, &table.name),
             sql::reconcile(&quoted(&table.name))
         ))
@@ -35,8 +40,7 @@ impl Attach for SqliteStore {
         self.file()?;
         let mut connection = self.pool.acquire().await?;
         let Table { name, mut warnings } = inspect(&mut connection, plan).await?;
-        let mode: String =
-            sqlx::query_scalar("PRAGMA journal_mode = WAL").fetch_one(&mut *connection).await?;
+        let mode = write_ahead(&mut connection).await?;
         if mode != "wal" {
             warnings.push(format!(
                 "the journal mode stays {mode:?}, so the relay's reads and your writes wait for each other"
@@ -46,9 +50,9 @@ impl Attach for SqliteStore {
         let mut tx = self.writing().await?;
         let installed = installed_version(&mut tx).await?;
         run(&mut tx, install_sql(installed, &name)).await?;
-        let adopted = Some(reconcile(&mut tx).await?);
         tx.commit().await?;
-        Ok(Attached { table: quoted(&name), adopted, warnings })
+        let adopted = reconcile::reconcile(self).await?.entries;
+        Ok(Attached { table: quoted(&name), adopted: Some(adopted), warnings })
     }
 
     async fn attached_table(&self) -> Result<Option<String>, StoreError> {
@@ -91,6 +95,21 @@ impl Attach for SqliteStore {
         Ok(Detached::Removed {
             table: table.map_or_else(|| "runspan's own tables".to_owned(), |name| quoted(&name)),
         })
+    }
+}
+
+/// Turns the write-ahead log on; the mode that came of it. SQLite does not wait for a writer here.
+async fn write_ahead(connection: &mut SqliteConnection) -> Result<String, StoreError> {
+    let deadline = Instant::now() + BUSY_TIMEOUT;
+    loop {
+        match sqlx::query_scalar("PRAGMA journal_mode = WAL").fetch_one(&mut *connection).await {
+            Err(sqlx::Error::Database(error))
+                if error.code().is_some_and(|code| code == "5") && Instant::now() < deadline =>
+            {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            other => return Ok(other?),
+        }
     }
 }
 
