@@ -1,6 +1,7 @@
 //! What is particular to SQLite.
 
 mod lock;
+mod order;
 
 use std::time::Duration;
 

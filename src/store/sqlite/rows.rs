@@ -33,7 +33,7 @@ pub(super) const STATUS: &str = "
           FROM runspan_outbox) o";
 
 /// The journal's columns, but for `seq`.
-const COLUMNS: [&str; 18] = [
+pub(super) const COLUMNS: [&str; 18] = [
     "at",
     "created_at",
     "run_id",

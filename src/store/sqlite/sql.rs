@@ -2,6 +2,7 @@
 //! out. Nothing here needs a SQLite newer than 3.38, for writers of other programs run the triggers too.
 
 use super::super::stuck::PATIENCE;
+use super::rows::COLUMNS;
 
 /// runspan's tables, version by version. Append-only.
 pub(super) const MIGRATIONS: [&str; super::super::SCHEMA_VERSION as usize] =
@@ -63,12 +64,14 @@ pub(super) fn triggers(table: &str) -> String {
                 ("incomplete_reason", &reason(state, "incompleteReason")),
                 ("traceparent", &traceparent(state)),
                 ("root_above", &root_above(table, &format!("{row}.parent_run_id"))),
+                ("table", table),
             ],
         )
     };
     render(
         TRIGGERS,
         &[
+            ("columns", &COLUMNS.join(", ")),
             ("inserted", &entry("NEW", "NULL", "NEW.status", "NEW.state")),
             ("changed", &entry("NEW", "OLD.status", "NEW.status", "NEW.state")),
             ("deleted", &entry("OLD", "OLD.status", "NULL", "NULL")),
