@@ -4,6 +4,7 @@
 //! short, since while they last every other writer waits.
 
 mod attach;
+mod capture;
 mod reconcile;
 mod rows;
 mod series;

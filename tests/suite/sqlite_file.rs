@@ -1,5 +1,6 @@
 //! What is particular to SQLite.
 
+mod capture;
 mod lock;
 mod order;
 

@@ -8,10 +8,8 @@ use tokio::time::Instant;
 
 use super::super::attach::{Attach, Attached, COLUMNS, Detached, Plan, PurgeLoss, lacks};
 use super::super::{CaptureProblem, SCHEMA_VERSION, StoreError};
+use super::capture::{MARK, Placed, TRIGGERS, same};
 use super::{BUSY_TIMEOUT, SqliteStore, reconcile, sql};
-
-/// The triggers of the application's table.
-const TRIGGERS: [&str; 3] = ["runspan_inserted", "runspan_changed", "runspan_deleted"];
 
 /// A table that can be attached to.
 struct Table {
@@ -62,17 +60,44 @@ impl Attach for SqliteStore {
     }
 
     async fn capture(&self) -> Result<Vec<CaptureProblem>, StoreError> {
-        Ok(Vec::new())
+        self.file()?;
+        let mut snapshot = self.pool.begin().await?;
+        Ok(Placed::read(&mut snapshot).await?.problems())
     }
 
     async fn purge_loss(&self) -> Result<Option<PurgeLoss>, StoreError> {
-        Ok(None)
+        self.file()?;
+        let mut snapshot = self.pool.begin().await?;
+        let ours: Vec<String> =
+            sqlx::query_scalar("SELECT name FROM sqlite_schema WHERE name GLOB 'runspan_*'")
+                .fetch_all(&mut *snapshot)
+                .await?;
+        if ours.is_empty() {
+            return Ok(None);
+        }
+        let mut counts = [0; 5];
+        for (count, (table, which)) in counts.iter_mut().zip([
+            ("runspan_journal", "true"),
+            ("runspan_outbox", "dead IS NULL"),
+            ("runspan_outbox", "dead IS NOT NULL"),
+            ("runspan_set_aside", "true"),
+            ("runspan_open_runs", "true"),
+        ]) {
+            // One that was dropped by hand has nothing to lose.
+            if ours.iter().any(|name| name == table) {
+                // Safe: this function's own text.
+                let sql = AssertSqlSafe(format!("SELECT count(*) FROM {table} WHERE {which}"));
+                *count = sqlx::query_scalar(sql).fetch_one(&mut *snapshot).await?;
+            }
+        }
+        let [entries, waiting, dead, set_aside, open_runs] = counts;
+        Ok(Some(PurgeLoss { entries, waiting, dead, set_aside, open_runs, roles: Vec::new(), callers: None }))
     }
 
     async fn detach(&self, purge: bool) -> Result<Detached, StoreError> {
         self.file()?;
         let mut tx = self.writing().await?;
-        let table = attached_table(&mut tx).await?;
+        let placed = Placed::read(&mut tx).await?;
         // Triggers before the tables that they name.
         let ours: Vec<(String, String)> = sqlx::query_as(
             "SELECT type, name FROM sqlite_schema
@@ -83,7 +108,7 @@ impl Attach for SqliteStore {
         .await?;
         let sql = ours
             .iter()
-            .filter(|(_, name)| purge || TRIGGERS.contains(&name.as_str()))
+            .filter(|(_, name)| purge || name == MARK || TRIGGERS.contains(&name.as_str()))
             .map(|(kind, name)| format!("DROP {kind} {};\n", quoted(name)))
             .collect::<Vec<_>>()
             .concat();
@@ -93,7 +118,7 @@ impl Attach for SqliteStore {
         run(&mut tx, sql).await?;
         tx.commit().await?;
         Ok(Detached::Removed {
-            table: table.map_or_else(|| "runspan's own tables".to_owned(), |name| quoted(&name)),
+            table: placed.table().map_or_else(|| "runspan's own tables".to_owned(), quoted),
         })
     }
 }
@@ -127,7 +152,14 @@ fn install_sql(installed: i32, table: &str) -> String {
     } else {
         String::new()
     };
-    sql::schema(known) + &version + &sql::triggers(&quoted(table))
+    sql::schema(known) + &version + &sql::triggers(&quoted(table)) + &mark_sql(table)
+}
+
+/// Notes which table was attached to, as a view that names no table: SQLite drops the triggers with the table, and takes
+/// them along when it is renamed.
+fn mark_sql(table: &str) -> String {
+    let table = table.replace('\'', "''");
+    format!("DROP VIEW IF EXISTS {MARK};\nCREATE VIEW {MARK} (table_name) AS SELECT '{table}';\n")
 }
 
 /// The version that is installed; 0 for none.
@@ -145,11 +177,7 @@ pub(super) async fn installed_version(connection: &mut SqliteConnection) -> Resu
 
 /// The table whose triggers write the journal: SQLite keeps their names right when it is renamed.
 pub(super) async fn attached_table(connection: &mut SqliteConnection) -> Result<Option<String>, StoreError> {
-    Ok(sqlx::query_scalar(
-        "SELECT tbl_name FROM sqlite_schema WHERE type = 'trigger' AND name = 'runspan_inserted'",
-    )
-    .fetch_optional(connection)
-    .await?)
+    Ok(Placed::read(connection).await?.on().map(ToOwned::to_owned))
 }
 
 /// A name as SQL can hold it: quoted if it has to be.
@@ -199,10 +227,31 @@ async fn inspect(connection: &mut SqliteConnection, plan: &Plan) -> Result<Table
     if !missing.is_empty() {
         return unfit(lacks(&shown, &missing));
     }
+    let mut warnings = Vec::new();
+    let placed = Placed::read(connection).await?;
+    match placed.on() {
+        Some(other) if !same(other, &name) => {
+            if !placed.expected().is_some_and(|expected| same(expected, &name)) {
+                return unfit(format!(
+                    "runspan is attached to {} in this database: `runspan detach` first, then \
+                     `runspan attach --table '{}'`",
+                    quoted(other),
+                    name.replace('\'', "'\\''")
+                ));
+            }
+            warnings.push(format!("moved the triggers from {}", quoted(other)));
+        }
+        _ => {
+            let missing = placed.missing(&name);
+            let were_there = placed.table().is_some_and(|table| same(table, &name));
+            if were_there && !missing.is_empty() {
+                warnings.push(format!("{shown} had lost triggers: created {} again", missing.join(", ")));
+            }
+        }
+    }
     // Safe: this crate's own text and a quoted name.
     let kinds = AssertSqlSafe(format!("SELECT typeof(id), typeof(created_at) FROM {shown} LIMIT 1"));
     let kinds: Option<(String, String)> = sqlx::query_as(kinds).fetch_optional(&mut *connection).await?;
-    let mut warnings = Vec::new();
     if let Some((id, created_at)) = kinds {
         if id != "text" {
             return unfit(format!(
@@ -216,12 +265,6 @@ async fn inspect(connection: &mut SqliteConnection, plan: &Plan) -> Result<Table
             ));
         }
     }
-    if let Some(other) = attached_table(connection).await?.filter(|other| *other != name) {
-        return unfit(format!(
-            "runspan is attached to {} in this database: `runspan detach` first",
-            quoted(&other)
-        ));
-    }
     let indexed: bool = sqlx::query_scalar(
         // Not one of runs that ended so or so.
         "SELECT EXISTS (SELECT 1 FROM sqlite_schema
@@ -230,7 +273,7 @@ async fn inspect(connection: &mut SqliteConnection, plan: &Plan) -> Result<Table
                     OR sql LIKE '%NOT IN%' OR sql LIKE '%<>%' OR sql LIKE '%!=%'))",
     )
     .bind(&name)
-    .fetch_one(connection)
+    .fetch_one(&mut *connection)
     .await?;
     if !indexed {
         warnings.push(format!(
