@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use sqlx::{AssertSqlSafe, SqliteConnection};
+use sqlx::{AssertSqlSafe, Row as _, SqliteConnection};
 use tokio::time::Instant;
 
 use super::super::attach::{Attach, Attached, COLUMNS, Detached, Plan, PurgeLoss, lacks};
@@ -249,6 +249,13 @@ async fn inspect(connection: &mut SqliteConnection, plan: &Plan) -> Result<Table
             }
         }
     }
+    if !finds_by_id(connection, &name).await? {
+        return unfit(format!(
+            "{shown}.id has no index, and the triggers look for parents by it: \
+             CREATE UNIQUE INDEX {} ON {shown} (id);",
+            quoted(&format!("idx_{name}_id"))
+        ));
+    }
     // Safe: this crate's own text and a quoted name.
     let kinds = AssertSqlSafe(format!("SELECT typeof(id), typeof(created_at) FROM {shown} LIMIT 1"));
     let kinds: Option<(String, String)> = sqlx::query_as(kinds).fetch_optional(&mut *connection).await?;
@@ -283,4 +290,25 @@ async fn inspect(connection: &mut SqliteConnection, plan: &Plan) -> Result<Table
         ));
     }
     Ok(Table { name, warnings })
+}
+
+/// Whether a run is found by its id without a scan. An index of the id's is enough, whatever SQLite would choose now; a
+/// column with a collation of its own needs one with the same, which only SQLite can tell.
+async fn finds_by_id(connection: &mut SqliteConnection, table: &str) -> Result<bool, StoreError> {
+    let is_indexed: bool = sqlx::query_scalar(
+        "SELECT EXISTS (SELECT 1 FROM pragma_index_list(?1) i JOIN pragma_index_xinfo(i.name) x ON x.seqno = 0
+             WHERE i.partial = 0 AND lower(x.name) = 'id' AND upper(x.coll) = 'BINARY')",
+    )
+    .bind(table)
+    .fetch_one(&mut *connection)
+    .await?;
+    if is_indexed {
+        return Ok(true);
+    }
+    // Safe: this crate's own text and a quoted name.
+    let plan = AssertSqlSafe(format!("EXPLAIN QUERY PLAN SELECT 1 FROM {} WHERE id = ?1", quoted(table)));
+    let steps = sqlx::query(plan).bind("").fetch_all(connection).await?;
+    let steps = steps.iter().map(|step| step.try_get(3)).collect::<Result<Vec<String>, _>>()?;
+    // ANY: SQLite would look at each value of the columns before the id.
+    Ok(steps.iter().any(|step| step.starts_with("SEARCH ") && !step.contains("ANY(")))
 }

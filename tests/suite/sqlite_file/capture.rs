@@ -223,6 +223,61 @@ async fn a_different_table_is_refused_with_both_commands() {
 }
 
 #[tokio::test]
+async fn an_id_without_an_index_is_refused() {
+    for (keys, is_fit) in [
+        ("PRIMARY KEY (tenant_id, id))", false),
+        ("UNIQUE (id, tenant_id))", true),
+        ("PRIMARY KEY (ID))", true),
+        ("PRIMARY KEY (id, tenant_id)) WITHOUT ROWID, STRICT", true),
+        ("PRIMARY KEY (tenant_id, id)) WITHOUT ROWID", false),
+        ("UNIQUE (id COLLATE NOCASE))", false),
+        ("CHECK (true)); CREATE INDEX queued ON jobs (id) WHERE status = 'queued'", false),
+        ("CHECK (true)); CREATE INDEX lower ON jobs (lower(id))", false),
+        ("CHECK (true)); CREATE INDEX plain ON jobs (id)", true),
+    ] {
+        let database = Database::sqlite().await;
+        let mut session = database.connect().await;
+        session
+            .execute(&format!(
+                "CREATE TABLE jobs (tenant_id INTEGER, id TEXT, workflow_name TEXT, target_type TEXT, target_owner TEXT,
+                     target_repo TEXT, target_number INTEGER, parent_run_id TEXT, status TEXT, state TEXT,
+                     delivery_id TEXT, created_at TEXT, updated_at TEXT, {keys}"
+            ))
+            .await;
+        let store = database.store();
+        let plan = of("jobs");
+        if is_fit {
+            store.attach(&plan).await.unwrap();
+            continue;
+        }
+        let error = store.attach(&plan).await.unwrap_err().to_string();
+        assert_eq!(store.attach_sql(&plan).await.unwrap_err().to_string(), error);
+        let fix = "CREATE UNIQUE INDEX idx_jobs_id ON \"jobs\" (id);";
+        assert_eq!(
+            error,
+            format!("\"jobs\".id has no index, and the triggers look for parents by it: {fix}"),
+            "{keys}"
+        );
+        session.execute(fix).await;
+        store.attach(&plan).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn an_id_that_ignores_case_is_found_by_its_own_index() {
+    let database = Database::sqlite().await;
+    let mut session = database.connect().await;
+    let create = session.text("SELECT sql FROM sqlite_schema WHERE name = 'workflow_runs'").await.unwrap();
+    session
+        .execute(&format!(
+            "DROP TABLE workflow_runs; {}",
+            create.replacen("id TEXT", "id TEXT COLLATE NOCASE", 1)
+        ))
+        .await;
+    database.attach().await;
+}
+
+#[tokio::test]
 async fn what_a_purge_would_lose_is_counted() {
     let database = Database::sqlite().await;
     let store = database.store();
