@@ -3,6 +3,7 @@
 mod capture;
 mod lock;
 mod order;
+mod sequences;
 
 use std::time::Duration;
 

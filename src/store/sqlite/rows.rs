@@ -55,14 +55,17 @@ pub(super) const COLUMNS: [&str; 18] = [
 ];
 
 /// Keeps entries aside, whole: `?1` holds pairs of position and error. JSON cannot hold a BLOB; its quoted form
-/// (`X'…'`) it can.
+/// (`X'…'`) it can. A position that is there already, since the journal's were set back, is replaced by one above all.
 pub(super) static SET_ASIDE: LazyLock<String> = LazyLock::new(|| {
     let fields = COLUMNS.map(|column| {
         format!("'{column}', CASE typeof(j.{column}) WHEN 'blob' THEN quote(j.{column}) ELSE j.{column} END")
     });
     format!(
         "INSERT INTO runspan_set_aside (seq, error, entry, set_aside_at)
-         SELECT j.seq, json_extract(e.value, '$[1]'), json_object('seq', j.seq, {}), {NOW}
+         SELECT CASE WHEN j.seq IN (SELECT seq FROM runspan_set_aside)
+                THEN max((SELECT max(seq) FROM runspan_set_aside), max(j.seq) OVER ()) + row_number() OVER ()
+                ELSE j.seq END,
+             json_extract(e.value, '$[1]'), json_object('seq', j.seq, {}), {NOW}
          FROM json_each(?1) e JOIN runspan_journal j ON j.seq = json_extract(e.value, '$[0]')",
         fields.join(", ")
     )
