@@ -4,6 +4,7 @@ mod capture;
 mod lock;
 mod order;
 mod sequences;
+mod values;
 
 use std::time::Duration;
 

@@ -110,8 +110,9 @@ pub(super) fn read_row(row: &SqliteRow) -> Result<Read, StoreError> {
         target_repo: text(row, 9)?,
         target_number: row.try_get(10)?,
         delivery_id: text(row, 11)?,
-        parent_run_id: id(12, "parent_run_id")?,
-        root_run_id: id(13, "the root's id")?,
+        // A run is worth more than its place in a tree.
+        parent_run_id: text(row, 12)?.and_then(|id| uuid(&id)),
+        root_run_id: text(row, 13)?.and_then(|id| uuid(&id)),
         root_workflow_name: text(row, 14)?,
         reason: text(row, 15)?,
         traceparent: text(row, 16)?,

@@ -15,7 +15,7 @@ const CHANGED: &str = include_str!("changed.sql");
 const STUCK: &str = include_str!("stuck.sql");
 
 /// That a row's id is one that the journal's reader takes: hyphenated, in one case.
-const IS_RUN: &str = "typeof(w.id) = 'text' AND w.id IN (lower(w.id), upper(w.id)) \
+pub(super) const IS_RUN: &str = "typeof(w.id) = 'text' AND w.id IN (lower(w.id), upper(w.id)) \
     AND w.id LIKE '________-____-____-____-____________' \
     AND length(replace(w.id, '-', '')) = 32 AND replace(w.id, '-', '') NOT GLOB '*[^0-9A-Fa-f]*'";
 
