@@ -216,8 +216,13 @@ impl Store for PgStore {
             let (seqs, errors): (Vec<i64>, Vec<&str>) =
                 commit.set_aside.iter().map(|(seq, error)| (*seq, error.as_str())).unzip();
             sqlx::query(
+                // A position may come again, if somebody has set the sequence back.
                 "INSERT INTO runspan.set_aside (seq, error, entry)
-                 SELECT j.seq, e.error, to_jsonb(j)
+                 SELECT CASE WHEN EXISTS (SELECT FROM runspan.set_aside s WHERE s.seq = j.seq)
+                             THEN greatest((SELECT max(s.seq) FROM runspan.set_aside s), max(j.seq) OVER ())
+                                  + row_number() OVER (ORDER BY j.seq)
+                             ELSE j.seq END,
+                     e.error, to_jsonb(j)
                  FROM runspan.journal j JOIN unnest($1::bigint[], $2::text[]) e (seq, error) USING (seq)",
             )
             .bind(seqs)

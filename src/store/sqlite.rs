@@ -4,6 +4,9 @@
 //! short, since while they last every other writer waits.
 
 mod attach;
+mod capture;
+mod ids;
+mod reconcile;
 mod rows;
 mod series;
 mod sql;
@@ -17,6 +20,7 @@ use async_trait::async_trait;
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{AssertSqlSafe, Row as _, Sqlite, SqliteConnection, Transaction};
 
+use self::ids::Ids;
 use self::rows::{MOVE_ALL, SET_ASIDE, STATUS, open_run, read_row};
 use self::sql::NOW;
 use super::rows::{channel, count, stored};
@@ -36,6 +40,8 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) struct SqliteStore {
     path: PathBuf,
     pool: SqlitePool,
+    requests: Ids,
+    deltas: Ids,
 }
 
 impl SqliteStore {
@@ -53,7 +59,12 @@ impl SqliteStore {
             .acquire_timeout(BUSY_TIMEOUT)
             .idle_timeout(Duration::from_mins(1))
             .connect_lazy_with(options);
-        Self { path: path.to_owned(), pool }
+        Self {
+            path: path.to_owned(),
+            pool,
+            requests: Ids::new("runspan_outbox"),
+            deltas: Ids::new("runspan_deltas"),
+        }
     }
 
     /// Begins a transaction that no other writer can interrupt.
@@ -227,17 +238,17 @@ impl Store for SqliteStore {
             }
         }
         rows::write_open_runs(&mut tx, &commit.opened, &commit.closed).await?;
-        insert_requests(&mut tx, &commit.requests).await?;
-        series::append(&mut tx, &commit.totals).await?;
+        for request in &commit.requests {
+            let id = self.requests.next(&mut tx).await?;
+            insert_request(&mut tx, id, id, None, request).await?;
+        }
+        series::append(&mut tx, &self.deltas, &commit.totals).await?;
         tx.commit().await?;
         Ok(())
     }
 
     async fn reconcile(&self) -> Result<Reconciled, StoreError> {
-        let mut tx = self.writing().await?;
-        let entries = reconcile(&mut tx).await?;
-        tx.commit().await?;
-        Ok(Reconciled { entries, vanished: 0 })
+        reconcile::reconcile(self).await
     }
 
     async fn bring_forward(&self, position: &Position, _everywhere: bool) -> Result<u64, StoreError> {
@@ -282,25 +293,25 @@ impl Store for SqliteStore {
             .bind(id)
             .fetch_optional(&self.pool)
             .await?;
-        row.map(|row| {
-            Ok(Request {
-                id: row.try_get(0)?,
-                place: row.try_get(1)?,
-                channel,
-                created_at: Timestamp::from_micros(row.try_get(2)?),
-                age_seconds: row.try_get(3)?,
-                items: count(row.try_get(4)?),
-                runs: count(row.try_get(5)?),
-                body: row.try_get::<Vec<u8>, _>(6)?.into(),
-            })
-        })
-        .transpose()
+        let Some(row) = row else { return Ok(None) };
+        let request = Request {
+            id: row.try_get(0)?,
+            place: row.try_get(1)?,
+            channel,
+            created_at: Timestamp::from_micros(row.try_get(2)?),
+            age_seconds: row.try_get(3)?,
+            items: count(row.try_get(4)?),
+            runs: count(row.try_get(5)?),
+            body: row.try_get::<Vec<u8>, _>(6)?.into(),
+        };
+        self.requests.seen(request.id.max(request.place));
+        Ok(Some(request))
     }
 
     async fn settle(&self, lease: &Lease, settlements: &[Settlement]) -> Result<(), StoreError> {
         let mut tx = self.fenced(lease).await?;
         for settlement in settlements {
-            settle(&mut tx, settlement).await?;
+            self.settle_one(&mut tx, settlement).await?;
         }
         tx.commit().await?;
         Ok(())
@@ -383,6 +394,33 @@ impl Store for SqliteStore {
 }
 
 impl SqliteStore {
+    async fn settle_one(&self, tx: &mut SqliteConnection, settlement: &Settlement) -> Result<(), StoreError> {
+        match settlement {
+            Settlement::Delivered { id } => {
+                sqlx::query("DELETE FROM runspan_outbox WHERE id = ?1").bind(id).execute(tx).await?;
+            }
+            Settlement::Dead { id, answer } => {
+                let sql = "UPDATE runspan_outbox SET dead = ?2 WHERE id = ?1";
+                sqlx::query(sql).bind(id).bind(answer).execute(tx).await?;
+            }
+            Settlement::Halved { id, place, created_at, halves } => {
+                let gone = sqlx::query("DELETE FROM runspan_outbox WHERE id = ?1")
+                    .bind(id)
+                    .execute(&mut *tx)
+                    .await?;
+                if gone.rows_affected() == 0 {
+                    // Trimmed away meanwhile.
+                    return Ok(());
+                }
+                for half in halves {
+                    let id = self.requests.next(tx).await?;
+                    insert_request(tx, id, *place, Some(*created_at), half).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     async fn for_dead(&self, sql: &str, selection: &Selection) -> Result<u64, StoreError> {
         let (all, ids) = match selection {
             Selection::All => (true, &[][..]),
@@ -394,66 +432,28 @@ impl SqliteStore {
     }
 }
 
-/// Nothing to reconcile with, once the triggers (and so the table) are gone.
-async fn reconcile(tx: &mut SqliteConnection) -> Result<u64, StoreError> {
-    let Some(table) = attach::attached_table(tx).await? else { return Ok(0) };
-    // Safe: built from this crate's own text and a quoted name.
-    let sql = AssertSqlSafe(sql::reconcile(&attach::quoted(&table)));
-    Ok(sqlx::raw_sql(sql).execute(tx).await?.rows_affected())
-}
-
-async fn settle(tx: &mut SqliteConnection, settlement: &Settlement) -> Result<(), StoreError> {
-    match settlement {
-        Settlement::Delivered { id } => {
-            sqlx::query("DELETE FROM runspan_outbox WHERE id = ?1").bind(id).execute(tx).await?;
-        }
-        Settlement::Dead { id, answer } => {
-            let sql = "UPDATE runspan_outbox SET dead = ?2 WHERE id = ?1";
-            sqlx::query(sql).bind(id).bind(answer).execute(tx).await?;
-        }
-        Settlement::Halved { id, place, created_at, halves } => {
-            let gone =
-                sqlx::query("DELETE FROM runspan_outbox WHERE id = ?1").bind(id).execute(&mut *tx).await?;
-            if gone.rows_affected() == 0 {
-                // Trimmed away meanwhile.
-                return Ok(());
-            }
-            for half in halves {
-                sqlx::query(
-                    "INSERT INTO runspan_outbox (place, channel, created_at, items, runs, bytes, body)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-                )
-                .bind(place)
-                .bind(half.channel.as_str())
-                .bind(created_at.micros())
-                .bind(stored(half.items))
-                .bind(stored(half.runs))
-                .bind(stored(half.body.len()))
-                .bind(half.body.as_ref())
-                .execute(&mut *tx)
-                .await?;
-            }
-        }
-    }
-    Ok(())
-}
-
-async fn insert_requests(tx: &mut SqliteConnection, requests: &[NewRequest]) -> Result<(), StoreError> {
+async fn insert_request(
+    tx: &mut SqliteConnection,
+    id: i64,
+    place: i64,
+    created_at: Option<Timestamp>,
+    request: &NewRequest,
+) -> Result<(), StoreError> {
     let sql = format!(
         "INSERT INTO runspan_outbox (id, place, channel, created_at, items, runs, bytes, body)
-         SELECT next.id, next.id, ?1, {NOW}, ?2, ?3, ?4, ?5
-         FROM (SELECT 1 + coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'runspan_outbox'), 0) AS id) next"
+         VALUES (?1, ?2, ?3, coalesce(?4, {NOW}), ?5, ?6, ?7, ?8)"
     );
-    for request in requests {
-        sqlx::query(AssertSqlSafe(sql.clone()))
-            .bind(request.channel.as_str())
-            .bind(stored(request.items))
-            .bind(stored(request.runs))
-            .bind(stored(request.body.len()))
-            .bind(request.body.as_ref())
-            .execute(&mut *tx)
-            .await?;
-    }
+    sqlx::query(AssertSqlSafe(sql))
+        .bind(id)
+        .bind(place)
+        .bind(request.channel.as_str())
+        .bind(created_at.map(Timestamp::micros))
+        .bind(stored(request.items))
+        .bind(stored(request.runs))
+        .bind(stored(request.body.len()))
+        .bind(request.body.as_ref())
+        .execute(tx)
+        .await?;
     Ok(())
 }
 

@@ -1,5 +1,11 @@
 //! What is particular to SQLite.
 
+mod capture;
+mod lock;
+mod order;
+mod sequences;
+mod values;
+
 use std::time::Duration;
 
 use runspan::run::RunId;
@@ -116,7 +122,8 @@ async fn no_value_of_the_applications_fails_its_statement() {
         .execute(
             "DROP TABLE workflow_runs;
              CREATE TABLE workflow_runs (id, workflow_name, target_type, target_owner, target_repo, target_number,
-                 parent_run_id, status, state, delivery_id, created_at, updated_at)",
+                 parent_run_id, status, state, delivery_id, created_at, updated_at);
+             CREATE INDEX by_id ON workflow_runs (id)",
         )
         .await;
     let (store, _) = database.attach().await;
@@ -218,6 +225,7 @@ async fn a_table_that_is_made_anew_can_be_renamed() {
              CREATE TABLE anew AS SELECT * FROM workflow_runs;
              DROP TABLE workflow_runs;
              ALTER TABLE anew RENAME TO workflow_runs;
+             CREATE UNIQUE INDEX by_id ON workflow_runs (id);
              COMMIT",
         )
         .await;

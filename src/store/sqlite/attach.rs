@@ -1,14 +1,16 @@
 //! Installing and removing runspan in a SQLite file.
 
+use std::sync::LazyLock;
+use std::time::Duration;
+
 use async_trait::async_trait;
-use sqlx::{AssertSqlSafe, SqliteConnection};
+use sqlx::{AssertSqlSafe, Row as _, SqliteConnection};
+use tokio::time::Instant;
 
 use super::super::attach::{Attach, Attached, COLUMNS, Detached, Plan, PurgeLoss, lacks};
 use super::super::{CaptureProblem, SCHEMA_VERSION, StoreError};
-use super::{SqliteStore, reconcile, sql};
-
-/// The triggers of the application's table.
-const TRIGGERS: [&str; 3] = ["runspan_inserted", "runspan_changed", "runspan_deleted"];
+use super::capture::{MARK, Placed, TRIGGERS, same};
+use super::{BUSY_TIMEOUT, SqliteStore, reconcile, sql};
 
 /// A table that can be attached to.
 struct Table {
@@ -25,7 +27,9 @@ impl Attach for SqliteStore {
         let table = inspect(&mut connection, plan).await?;
         let installed = installed_version(&mut connection).await?;
         Ok(format!(
-            "PRAGMA journal_mode = WAL;\nBEGIN IMMEDIATE;\n{}{}COMMIT;\n",
+            "PRAGMA journal_mode = WAL;\nBEGIN IMMEDIATE;\n{}COMMIT;\n\n\
+             -- Takes in the runs in flight. This transaction is as long as the table is large; `runspan attach` does it\n\
+             -- in short ones, and so does the relay if this part is left out.\nBEGIN IMMEDIATE;\n{}COMMIT;\n",
             install_sql(installed, &table.name),
             sql::reconcile(&quoted(&table.name))
         ))
@@ -35,8 +39,7 @@ impl Attach for SqliteStore {
         self.file()?;
         let mut connection = self.pool.acquire().await?;
         let Table { name, mut warnings } = inspect(&mut connection, plan).await?;
-        let mode: String =
-            sqlx::query_scalar("PRAGMA journal_mode = WAL").fetch_one(&mut *connection).await?;
+        let mode = write_ahead(&mut connection).await?;
         if mode != "wal" {
             warnings.push(format!(
                 "the journal mode stays {mode:?}, so the relay's reads and your writes wait for each other"
@@ -46,9 +49,9 @@ impl Attach for SqliteStore {
         let mut tx = self.writing().await?;
         let installed = installed_version(&mut tx).await?;
         run(&mut tx, install_sql(installed, &name)).await?;
-        let adopted = Some(reconcile(&mut tx).await?);
         tx.commit().await?;
-        Ok(Attached { table: quoted(&name), adopted, warnings })
+        let adopted = reconcile::reconcile(self).await?.entries;
+        Ok(Attached { table: quoted(&name), adopted: Some(adopted), warnings })
     }
 
     async fn attached_table(&self) -> Result<Option<String>, StoreError> {
@@ -58,17 +61,44 @@ impl Attach for SqliteStore {
     }
 
     async fn capture(&self) -> Result<Vec<CaptureProblem>, StoreError> {
-        Ok(Vec::new())
+        self.file()?;
+        let mut snapshot = self.pool.begin().await?;
+        Ok(Placed::read(&mut snapshot).await?.problems())
     }
 
     async fn purge_loss(&self) -> Result<Option<PurgeLoss>, StoreError> {
-        Ok(None)
+        self.file()?;
+        let mut snapshot = self.pool.begin().await?;
+        let ours: Vec<String> =
+            sqlx::query_scalar("SELECT name FROM sqlite_schema WHERE name GLOB 'runspan_*'")
+                .fetch_all(&mut *snapshot)
+                .await?;
+        if ours.is_empty() {
+            return Ok(None);
+        }
+        let mut counts = [0; 5];
+        for (count, (table, which)) in counts.iter_mut().zip([
+            ("runspan_journal", "true"),
+            ("runspan_outbox", "dead IS NULL"),
+            ("runspan_outbox", "dead IS NOT NULL"),
+            ("runspan_set_aside", "true"),
+            ("runspan_open_runs", "true"),
+        ]) {
+            // One that was dropped by hand has nothing to lose.
+            if ours.iter().any(|name| name == table) {
+                // Safe: this function's own text.
+                let sql = AssertSqlSafe(format!("SELECT count(*) FROM {table} WHERE {which}"));
+                *count = sqlx::query_scalar(sql).fetch_one(&mut *snapshot).await?;
+            }
+        }
+        let [entries, waiting, dead, set_aside, open_runs] = counts;
+        Ok(Some(PurgeLoss { entries, waiting, dead, set_aside, open_runs, roles: Vec::new(), callers: None }))
     }
 
     async fn detach(&self, purge: bool) -> Result<Detached, StoreError> {
         self.file()?;
         let mut tx = self.writing().await?;
-        let table = attached_table(&mut tx).await?;
+        let placed = Placed::read(&mut tx).await?;
         // Triggers before the tables that they name.
         let ours: Vec<(String, String)> = sqlx::query_as(
             "SELECT type, name FROM sqlite_schema
@@ -79,7 +109,7 @@ impl Attach for SqliteStore {
         .await?;
         let sql = ours
             .iter()
-            .filter(|(_, name)| purge || TRIGGERS.contains(&name.as_str()))
+            .filter(|(_, name)| purge || name == MARK || TRIGGERS.contains(&name.as_str()))
             .map(|(kind, name)| format!("DROP {kind} {};\n", quoted(name)))
             .collect::<Vec<_>>()
             .concat();
@@ -89,8 +119,23 @@ impl Attach for SqliteStore {
         run(&mut tx, sql).await?;
         tx.commit().await?;
         Ok(Detached::Removed {
-            table: table.map_or_else(|| "runspan's own tables".to_owned(), |name| quoted(&name)),
+            table: placed.table().map_or_else(|| "runspan's own tables".to_owned(), quoted),
         })
+    }
+}
+
+/// Turns the write-ahead log on; the mode that came of it. SQLite does not wait for a writer here.
+async fn write_ahead(connection: &mut SqliteConnection) -> Result<String, StoreError> {
+    let deadline = Instant::now() + BUSY_TIMEOUT;
+    loop {
+        match sqlx::query_scalar("PRAGMA journal_mode = WAL").fetch_one(&mut *connection).await {
+            Err(sqlx::Error::Database(error))
+                if error.code().is_some_and(|code| code == "5") && Instant::now() < deadline =>
+            {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            other => return Ok(other?),
+        }
     }
 }
 
@@ -108,7 +153,14 @@ fn install_sql(installed: i32, table: &str) -> String {
     } else {
         String::new()
     };
-    sql::schema(known) + &version + &sql::triggers(&quoted(table))
+    sql::schema(known) + &version + &sql::triggers(&quoted(table)) + &mark_sql(table)
+}
+
+/// Notes which table was attached to, as a view that names no table: SQLite drops the triggers with the table, and takes
+/// them along when it is renamed.
+fn mark_sql(table: &str) -> String {
+    let table = table.replace('\'', "''");
+    format!("DROP VIEW IF EXISTS {MARK};\nCREATE VIEW {MARK} (table_name) AS SELECT '{table}';\n")
 }
 
 /// The version that is installed; 0 for none.
@@ -126,11 +178,7 @@ pub(super) async fn installed_version(connection: &mut SqliteConnection) -> Resu
 
 /// The table whose triggers write the journal: SQLite keeps their names right when it is renamed.
 pub(super) async fn attached_table(connection: &mut SqliteConnection) -> Result<Option<String>, StoreError> {
-    Ok(sqlx::query_scalar(
-        "SELECT tbl_name FROM sqlite_schema WHERE type = 'trigger' AND name = 'runspan_inserted'",
-    )
-    .fetch_optional(connection)
-    .await?)
+    Ok(Placed::read(connection).await?.on().map(ToOwned::to_owned))
 }
 
 /// A name as SQL can hold it: quoted if it has to be.
@@ -180,29 +228,36 @@ async fn inspect(connection: &mut SqliteConnection, plan: &Plan) -> Result<Table
     if !missing.is_empty() {
         return unfit(lacks(&shown, &missing));
     }
-    // Safe: this crate's own text and a quoted name.
-    let kinds = AssertSqlSafe(format!("SELECT typeof(id), typeof(created_at) FROM {shown} LIMIT 1"));
-    let kinds: Option<(String, String)> = sqlx::query_as(kinds).fetch_optional(&mut *connection).await?;
     let mut warnings = Vec::new();
-    if let Some((id, created_at)) = kinds {
-        if id != "text" {
-            return unfit(format!(
-                "{shown}.id holds values of type {id}, and has to hold UUIDs as hyphenated text"
-            ));
+    let placed = Placed::read(connection).await?;
+    match placed.on() {
+        Some(other) if !same(other, &name) => {
+            if !placed.expected().is_some_and(|expected| same(expected, &name)) {
+                return unfit(format!(
+                    "runspan is attached to {} in this database: `runspan detach` first, then \
+                     `runspan attach --table '{}'`",
+                    quoted(other),
+                    name.replace('\'', "'\\''")
+                ));
+            }
+            warnings.push(format!("moved the triggers from {}", quoted(other)));
         }
-        if created_at != "text" {
-            warnings.push(format!(
-                "{shown}.created_at holds values of type {created_at}, not ISO 8601 text: \
-                 runs begin when the journal first hears of them"
-            ));
+        _ => {
+            let missing = placed.missing(&name);
+            let were_there = placed.table().is_some_and(|table| same(table, &name));
+            if were_there && !missing.is_empty() {
+                warnings.push(format!("{shown} had lost triggers: created {} again", missing.join(", ")));
+            }
         }
     }
-    if let Some(other) = attached_table(connection).await?.filter(|other| *other != name) {
+    if !finds_by_id(connection, &name).await? {
         return unfit(format!(
-            "runspan is attached to {} in this database: `runspan detach` first",
-            quoted(&other)
+            "{shown}.id has no index, and the triggers look for parents by it: \
+             CREATE UNIQUE INDEX {} ON {shown} (id);",
+            quoted(&format!("idx_{name}_id"))
         ));
     }
+    warnings.extend(inspect_values(connection, &shown).await?);
     let indexed: bool = sqlx::query_scalar(
         // Not one of runs that ended so or so.
         "SELECT EXISTS (SELECT 1 FROM sqlite_schema
@@ -211,7 +266,7 @@ async fn inspect(connection: &mut SqliteConnection, plan: &Plan) -> Result<Table
                     OR sql LIKE '%NOT IN%' OR sql LIKE '%<>%' OR sql LIKE '%!=%'))",
     )
     .bind(&name)
-    .fetch_one(connection)
+    .fetch_one(&mut *connection)
     .await?;
     if !indexed {
         warnings.push(format!(
@@ -222,3 +277,85 @@ async fn inspect(connection: &mut SqliteConnection, plan: &Plan) -> Result<Table
     }
     Ok(Table { name, warnings })
 }
+
+/// Whether a run is found by its id without a scan. An index of the id's is enough, whatever SQLite would choose now; a
+/// column with a collation of its own needs one with the same, which only SQLite can tell.
+async fn finds_by_id(connection: &mut SqliteConnection, table: &str) -> Result<bool, StoreError> {
+    let is_indexed: bool = sqlx::query_scalar(
+        "SELECT EXISTS (SELECT 1 FROM pragma_index_list(?1) i JOIN pragma_index_xinfo(i.name) x ON x.seqno = 0
+             WHERE i.partial = 0 AND lower(x.name) = 'id' AND upper(x.coll) = 'BINARY')",
+    )
+    .bind(table)
+    .fetch_one(&mut *connection)
+    .await?;
+    if is_indexed {
+        return Ok(true);
+    }
+    // Safe: this crate's own text and a quoted name.
+    let plan = AssertSqlSafe(format!("EXPLAIN QUERY PLAN SELECT 1 FROM {} WHERE id = ?1", quoted(table)));
+    let steps = sqlx::query(plan).bind("").fetch_all(connection).await?;
+    let steps = steps.iter().map(|step| step.try_get(3)).collect::<Result<Vec<String>, _>>()?;
+    // ANY: SQLite would look at each value of the columns before the id.
+    Ok(steps.iter().any(|step| step.starts_with("SEARCH ") && !step.contains("ANY(")))
+}
+
+/// Refuses values that nothing can be made of, and warns of those that make less of a run, as far as the first rows show
+/// them: any type may be in any column.
+async fn inspect_values(connection: &mut SqliteConnection, table: &str) -> Result<Vec<String>, StoreError> {
+    let kinds = format!("SELECT typeof(id), typeof(created_at) FROM {table} LIMIT 1");
+    // Safe, as all below: this crate's own text and a quoted name.
+    let kinds: Option<(String, String)> =
+        sqlx::query_as(AssertSqlSafe(kinds)).fetch_optional(&mut *connection).await?;
+    let Some((id, created_at)) = kinds else { return Ok(Vec::new()) };
+    if id != "text" {
+        return Err(StoreError::Unfit(format!(
+            "{table}.id holds values of type {id}, and has to hold UUIDs as hyphenated text"
+        )));
+    }
+    let mut warnings = Vec::new();
+    if created_at != "text" {
+        warnings.push(format!(
+            "{table}.created_at holds values of type {created_at}, not ISO 8601 text: \
+             runs begin when the journal first hears of them"
+        ));
+    }
+    for (shown, wrong, consequence) in VALUES.iter() {
+        let sql = format!(
+            "SELECT CAST(substr({shown}, 1, 64) AS BLOB) FROM (SELECT * FROM {table} LIMIT 1000) w WHERE {wrong} LIMIT 1"
+        );
+        let found: Option<Vec<u8>> =
+            sqlx::query_scalar(AssertSqlSafe(sql)).fetch_optional(&mut *connection).await?;
+        warnings.extend(
+            found.map(|found| {
+                format!("{table}.{}", consequence.replace("{}", &String::from_utf8_lossy(&found)))
+            }),
+        );
+    }
+    Ok(warnings)
+}
+
+/// What to show of a row `w`, which rows have it, and what comes of that.
+static VALUES: LazyLock<[(&str, String, &str); 4]> = LazyLock::new(|| {
+    [
+        (
+            "quote(w.id)",
+            format!("NOT ({})", sql::IS_RUN),
+            "id holds {}, which is no UUID as hyphenated text in one case: what happens to such runs is set aside",
+        ),
+        (
+            "quote(w.status)",
+            "w.status NOT IN ('queued', 'running', 'succeeded', 'failed', 'incomplete')".to_owned(),
+            "status holds {}, which is not understood: spans of runs that end so stay open, see docs/table.md",
+        ),
+        (
+            "quote(w.target_number)",
+            "w.target_number IS NOT CAST(w.target_number AS INTEGER)".to_owned(),
+            "target_number holds {}, which is no integer: such runs have no target",
+        ),
+        (
+            "typeof(w.state)",
+            "typeof(w.state) NOT IN ('text', 'null')".to_owned(),
+            "state holds values of type {}, not JSON text: no reason and no traceparent is read from them",
+        ),
+    ]
+});

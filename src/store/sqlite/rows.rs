@@ -33,7 +33,7 @@ pub(super) const STATUS: &str = "
           FROM runspan_outbox) o";
 
 /// The journal's columns, but for `seq`.
-const COLUMNS: [&str; 18] = [
+pub(super) const COLUMNS: [&str; 18] = [
     "at",
     "created_at",
     "run_id",
@@ -55,14 +55,17 @@ const COLUMNS: [&str; 18] = [
 ];
 
 /// Keeps entries aside, whole: `?1` holds pairs of position and error. JSON cannot hold a BLOB; its quoted form
-/// (`X'…'`) it can.
+/// (`X'…'`) it can. A position that is there already, since the journal's were set back, is replaced by one above all.
 pub(super) static SET_ASIDE: LazyLock<String> = LazyLock::new(|| {
     let fields = COLUMNS.map(|column| {
         format!("'{column}', CASE typeof(j.{column}) WHEN 'blob' THEN quote(j.{column}) ELSE j.{column} END")
     });
     format!(
         "INSERT INTO runspan_set_aside (seq, error, entry, set_aside_at)
-         SELECT j.seq, json_extract(e.value, '$[1]'), json_object('seq', j.seq, {}), {NOW}
+         SELECT CASE WHEN j.seq IN (SELECT seq FROM runspan_set_aside)
+                THEN max((SELECT max(seq) FROM runspan_set_aside), max(j.seq) OVER ()) + row_number() OVER ()
+                ELSE j.seq END,
+             json_extract(e.value, '$[1]'), json_object('seq', j.seq, {}), {NOW}
          FROM json_each(?1) e JOIN runspan_journal j ON j.seq = json_extract(e.value, '$[0]')",
         fields.join(", ")
     )
@@ -116,8 +119,9 @@ pub(super) fn read_row(row: &SqliteRow) -> Result<Read, StoreError> {
         target_repo: text(row, 9)?,
         target_number: row.try_get(10)?,
         delivery_id: text(row, 11)?,
-        parent_run_id: id(12, "parent_run_id")?,
-        root_run_id: id(13, "the root's id")?,
+        // A run is worth more than its place in a tree.
+        parent_run_id: text(row, 12)?.and_then(|id| uuid(&id)),
+        root_run_id: text(row, 13)?.and_then(|id| uuid(&id)),
         root_workflow_name: text(row, 14)?,
         reason: text(row, 15)?,
         traceparent: text(row, 16)?,

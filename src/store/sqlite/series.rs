@@ -3,8 +3,11 @@
 use async_trait::async_trait;
 use sqlx::{AssertSqlSafe, Row as _, SqliteConnection};
 
-use super::super::rows::{decode_recorded, decode_totals, encode_change, encode_series, in_flight, stored};
+use super::super::rows::{
+    count, decode_recorded, decode_totals, encode_change, encode_series, in_flight, stored,
+};
 use super::super::{Fresh, Lease, SeriesStore, StoreError};
+use super::ids::Ids;
 use super::sql::NOW;
 use super::{SqliteStore, attach, rows, sql};
 use crate::run::Timestamp;
@@ -20,7 +23,7 @@ impl SeriesStore for SqliteStore {
 
     async fn fresh_totals(&self, lease: &Lease, after: i64, limit: usize) -> Result<Fresh, StoreError> {
         let sql = format!(
-            "SELECT {NOW}, d.id, d.delta
+            "SELECT {NOW}, d.id, d.delta, (SELECT count(*) FROM runspan_deltas WHERE id <= ?3)
              FROM runspan_lease LEFT JOIN (
                  SELECT id, delta FROM runspan_deltas WHERE id > ?3 ORDER BY id LIMIT ?4) d ON true
              WHERE holder = ?1 AND epoch = ?2 ORDER BY d.id"
@@ -32,10 +35,12 @@ impl SeriesStore for SqliteStore {
             .bind(stored(limit))
             .fetch_all(&self.pool)
             .await?;
-        let now = rows.first().ok_or(StoreError::LeaseLost)?.try_get(0)?;
-        let mut fresh = Fresh { now: Timestamp::from_micros(now), totals: Vec::new(), up_to: 0 };
+        let first = rows.first().ok_or(StoreError::LeaseLost)?;
+        let (now, up_to) = (Timestamp::from_micros(first.try_get(0)?), count(first.try_get(3)?));
+        let mut fresh = Fresh { now, totals: Vec::new(), up_to };
         for row in &rows {
             if let (Some(id), Some(delta)) = (row.try_get(1)?, row.try_get(2)?) {
+                self.deltas.seen(id);
                 fresh.totals.push((id, decode_totals(delta)?));
             }
         }
@@ -92,9 +97,11 @@ impl SeriesStore for SqliteStore {
 }
 
 /// Appends what a batch added.
-pub(super) async fn append(tx: &mut SqliteConnection, totals: &Totals) -> Result<(), StoreError> {
+pub(super) async fn append(tx: &mut SqliteConnection, ids: &Ids, totals: &Totals) -> Result<(), StoreError> {
     if !totals.is_empty() {
-        sqlx::query("INSERT INTO runspan_deltas (delta) VALUES (?1)")
+        let id = ids.next(tx).await?;
+        sqlx::query("INSERT INTO runspan_deltas (id, delta) VALUES (?1, ?2)")
+            .bind(id)
             .bind(encode_series(totals)?)
             .execute(tx)
             .await?;

@@ -2,17 +2,20 @@
 //! out. Nothing here needs a SQLite newer than 3.38, for writers of other programs run the triggers too.
 
 use super::super::stuck::PATIENCE;
+use super::rows::COLUMNS;
 
 /// runspan's tables, version by version. Append-only.
 pub(super) const MIGRATIONS: [&str; super::super::SCHEMA_VERSION as usize] =
     [include_str!("schema.sql"), include_str!("schema_2.sql")];
 const ENTRY: &str = include_str!("entry.sql");
 const TRIGGERS: &str = include_str!("triggers.sql");
-const RECONCILE: &str = include_str!("reconcile.sql");
+const FIND: &str = include_str!("find.sql");
+const MISSING: &str = include_str!("missing.sql");
+const CHANGED: &str = include_str!("changed.sql");
 const STUCK: &str = include_str!("stuck.sql");
 
 /// That a row's id is one that the journal's reader takes: hyphenated, in one case.
-const IS_RUN: &str = "typeof(w.id) = 'text' AND w.id IN (lower(w.id), upper(w.id)) \
+pub(super) const IS_RUN: &str = "typeof(w.id) = 'text' AND w.id IN (lower(w.id), upper(w.id)) \
     AND w.id LIKE '________-____-____-____-____________' \
     AND length(replace(w.id, '-', '')) = 32 AND replace(w.id, '-', '') NOT GLOB '*[^0-9A-Fa-f]*'";
 
@@ -44,63 +47,122 @@ pub(super) fn micros(column: &str) -> String {
 
 /// What is missing of the tables.
 pub(super) fn schema(installed: usize) -> String {
-    MIGRATIONS[installed.min(MIGRATIONS.len())..].concat().replace("{now}", NOW)
+    render(&MIGRATIONS[installed.min(MIGRATIONS.len())..].concat(), &[("now", NOW)])
 }
 
 /// The triggers of `table` (quoted).
 pub(super) fn triggers(table: &str) -> String {
     let entry = |row: &str, from: &str, to: &str, state: &str| {
-        ENTRY
-            .replace("{now}", NOW)
-            .replace("{row}", row)
-            .replace("{from}", from)
-            .replace("{to}", to)
-            .replace("{failed_reason}", &reason(state, "failedReason"))
-            .replace("{incomplete_reason}", &reason(state, "incompleteReason"))
-            .replace("{traceparent}", &traceparent(state))
-            .replace("{root_above}", &root_above(table, &format!("{row}.parent_run_id")))
+        render(
+            ENTRY,
+            &[
+                ("now", NOW),
+                ("row", row),
+                ("from", from),
+                ("to", to),
+                ("failed_reason", &reason(state, "failedReason")),
+                ("incomplete_reason", &reason(state, "incompleteReason")),
+                ("traceparent", &traceparent(state)),
+                ("root_above", &root_above(table, &format!("{row}.parent_run_id"))),
+                ("table", table),
+            ],
+        )
     };
-    TRIGGERS
-        .replace("{inserted}", &entry("NEW", "NULL", "NEW.status", "NEW.state"))
-        .replace("{changed}", &entry("NEW", "OLD.status", "NEW.status", "NEW.state"))
-        .replace("{deleted}", &entry("OLD", "OLD.status", "NULL", "NULL"))
-        .replace("{table}", table)
+    render(
+        TRIGGERS,
+        &[
+            ("columns", &COLUMNS.join(", ")),
+            ("inserted", &entry("NEW", "NULL", "NEW.status", "NEW.state")),
+            ("changed", &entry("NEW", "OLD.status", "NEW.status", "NEW.state")),
+            ("deleted", &entry("OLD", "OLD.status", "NULL", "NULL")),
+            ("table", table),
+        ],
+    )
 }
 
-/// Journals what the journal of `table` (quoted) missed.
+/// Finds what the journal of `table` (quoted) missed, for [`missing`] and [`changed`].
+pub(super) fn find(table: &str) -> String {
+    compared(FIND, table, "", "")
+}
+
+/// Journals the runs in flight that were found after the place `after`, up to `last`.
+pub(super) fn missing(table: &str, after: &str, last: &str) -> String {
+    compared(MISSING, table, after, last)
+}
+
+/// Journals what became of the open runs that were found after the place `after`, up to `last`.
+pub(super) fn changed(table: &str, after: &str, last: &str) -> String {
+    compared(CHANGED, table, after, last)
+}
+
+/// Journals all that the journal of `table` (quoted) missed, to be run by hand.
 pub(super) fn reconcile(table: &str) -> String {
-    RECONCILE
-        .replace("{now}", NOW)
-        .replace("{created_at}", &micros("w.created_at"))
-        .replace("{updated_at}", &micros("w.updated_at"))
-        .replace("{failed_reason}", &reason("w.state", "failedReason"))
-        .replace("{incomplete_reason}", &reason("w.state", "incompleteReason"))
-        .replace("{traceparent}", &traceparent("w.state"))
-        .replace("{root_above}", &root_above(table, "w.parent_run_id"))
-        .replace("{is_run}", IS_RUN)
-        .replace("{table}", table)
+    let (all, last) = ("0", "9223372036854775807");
+    format!(
+        "{}\n{};\n\n{};\nDROP TABLE temp.runspan_found;\n",
+        find(table),
+        missing(table, all, last).trim_end(),
+        changed(table, all, last).trim_end()
+    )
+}
+
+fn compared(template: &str, table: &str, after: &str, last: &str) -> String {
+    render(
+        template,
+        &[
+            ("now", NOW),
+            ("created_at", &micros("w.created_at")),
+            ("updated_at", &micros("w.updated_at")),
+            ("failed_reason", &reason("w.state", "failedReason")),
+            ("incomplete_reason", &reason("w.state", "incompleteReason")),
+            ("traceparent", &traceparent("w.state")),
+            ("root_above", &root_above(table, "w.parent_run_id")),
+            ("is_run", IS_RUN),
+            ("after", after),
+            ("last", last),
+            ("table", table),
+        ],
+    )
 }
 
 /// The first `?1` of the runs of `table` (quoted) that are stuck.
 pub(super) fn stuck(table: &str) -> String {
-    STUCK
-        .replace("{now}", NOW)
-        .replace("{created_at}", &micros("w.created_at"))
-        .replace("{updated_at}", &micros("w.updated_at"))
-        .replace("{is_run}", IS_RUN)
-        .replace("{patience}", PATIENCE)
-        .replace("{table}", table)
+    render(
+        STUCK,
+        &[
+            ("now", NOW),
+            ("created_at", &micros("w.created_at")),
+            ("updated_at", &micros("w.updated_at")),
+            ("is_run", IS_RUN),
+            ("patience", PATIENCE),
+            ("table", table),
+        ],
+    )
+}
+
+/// Puts values in the places of their names, in one pass: a table may have any name, `{now}` too.
+fn render(template: &str, values: &[(&str, &str)]) -> String {
+    let mut sql = String::with_capacity(template.len() * 2);
+    let mut rest = template;
+    while let Some((before, after)) = rest.split_once('{') {
+        let (name, after) = after.split_once('}').expect("each brace of a template is closed");
+        let value = values.iter().find(|(known, _)| *known == name).map(|(_, value)| *value);
+        sql += before;
+        sql += value.expect("each name of a template has a value");
+        rest = after;
+    }
+    sql + rest
 }
 
 /// The root above a run and its workflow: parents walked, 32 levels at most, so that a cycle ends too.
 fn root_above(table: &str, parent: &str) -> String {
     format!(
-        "WITH RECURSIVE up (id, name, above, depth) AS (
+        "WITH RECURSIVE runspan_up (id, name, above, depth) AS (
             SELECT p.id, p.workflow_name, p.parent_run_id, 1 FROM {table} p WHERE p.id = {parent}
             UNION ALL
             SELECT p.id, p.workflow_name, p.parent_run_id, up.depth + 1
-            FROM up JOIN {table} p ON p.id = up.above WHERE up.depth < 32
-        ) SELECT id, name FROM up ORDER BY depth DESC LIMIT 1"
+            FROM runspan_up up JOIN {table} p ON p.id = up.above WHERE up.depth < 32
+        ) SELECT id, name FROM runspan_up ORDER BY depth DESC LIMIT 1"
     )
 }
 

@@ -416,7 +416,23 @@ async fn sequences_that_were_set_back_lose_no_request(database: &Database) {
         bodies.push(String::from_utf8(request.body.to_vec()).unwrap());
     }
     assert_eq!(bodies, ["a", "b", "c", "d", "e"]);
-    // Nor an entry.
+    // Nor an entry that is set aside at a position that came before.
+    session
+        .execute(
+            "INSERT INTO runspan.journal (seq, workflow_name) SELECT n, 'no' FROM generate_series(3, 5) n;
+             INSERT INTO runspan.set_aside SELECT n, 'no', '{}' FROM unnest(ARRAY[3, 4, 6]) n",
+        )
+        .await;
+    let no = || "no".to_owned();
+    let set_aside = Commit {
+        consumed: vec![3, 4, 5],
+        set_aside: vec![(3, no()), (4, no()), (5, no())],
+        ..Commit::default()
+    };
+    store.commit(&lease, &instance, &set_aside).await.unwrap();
+    assert_eq!(session.count("runspan.set_aside").await, 6);
+    commit(5, "f").await;
+    // Nor one that nobody has read.
     let position = store.position(&instance).await.unwrap();
     session.queue("triage", 1).await;
     assert_eq!(store.bring_forward(&position, false).await.unwrap(), 1);
