@@ -23,6 +23,9 @@ use crate::store::{
 /// The shortest pause between two looks at the journal: what arrives meanwhile shares a transaction.
 const BUSY_POLL: Duration = Duration::from_millis(20);
 
+/// How often entries are looked for whose positions were set back, while no others come.
+const IDLE_LOOK: Duration = Duration::from_secs(2);
+
 pub(super) struct Projector {
     pub(super) store: Arc<dyn Store>,
     pub(super) lease: Lease,
@@ -52,6 +55,18 @@ struct Prepared {
     commit: Commit,
 }
 
+/// When entries were looked for whose positions were set back.
+struct Looked {
+    last: Instant,
+    everywhere: Option<Instant>,
+}
+
+impl Default for Looked {
+    fn default() -> Self {
+        Self { last: Instant::now(), everywhere: None }
+    }
+}
+
 /// What the two halves of the projector tell each other.
 #[derive(Default)]
 struct Comparison {
@@ -70,7 +85,7 @@ impl Projector {
 
     async fn project(&self, comparison: &Comparison) -> Result<(), StoreError> {
         let mut position = self.store.position(&self.instance).await?;
-        let (mut trimmed, mut asked) = (Instant::now(), None);
+        let (mut trimmed, mut looked) = (Instant::now(), Looked::default());
         let mut pause = BUSY_POLL;
         // Of a backlog, one batch is committed while the next is projected and the one behind that is read.
         let (mut ahead, mut behind) = (None, None);
@@ -78,13 +93,10 @@ impl Projector {
             let prepared = if let Some(prepared) = ahead.take() {
                 prepared
             } else {
-                let (before, is_alone) = (position.clone(), behind.is_none());
-                let mut read = self.next(behind.take(), comparison, &mut position).await?;
-                // What this read should have found is looked for after it, as it may just have been committed.
-                if is_alone && self.bring_forward(&before, &mut asked).await? {
-                    position = before;
-                    read = self.next(None, comparison, &mut position).await?;
-                }
+                let read = match behind.take() {
+                    Some(read) => read,
+                    None => self.next_alone(comparison, &mut position, &mut looked).await?,
+                };
                 self.prepare(read, None).await?
             };
             let read = prepared.commit.consumed.len();
@@ -150,22 +162,40 @@ impl Projector {
         self.stop.run_until_cancelled(wait).await
     }
 
-    /// Sees to it that entries are read whose positions were read long ago, as somebody has set the sequence back
-    /// (`setval`, a logical cut-over); whether there were any. For when nothing is under way: all that was read up to
-    /// `position` is gone from the journal. What was read behind it, and not consumed, is to be read anew.
+    /// The next batch, where nothing is under way: all that was read before is gone from the journal.
     ///
-    /// What was committed late is looked for only once in a while, and where the last look at the database has seen an
-    /// entry: the first one lies behind whatever dead rows PostgreSQL has not cleaned.
-    async fn bring_forward(
+    /// So an entry that is there, and that no read would find, has a position that was read long ago: somebody has set the
+    /// sequence back (`setval`, a logical cut-over). It is looked for after the read, as it may have been committed just
+    /// before it, and then all is read anew: in its order, for an end must not come before its beginning.
+    async fn next_alone(
         &self,
-        position: &Position,
-        asked: &mut Option<Instant>,
-    ) -> Result<bool, StoreError> {
-        let is_due = asked.is_none_or(|asked| asked.elapsed() >= self.settings.look_every);
+        comparison: &Comparison,
+        position: &mut Position,
+        looked: &mut Looked,
+    ) -> Result<Read, StoreError> {
+        let before = position.clone();
+        let read = self.next(None, comparison, position).await?;
+        if read.batch.entries.is_empty() && looked.last.elapsed() < IDLE_LOOK {
+            return Ok(read);
+        }
+        looked.last = Instant::now();
+        if !self.bring_forward(&before, looked).await? {
+            return Ok(read);
+        }
+        *position = before;
+        self.next(None, comparison, position).await
+    }
+
+    /// Moves the entries that no read would find to where one does; whether there were any.
+    ///
+    /// Those that were committed late are looked for only once in a while, and where the last look at the database has seen
+    /// an entry: the first one lies behind whatever dead rows PostgreSQL has not cleaned.
+    async fn bring_forward(&self, position: &Position, looked: &mut Looked) -> Result<bool, StoreError> {
+        let is_due = looked.everywhere.is_none_or(|last| last.elapsed() >= self.settings.look_every);
         let has_entries = |status: &StoreStatus| status.journal_entries > 0;
         let everywhere = is_due && self.monitor.snapshot().status.as_ref().is_some_and(has_entries);
         if everywhere {
-            *asked = Some(Instant::now());
+            looked.everywhere = Some(Instant::now());
         }
         match self.store.bring_forward(position, everywhere).await {
             Ok(0) => Ok(false),

@@ -75,7 +75,8 @@ pub(super) const COLUMNS: [&str; 12] = [
 /// Says that runspan is on `other`, and how it gets to `table`.
 pub(super) fn attached_elsewhere(other: &str, table: &str) -> StoreError {
     StoreError::Unfit(format!(
-        "runspan is attached to {other} in this database: run `runspan detach`, and then `runspan attach --table '{table}'`"
+        "runspan is attached to {other} in this database: run `runspan detach`, and then `runspan attach --table '{}'`",
+        table.replace('\'', "'\\''")
     ))
 }
 

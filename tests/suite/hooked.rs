@@ -29,11 +29,6 @@ pub(crate) trait Hooks: Send + Sync + 'static {
     fn reconciled(&self, found: Reconciled) -> Reconciled {
         found
     }
-
-    /// How many pending totals there are up to the place `after`.
-    async fn up_to(&self, _after: i64, found: usize) -> usize {
-        found
-    }
 }
 
 pub(crate) struct Hooked<H> {
@@ -86,8 +81,7 @@ impl<H: Hooks> SeriesStore for Hooked<H> {
     }
 
     async fn fresh_totals(&self, lease: &Lease, after: i64, limit: usize) -> Result<Fresh, StoreError> {
-        let fresh = hooked!(self.fresh_totals(lease, after, limit))?;
-        Ok(Fresh { up_to: self.hooks.up_to(after, fresh.up_to).await, ..fresh })
+        hooked!(self.fresh_totals(lease, after, limit))
     }
 
     async fn record(&self, lease: &Lease, change: &Change) -> Result<(), StoreError> {

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use sqlx::{AssertSqlSafe, Row as _, SqliteConnection};
 use tokio::time::Instant;
 
-use super::super::attach::{Attach, Attached, COLUMNS, Detached, Plan, PurgeLoss, lacks};
+use super::super::attach::{Attach, Attached, COLUMNS, Detached, Plan, PurgeLoss, attached_elsewhere, lacks};
 use super::super::{CaptureProblem, SCHEMA_VERSION, StoreError};
 use super::capture::{MARK, Placed, TRIGGERS, same};
 use super::{BUSY_TIMEOUT, SqliteStore, reconcile, sql};
@@ -233,12 +233,7 @@ async fn inspect(connection: &mut SqliteConnection, plan: &Plan) -> Result<Table
     match placed.on() {
         Some(other) if !same(other, &name) => {
             if !placed.expected().is_some_and(|expected| same(expected, &name)) {
-                return unfit(format!(
-                    "runspan is attached to {} in this database: `runspan detach` first, then \
-                     `runspan attach --table '{}'`",
-                    quoted(other),
-                    name.replace('\'', "'\\''")
-                ));
+                return Err(attached_elsewhere(&quoted(other), &name));
             }
             warnings.push(format!("moved the triggers from {}", quoted(other)));
         }

@@ -217,7 +217,7 @@ async fn a_different_table_is_refused_with_both_commands() {
     let error = store.attach(&of("bob's")).await.unwrap_err().to_string();
     assert_eq!(
         error,
-        "runspan is attached to workflow_runs in this database: `runspan detach` first, then \
+        "runspan is attached to workflow_runs in this database: run `runspan detach`, and then \
          `runspan attach --table 'Bob'\\''s'`"
     );
 }
