@@ -77,6 +77,33 @@ pub(super) async fn inspect(connection: &mut PgConnection, plan: &Plan) -> Resul
              run: ALTER TABLE {name} NO FORCE ROW LEVEL SECURITY, or give {owner} BYPASSRLS"
         ));
     }
+    let mut warnings = inspect_columns(connection, oid, &name).await?;
+    // A partitioned table's index cannot be made concurrently.
+    let concurrently = if kind == "p" { "" } else { "CONCURRENTLY " };
+    if !found.try_get::<bool, _>(9)? {
+        return unfit(format!(
+            "no index of {name} begins with id, so finding a run's parent would read the whole table inside the \
+             writer's statement: CREATE INDEX {concurrently}ON {name} (id);"
+        ));
+    }
+    let indexed: bool = found.try_get(4)?;
+    if !indexed {
+        warnings.push(format!(
+            "no index of {name} finds the runs in flight; the relay looks for them once a minute: \
+             CREATE INDEX {concurrently}ON {name} (id) WHERE status IN ('queued', 'running');"
+        ));
+    }
+    let is_attached = triggers(connection).await?.iter().any(|trigger| trigger.is_on(oid));
+    Ok(Table { oid, name, owner, is_mine: found.try_get(8)?, is_attached, warnings })
+}
+
+/// Checks that the columns are there and can be read; what to warn of.
+async fn inspect_columns(
+    connection: &mut PgConnection,
+    oid: i64,
+    name: &str,
+) -> Result<Vec<String>, StoreError> {
+    let unfit = |why: String| Err(StoreError::Unfit(why));
     let columns: Vec<(String, String, bool)> = sqlx::query_as(
         "SELECT attname::text, format_type(CASE typtype WHEN 'd' THEN typbasetype ELSE atttypid END, NULL),
                 attgenerated = 'v'
@@ -90,7 +117,7 @@ pub(super) async fn inspect(connection: &mut PgConnection, plan: &Plan) -> Resul
         |wanted: &str| columns.iter().find(|(column, ..)| column == wanted).map(|(_, kind, _)| kind.as_str());
     let missing: Vec<&str> = COLUMNS.into_iter().filter(|column| type_of(column).is_none()).collect();
     if !missing.is_empty() {
-        return unfit(lacks(&name, &missing));
+        return unfit(lacks(name, &missing));
     }
     if let Some((column, ..)) = columns.iter().find(|column| is_unseen(column)) {
         return unfit(format!(
@@ -113,27 +140,10 @@ pub(super) async fn inspect(connection: &mut PgConnection, plan: &Plan) -> Resul
             ));
         }
     }
-    let mut warnings = Vec::new();
     if !matches!(type_of("status").unwrap_or_default(), "text" | "character varying" | "character") {
-        warnings.extend(inspect_enum(connection, oid, &name).await?);
+        return Ok(inspect_enum(connection, oid, name).await?.into_iter().collect());
     }
-    // A partitioned table's index cannot be made concurrently.
-    let concurrently = if kind == "p" { "" } else { "CONCURRENTLY " };
-    if !found.try_get::<bool, _>(9)? {
-        return unfit(format!(
-            "no index of {name} begins with id, so finding a run's parent would read the whole table inside the \
-             writer's statement: CREATE INDEX {concurrently}ON {name} (id);"
-        ));
-    }
-    let indexed: bool = found.try_get(4)?;
-    if !indexed {
-        warnings.push(format!(
-            "no index of {name} finds the runs in flight; the relay looks for them once a minute: \
-             CREATE INDEX {concurrently}ON {name} (id) WHERE status IN ('queued', 'running');"
-        ));
-    }
-    let is_attached = triggers(connection).await?.iter().any(|trigger| trigger.is_on(oid));
-    Ok(Table { oid, name, owner, is_mine: found.try_get(8)?, is_attached, warnings })
+    Ok(Vec::new())
 }
 
 /// Whether a trigger would not see what the column holds: its name, its type, and whether it is computed when read.

@@ -38,7 +38,7 @@ const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED;
 /// rights.
 #[derive(Clone, Debug)]
 pub(super) struct Pool {
-    pool: PgPool,
+    connections: PgPool,
     has_pooler: bool,
     /// Set once that is known; nothing is asked where only the catalogue is read.
     is_safe: Option<Arc<AtomicBool>>,
@@ -71,12 +71,12 @@ impl Pool {
             .query_pairs()
             .any(|(name, value)| name == "statement-cache-capacity" && value == "0");
         // One for each task of a relay: lease, projector, exporter, a sender a channel, and whoever looks on.
-        let pool = PgPoolOptions::new()
+        let connections = PgPoolOptions::new()
             .max_connections(8)
             .acquire_timeout(Duration::from_secs(5))
             .idle_timeout(Duration::from_mins(1))
             .connect_lazy_with(options);
-        Self { pool, has_pooler, is_safe: Some(Arc::default()) }
+        Self { connections, has_pooler, is_safe: Some(Arc::default()) }
     }
 
     /// The same for statements that use nothing of the owner's.
@@ -102,18 +102,18 @@ impl Pool {
     /// A transaction for what changes the schema, on a connection that has to be the server's own. It must use nothing of
     /// the owner's, as [`for_catalogue`](Self::for_catalogue).
     pub(super) async fn begin_admin(&self) -> Result<Transaction<'static, Postgres>, Error> {
-        self.pool.begin_with(BEGIN).await
+        self.connections.begin_with(BEGIN).await
     }
 
     /// A connection that does not come back.
     pub(super) async fn detached(&self) -> Result<PgConnection, Error> {
-        Ok(self.pool.acquire().await?.detach())
+        Ok(self.connections.acquire().await?.detach())
     }
 
     pub(super) async fn begin(&self) -> Result<Tx, Error> {
         // It begins a transaction of its own.
         Box::pin(self.ensure_safe()).await?;
-        let tx = self.pool.begin_with(BEGIN).await?;
+        let tx = self.connections.begin_with(BEGIN).await?;
         Ok(Tx { session: Session { tx, has_pooler: self.has_pooler } })
     }
 }
@@ -180,7 +180,7 @@ impl<'c> Executor<'c> for &'c Pool {
     where
         'c: 'e,
     {
-        self.pool.prepare_with(sql, parameters)
+        self.connections.prepare_with(sql, parameters)
     }
 }
 

@@ -64,7 +64,7 @@ async fn a_short_lock_timeout_is_never_hit_while_many_runs_are_adopted(database:
         store.reconcile().await.unwrap();
         done.cancel();
     };
-    let (_, one, two) =
+    let ((), one, two) =
         tokio::join!(attach, hurry(database, one, done.clone()), hurry(database, two, done.clone()));
     assert!(one > 0 && two > 0);
 }
