@@ -186,8 +186,8 @@ impl Store for PgStore {
 
     async fn read(&self, position: Position, limit: usize) -> Result<Batch, StoreError> {
         let (above, below) = unread(&position);
-        let rows =
-            sqlx::query(rows::READ).bind(above).bind(below).bind(stored(limit)).fetch_all(&self.pool).await?;
+        let read = || sqlx::query(rows::READ).bind(&above).bind(&below).bind(stored(limit));
+        let rows = self.pool.fetch_texts(read).await?;
         let Some(last) = rows.last() else { return Ok(Batch { entries: Vec::new(), position }) };
         let (xmin, bound) = (last.try_get("xmin")?, last.try_get("bound")?);
         let entry = |row: &PgRow| -> Result<_, StoreError> {

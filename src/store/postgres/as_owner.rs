@@ -30,10 +30,16 @@ impl Roles {
                     CASE WHEN owner.rolsuper THEN NULL
                          WHEN me.rolsuper THEN 'is a superuser'
                          WHEN me.rolcreaterole AND NOT owner.rolcreaterole THEN 'may create roles'
+                         WHEN me.rolreplication AND NOT owner.rolreplication THEN 'may replicate'
+                         WHEN me.rolbypassrls AND NOT owner.rolbypassrls THEN 'bypasses row security'
+                         -- Whatever it is a member of, it can become, inherited or not.
                          ELSE (SELECT 'is a member of ' || p.rolname FROM pg_roles p
-                               WHERE p.rolname IN ('pg_execute_server_program', 'pg_write_server_files',
-                                                   'pg_read_server_files', 'pg_write_all_data', 'pg_read_all_data')
-                                 AND pg_has_role(me.oid, p.oid, 'USAGE') AND NOT pg_has_role(owner.oid, p.oid, 'USAGE')
+                               WHERE p.oid NOT IN (me.oid, owner.oid)
+                                 AND pg_has_role(me.oid, p.oid, 'MEMBER') AND NOT pg_has_role(owner.oid, p.oid, 'MEMBER')
+                                 AND (p.rolsuper OR p.rolcreaterole OR p.rolreplication OR p.rolbypassrls
+                                      OR p.rolname IN ('pg_execute_server_program', 'pg_write_server_files',
+                                                       'pg_read_server_files', 'pg_write_all_data', 'pg_read_all_data')
+                                      OR EXISTS (SELECT FROM pg_class c WHERE c.relowner = p.oid))
                                ORDER BY p.rolname LIMIT 1) END
              FROM pg_namespace n
              JOIN pg_roles owner ON owner.oid = n.nspowner

@@ -24,6 +24,22 @@ const CREATE_TRIGGER: &str = include_str!("trigger.sql");
 /// Its name, quoted. It sorts before those of the application's triggers, which fire after it.
 const TRIGGER: &str = "\"!runspan\"";
 
+/// The tables, sequences and views of the schema.
+const RELATIONS: [&str; 12] = [
+    "meta",
+    "journal",
+    "journal_seq",
+    "journal_skipped",
+    "set_aside",
+    "open_runs",
+    "commits",
+    "outbox",
+    "lease",
+    "series",
+    "deltas",
+    "stuck",
+];
+
 /// SQLSTATE `lock_not_available`.
 const LOCK_NOT_AVAILABLE: &str = "55P03";
 
@@ -45,7 +61,7 @@ impl Attach for PgStore {
         let mut tx = self.pool.begin_admin().await?;
         let Install { schema, trigger, .. } = self.install(&mut tx, plan).await?;
         Ok(format!(
-            "BEGIN;\nSET LOCAL search_path = pg_catalog, pg_temp;\n{schema}COMMIT;\n\nBEGIN;\n{LOCK_TABLE_BRIEFLY};\n{trigger}COMMIT;\n\n\
+            "SET client_encoding = 'UTF8';\n\nBEGIN;\nSET LOCAL search_path = pg_catalog, pg_temp;\n{schema}COMMIT;\n\nBEGIN;\n{LOCK_TABLE_BRIEFLY};\n{trigger}COMMIT;\n\n\
              -- The runs in flight are adopted when a relay starts.\n"
         ))
     }
@@ -254,30 +270,34 @@ async fn run(connection: &mut PgConnection, sql: String) -> Result<(), StoreErro
     Ok(())
 }
 
-/// What hands to the table's owner whatever is in an existing schema and belongs to another; refused if that
-/// may be someone's trap.
+/// What hands runspan's own things to the table's owner where an older attach left them to the role that ran it. Refused
+/// if the schema is not that role's as well, or holds anything else: it may be someone's trap.
 async fn hand_over_sql(connection: &mut PgConnection, table: &Table) -> Result<String, StoreError> {
     let strangers: Vec<(String, String, bool, String)> = sqlx::query_as(
-        "WITH things (place, what, owner, change) AS (
-             SELECT 0, 'the schema runspan', nspowner, 'SCHEMA runspan'
+        "WITH things (place, what, owner, is_own, change) AS (
+             SELECT 0, 'the schema runspan', nspowner, true, 'SCHEMA runspan'
              FROM pg_namespace WHERE nspname = 'runspan'
              UNION ALL
-             SELECT 1, format('runspan.%I', relname), relowner, format('TABLE runspan.%I', relname)
+             SELECT 1, format('runspan.%I', relname), relowner, relname = ANY ($2), format('TABLE runspan.%I', relname)
              FROM pg_class c WHERE relnamespace = to_regnamespace('runspan') AND relkind IN ('r','p','S','v','m','f')
                -- A column's own sequence goes with its table.
                AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid
                                AND d.refclassid = 'pg_class'::regclass AND d.deptype IN ('a', 'i') AND relkind = 'S')
              UNION ALL
-             SELECT 2, format('runspan.%I()', proname), proowner,
+             SELECT 2, format('runspan.%I()', proname), proowner, prolang <> ALL (
+                     SELECT l.oid FROM pg_language l WHERE l.lanname IN ('c', 'internal')),
                  format('ROUTINE runspan.%I(%s)', proname, pg_get_function_identity_arguments(oid))
              FROM pg_proc WHERE pronamespace = to_regnamespace('runspan'))
-         SELECT what, rolname::text, (r.rolsuper OR rolname = current_user) AND pg_has_role(r.oid, 'USAGE'),
+         SELECT what, rolname::text,
+             (r.rolsuper OR rolname = current_user) AND pg_has_role(r.oid, 'USAGE') AND is_own
+                 AND (SELECT s.nspowner = r.oid FROM pg_namespace s WHERE s.nspname = 'runspan'),
              format('ALTER %s OWNER TO %s;', change, $1)
          FROM things JOIN pg_roles r ON r.oid = owner
          WHERE quote_ident(rolname) <> $1
          ORDER BY place, what",
     )
     .bind(&table.owner)
+    .bind(&RELATIONS[..])
     .fetch_all(connection)
     .await?;
     if let Some((what, other, ..)) = strangers.iter().find(|(_, _, trusted, _)| !trusted) {

@@ -132,35 +132,55 @@ $function$;
 -- are made inside of another trigger are noted for the transaction; whoever comes later and finds its row changed again
 -- moves them behind its own entry.
 CREATE OR REPLACE FUNCTION runspan.in_order(
-    relation regclass, run uuid, status text, place bigint, skipping text
+    relation regclass, run uuid, old_status text, new_status text, skipping text
 ) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $function$
 #variable_conflict use_variable
 DECLARE
     nested text := 'nested ' || pg_current_xact_id() || ' ';
+    place bigint := currval('runspan.journal_seq'); -- of the entry
     first_nested bigint;
+    split bigint;
+    last_status text;
     status_now text;
 BEGIN
-    IF NOT starts_with(skipping, nested) THEN
+    IF skipping IS NULL OR NOT starts_with(skipping, nested) THEN
         IF pg_trigger_depth() > 1 THEN
             PERFORM set_config('runspan.skipping', nested || place, true);
         END IF;
         RETURN;
     END IF;
-    EXECUTE format('SELECT w.status::text FROM %s w WHERE w.id = $1', relation) INTO status_now USING run;
-    IF status_now IS NOT DISTINCT FROM status THEN
+    first_nested := substr(skipping, length(nested) + 1);
+    -- The entry fits before the last one that leaves the status which it reaches, and behind the one that reaches the
+    -- status which it leaves.
+    SELECT max(n.seq) FILTER (WHERE n.from_status IS NOT DISTINCT FROM new_status
+                                AND (n.is_first OR n.before IS NOT DISTINCT FROM old_status)),
+        (array_agg(n.to_status ORDER BY n.seq DESC))[1]
+    INTO split, last_status FROM (
+        SELECT k.seq, k.from_status, k.to_status, lag(k.to_status) OVER w AS before, lag(k.seq) OVER w IS NULL AS is_first
+        FROM runspan.journal k
+        WHERE k.seq >= first_nested AND k.seq < place AND k.run_id = run AND k.xid = pg_current_xact_id()
+        WINDOW w AS (ORDER BY k.seq)
+    ) n;
+    IF split IS NULL THEN
         RETURN;
     END IF;
-    first_nested := substr(skipping, length(nested) + 1);
-    -- They follow the last entry that leaves the status which this one reaches.
+    IF last_status IS NOT DISTINCT FROM old_status THEN
+        -- It may as well follow them all, unless its row has been changed again.
+        BEGIN
+            EXECUTE format('SELECT w.status::text FROM %s w WHERE w.id = $1', relation) INTO status_now USING run;
+        EXCEPTION WHEN syntax_error_or_access_rule_violation THEN
+            RETURN;
+        END;
+        IF status_now IS NOT DISTINCT FROM new_status THEN
+            RETURN;
+        END IF;
+    END IF;
     UPDATE runspan.journal j SET seq = moved.place FROM (
         SELECT later.seq, nextval('runspan.journal_seq') AS place FROM (
             SELECT k.seq FROM runspan.journal k
-            WHERE k.seq < place AND k.run_id = run AND k.xid = pg_current_xact_id() AND k.seq >= (
-                SELECT max(m.seq) FROM runspan.journal m
-                WHERE m.seq >= first_nested AND m.seq < place AND m.run_id = run AND m.xid = pg_current_xact_id()
-                  AND m.from_status = status)
+            WHERE k.seq >= split AND k.seq < place AND k.run_id = run AND k.xid = pg_current_xact_id()
             ORDER BY k.seq
         ) later
     ) moved WHERE j.seq = moved.seq;
@@ -169,7 +189,9 @@ $function$;
 
 -- Journals a transition whose row does not have the columns or the types that runspan.journal_run() was planned for:
 -- a session that lives through an ALTER TABLE keeps the plans of before. What cannot be read is left out.
-CREATE OR REPLACE FUNCTION runspan.journal_altered(old_row jsonb, new_row jsonb) RETURNS void
+CREATE OR REPLACE FUNCTION runspan.journal_altered(
+    relation regclass, old_row jsonb, new_row jsonb, skipping text
+) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $function$
 DECLARE
@@ -211,6 +233,9 @@ BEGIN
             8192),
         left(state ->> 'traceparent', 128), false
     );
+    IF skipping <> '' OR pg_trigger_depth() > 1 THEN
+        PERFORM runspan.in_order(relation, runspan.as_uuid(this ->> 'id'), old_status, new_status, skipping);
+    END IF;
 END
 $function$;
 
@@ -270,7 +295,7 @@ BEGIN
                     OLD.parent_run_id, root_id, root_name, NULL, NULL, false
                 );
                 IF pg_trigger_depth() > 1 THEN
-                    PERFORM runspan.in_order(TG_RELID, OLD.id, NULL, currval('runspan.journal_seq'), skipping);
+                    PERFORM runspan.in_order(TG_RELID, OLD.id, OLD.status::text, NULL, skipping);
                 END IF;
                 RETURN NULL;
             END IF;
@@ -303,7 +328,7 @@ BEGIN
             NEW.parent_run_id, root_id, root_name, reason, link, false
         );
         IF skipping <> '' OR pg_trigger_depth() > 1 THEN
-            PERFORM runspan.in_order(TG_RELID, NEW.id, NEW.status::text, currval('runspan.journal_seq'), skipping);
+            PERFORM runspan.in_order(TG_RELID, NEW.id, OLD.status::text, NEW.status::text, skipping);
         END IF;
     EXCEPTION
         WHEN serialization_failure THEN
@@ -321,7 +346,7 @@ BEGIN
                         INTO is_changed USING OLD, NEW;
                     END IF;
                     IF is_changed THEN
-                        PERFORM runspan.journal_altered(to_jsonb(OLD), to_jsonb(NEW));
+                        PERFORM runspan.journal_altered(TG_RELID, to_jsonb(OLD), to_jsonb(NEW), skipping);
                     END IF;
                 END IF;
             EXCEPTION

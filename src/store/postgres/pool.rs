@@ -19,6 +19,7 @@ use sqlx::postgres::{
     PgArguments, PgConnectOptions, PgConnection, PgPool, PgPoolOptions, PgQueryResult, PgRow, PgStatement,
     PgTypeInfo,
 };
+use sqlx::query::Query;
 use sqlx::{ConnectOptions as _, Either, Error, Execute, Executor, Postgres, SqlStr, Transaction};
 
 use super::as_owner::Roles;
@@ -33,6 +34,9 @@ const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED;
     SET LOCAL search_path = pg_catalog, pg_temp;
     SELECT set_config('client_encoding',
         CASE current_setting('server_encoding') WHEN 'SQL_ASCII' THEN 'SQL_ASCII' ELSE 'UTF8' END, true)";
+
+/// SQLSTATE `untranslatable_character`, `character_not_in_repertoire`.
+const UNTRANSLATABLE: [&str; 2] = ["22P05", "22021"];
 
 /// Executes single statements: none before it is known that what is the owner's would run with no more than the owner's
 /// rights.
@@ -108,6 +112,28 @@ impl Pool {
     /// A connection that does not come back.
     pub(super) async fn detached(&self) -> Result<PgConnection, Error> {
         Ok(self.connections.acquire().await?.detach())
+    }
+
+    /// Rows with texts of the application's. A database in `WIN1252`, say, may hold bytes that no UTF-8 is equivalent to:
+    /// then all of them come as they are.
+    pub(super) async fn fetch_texts<'q>(
+        &self,
+        query: impl Fn() -> Query<'q, Postgres, PgArguments>,
+    ) -> Result<Vec<PgRow>, Error> {
+        let untranslatable = match query().fetch_all(self).await {
+            Err(Error::Database(error))
+                if error.code().is_some_and(|code| UNTRANSLATABLE.contains(&code.as_ref())) =>
+            {
+                error
+            }
+            fetched => return fetched,
+        };
+        tracing::debug!("reading texts as they are: {}", untranslatable.message());
+        let mut tx = self.begin().await?;
+        sqlx::query("SET LOCAL client_encoding = 'SQL_ASCII'").execute(&mut *tx).await?;
+        let rows = query().fetch_all(&mut *tx).await?;
+        tx.commit().await?;
+        Ok(rows)
     }
 
     pub(super) async fn begin(&self) -> Result<Tx, Error> {

@@ -1,5 +1,7 @@
 //! Rows to values and back.
 
+use std::borrow::Cow;
+
 use chrono::{DateTime, Utc};
 use sqlx::error::BoxDynError;
 use sqlx::postgres::{PgRow, PgTypeInfo, PgValueRef};
@@ -66,7 +68,7 @@ pub(super) fn read_row(row: &PgRow) -> Result<Row, StoreError> {
 
 /// A text of the application's. A database in `SQL_ASCII` keeps whatever bytes it is given, and cuts them anywhere: what
 /// is no UTF-8 is replaced, and stops nothing.
-pub(super) struct Lossy(pub(super) String);
+struct Lossy(String);
 
 impl Type<Postgres> for Lossy {
     fn type_info() -> PgTypeInfo {
@@ -80,7 +82,11 @@ impl Type<Postgres> for Lossy {
 
 impl<'r> Decode<'r, Postgres> for Lossy {
     fn decode(value: PgValueRef<'r>) -> Result<Self, BoxDynError> {
-        Ok(Self(String::from_utf8_lossy(value.as_bytes()?).into_owned()))
+        // What is kept of it goes back to the database, whose encoding may have no U+FFFD.
+        Ok(Self(match String::from_utf8_lossy(value.as_bytes()?) {
+            Cow::Borrowed(text) => text.to_owned(),
+            Cow::Owned(repaired) => repaired.replace(char::REPLACEMENT_CHARACTER, "?"),
+        }))
     }
 }
 

@@ -9,7 +9,7 @@ use super::super::rows::{
 use super::super::{Fresh, Lease, SeriesStore, StoreError};
 use super::PgStore;
 use super::pool::Session;
-use super::rows::Lossy;
+use super::rows::text;
 use crate::run::Timestamp;
 use crate::series::{Change, InFlight, Recorded, Totals};
 
@@ -81,12 +81,14 @@ impl SeriesStore for PgStore {
     }
 
     async fn in_flight(&self) -> Result<Vec<InFlight>, StoreError> {
-        let rows: Vec<(Lossy, Lossy, i64, f64)> =
-            sqlx::query_as("SELECT workflow_name, status, runs, oldest_age FROM runspan.in_flight()")
-                .fetch_all(&self.pool)
-                .await?;
-        let rows = rows.into_iter().map(|(workflow, status, runs, age)| (workflow.0, status.0, runs, age));
-        Ok(rows.filter_map(in_flight).collect())
+        let sql = "SELECT workflow_name, status, runs, oldest_age FROM runspan.in_flight()";
+        let mut all = Vec::new();
+        for row in self.pool.fetch_texts(|| sqlx::query(sql)).await? {
+            let [workflow, status] = [0, 1].map(|index| text(&row, index));
+            let (workflow, status) = (workflow?.unwrap_or_default(), status?.unwrap_or_default());
+            all.extend(in_flight((workflow, status, row.try_get(2)?, row.try_get(3)?)));
+        }
+        Ok(all)
     }
 
     async fn skipped_entries(&self) -> Result<u64, StoreError> {

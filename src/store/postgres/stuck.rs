@@ -12,15 +12,11 @@ use super::rows::text;
 use crate::run::{RunId, Timestamp};
 
 pub(super) async fn stuck(pool: &Pool, limit: usize) -> Result<Stuck, StoreError> {
-    let rows = sqlx::query(
-        "SELECT run_id, workflow_name, target, target_owner, target_repo, status,
+    let sql = "SELECT run_id, workflow_name, target, target_owner, target_repo, status,
                 CASE WHEN isfinite(since) AND since < '200000-01-01' THEN (extract(epoch FROM since) * 1000000)::bigint END,
                 age_seconds, usual_seconds, parent_run_id, delivery_id, count(*) OVER ()
-         FROM runspan.stuck ORDER BY age_seconds DESC, run_id LIMIT $1",
-    )
-    .bind(stored(limit))
-    .fetch_all(pool)
-    .await?;
+         FROM runspan.stuck ORDER BY age_seconds DESC, run_id LIMIT $1";
+    let rows = pool.fetch_texts(|| sqlx::query(sql).bind(stored(limit))).await?;
     Ok(Stuck {
         count: rows.first().map_or(Ok(0), |row| row.try_get::<i64, _>(11))?.unsigned_abs(),
         runs: rows.iter().map(run).collect::<Result<_, _>>()?,

@@ -14,6 +14,8 @@ on_postgres!(
     a_change_of_a_sibling_row_follows_its_cause,
     a_deletion_made_by_a_trigger_follows_its_cause,
     a_chain_of_triggers_is_in_order,
+    a_row_that_is_changed_back_and_forth_is_in_order,
+    a_change_made_by_a_trigger_follows_its_cause_after_an_alter,
     changes_of_one_transaction_stay_in_their_order,
     a_trigger_that_sorts_before_ours_changes_nothing,
 );
@@ -261,6 +263,61 @@ async fn a_chain_of_triggers_is_in_order(database: &Database) {
     .await;
     session.queue("triage", 1).await;
     assert_eq!(transitions(&mut session).await, "1 - queued\n1 queued running\n1 running succeeded");
+}
+
+async fn a_row_that_is_changed_back_and_forth_is_in_order(database: &Database) {
+    database.attach().await;
+    let mut session = database.connect().await;
+    for name in [" back", "z_back"] {
+        trigger(
+            &mut session,
+            name,
+            "UPDATE",
+            "IF NEW.status = 'running' AND OLD.status = 'queued' AND pg_trigger_depth() = 1 THEN
+                 UPDATE workflow_runs SET status = 'queued' WHERE target_number = 2;
+                 UPDATE workflow_runs SET status = 'running' WHERE target_number = 2; END IF",
+        )
+        .await;
+        for number in [1, 2] {
+            session.queue("triage", number).await;
+        }
+        session.execute("UPDATE workflow_runs SET status = 'running' WHERE status = 'queued'").await;
+        let told = transitions(&mut session).await;
+        let of_two: Vec<&str> = told.lines().filter(|line| line.starts_with("2 ")).collect();
+        assert!(of_two.len() >= 4, "{told}");
+        for pair in of_two.windows(2) {
+            let status = |line: &str, place| line.split(' ').nth(place).unwrap().to_owned();
+            assert_eq!(status(pair[1], 1), status(pair[0], 2), "{name}: {told}");
+        }
+        session
+            .execute(&format!(
+                "DROP TRIGGER \"{name}\" ON workflow_runs; DROP FUNCTION \"{name}\";
+                 TRUNCATE workflow_runs; DELETE FROM runspan.journal"
+            ))
+            .await;
+    }
+}
+
+async fn a_change_made_by_a_trigger_follows_its_cause_after_an_alter(database: &Database) {
+    database.attach().await;
+    let mut session = database.connect().await;
+    trigger(&mut session, " quota", "UPDATE", &format!("IF NEW.status = 'running' THEN {FAIL}; END IF"))
+        .await;
+    session.queue("triage", 1).await;
+    session.execute("UPDATE workflow_runs SET status = 'running'").await;
+    session.execute("DELETE FROM workflow_runs; DELETE FROM runspan.journal").await;
+    // Its plans are kept: each entry is written anew from the whole row.
+    session
+        .execute("ALTER TABLE workflow_runs ALTER delivery_id TYPE varchar(99), DROP COLUMN target_type")
+        .await;
+    session
+        .execute(
+            "INSERT INTO workflow_runs (id, workflow_name, target_owner, target_repo, target_number)
+             VALUES (gen_random_uuid(), 'triage', 'acme', 'widgets', 2)",
+        )
+        .await;
+    session.execute("UPDATE workflow_runs SET status = 'running'").await;
+    assert_eq!(transitions(&mut session).await, "2 - queued\n2 queued running\n2 running failed");
 }
 
 async fn changes_of_one_transaction_stay_in_their_order(database: &Database) {

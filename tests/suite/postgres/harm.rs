@@ -256,6 +256,17 @@ async fn a_table_made_anew_is_reported_and_attached_again(database: &Database) {
     assert_eq!(problems(&*store).await, "");
     session.execute("DROP TRIGGER \"!runspan\" ON workflow_runs").await;
     assert!(problems(&*store).await.contains("has lost runspan's triggers (INSERT, UPDATE, DELETE)"));
+    // One that somebody has narrowed covers nothing.
+    for narrowed in [
+        "UPDATE OF workflow_name ON workflow_runs FOR EACH ROW",
+        "UPDATE ON workflow_runs FOR EACH ROW WHEN (NEW.status = 'running')",
+    ] {
+        database.attach().await;
+        assert_eq!(problems(&*store).await, "");
+        let trigger = format!("CREATE OR REPLACE TRIGGER \"!runspan\" AFTER {narrowed}");
+        session.execute(&format!("{trigger} EXECUTE FUNCTION runspan.journal_run()")).await;
+        assert!(problems(&*store).await.contains("has lost runspan's triggers (INSERT, UPDATE, DELETE)"));
+    }
 }
 
 async fn a_renamed_table_is_captured_all_the_same(database: &Database) {
@@ -441,33 +452,35 @@ async fn sequences_that_were_set_back_lose_no_request(database: &Database) {
 }
 
 async fn text_that_is_no_utf8_stops_nothing(database: &Database) {
-    let name = format!("{}_ascii", database.name());
     let mut admin = database.connect().await;
-    admin
-        .execute(&format!(
-            "CREATE DATABASE {name} ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
-        ))
-        .await;
-    let mut url = url::Url::parse(&database.url).unwrap();
-    url.set_path(&name);
-    let passed = tokio::spawn(relay_what_is_no_utf8(url.to_string())).await;
-    admin.execute(&format!("DROP DATABASE {name} WITH (FORCE)")).await;
-    passed.unwrap();
+    // Two bytes each, behind a single one: every cut is in the middle of a character. And a byte without a character.
+    let cut = format!("'x{}'", "é".repeat(5_000));
+    for (encoding, text) in [("SQL_ASCII", cut.as_str()), ("WIN1252", "repeat('x' || chr(129), 600)")] {
+        let name = format!("{}_{}", database.name(), encoding.to_lowercase());
+        admin
+            .execute(&format!(
+                "CREATE DATABASE {name} ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
+            ))
+            .await;
+        let mut url = url::Url::parse(&database.url).unwrap();
+        url.set_path(&name);
+        let passed = tokio::spawn(relay_what_is_no_utf8(url.to_string(), text.to_owned())).await;
+        admin.execute(&format!("DROP DATABASE {name} WITH (FORCE)")).await;
+        passed.unwrap_or_else(|error| panic!("{encoding}: {error}"));
+    }
 }
 
-async fn relay_what_is_no_utf8(url: String) {
+async fn relay_what_is_no_utf8(url: String, text: String) {
     let mut session = connect(&url).await;
     let Session::Postgres(connection) = &mut session else { unreachable!("PostgreSQL only") };
     runs::migrate(connection).await.unwrap();
     let store = store::open(&url.parse().unwrap()).unwrap();
     store.attach(&plan()).await.unwrap();
-    // Two bytes each, behind a single one: every cut is in the middle of a character.
-    let long = format!("x{}", "é".repeat(5_000));
     session
         .execute(&format!(
             "INSERT INTO workflow_runs (id, workflow_name, target_type, target_owner, target_repo, target_number,
                  delivery_id, created_at)
-             VALUES (gen_random_uuid(), '{long}', 'pr', '{long}', 'widgets', 1, '{long}', now() - interval '1 day')"
+             VALUES (gen_random_uuid(), {text}, 'pr', {text}, 'widgets', 1, {text}, now() - interval '1 day')"
         ))
         .await;
     assert_eq!(store.in_flight().await.unwrap().len(), 1);
@@ -476,7 +489,7 @@ async fn relay_what_is_no_utf8(url: String) {
     relay.drain().await;
     session
         .execute(&format!(
-            "UPDATE workflow_runs SET status = 'failed', state = '{{\"failedReason\": \"{long}\"}}'"
+            "UPDATE workflow_runs SET status = 'failed', state = jsonb_build_object('failedReason', {text})"
         ))
         .await;
     let told = relay.drain().await;
