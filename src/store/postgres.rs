@@ -5,6 +5,7 @@ mod attach;
 mod capture;
 mod grants;
 mod inspect;
+mod outbox;
 mod pool;
 mod purge;
 mod rows;
@@ -16,17 +17,17 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::TryStreamExt as _;
+use sqlx::Row as _;
 use sqlx::error::DatabaseError;
 use sqlx::postgres::{PgConnectOptions, PgRow};
-use sqlx::{AssertSqlSafe, Row as _};
 
 use self::as_owner::Roles;
-use self::pool::{Pool, Session, Tx};
+use self::pool::{Pool, Tx};
 use self::rows::{open_run, read_row};
 use super::rows::{channel, count, stored};
 use super::{
-    Batch, Channel, Commit, Lease, LeaseView, Listed, NewRequest, Pending, Position, Reconciled, Request,
-    Selection, Settlement, Store, StoreError, StoreStatus, Stuck, Trimmed, fits,
+    Batch, Channel, Commit, Lease, LeaseView, Listed, Pending, Position, Reconciled, Request, Selection,
+    Settlement, Store, StoreError, StoreStatus, Stuck, Trimmed, fits,
 };
 use crate::journal::Entry;
 use crate::projection::OpenRun;
@@ -244,7 +245,7 @@ impl Store for PgStore {
         }
         rows::write_open_runs(&mut tx, &commit.opened, &commit.closed).await?;
         for request in &commit.requests {
-            insert_request(&mut tx, request, None).await?;
+            outbox::insert(&mut tx, request, None).await?;
         }
         series::append(&mut tx, &commit.totals).await?;
         // Not by the sequence, which somebody may set back: the newest has to have the greatest id.
@@ -343,7 +344,7 @@ impl Store for PgStore {
     async fn settle(&self, lease: &Lease, settlements: &[Settlement]) -> Result<(), StoreError> {
         let mut tx = self.fenced(lease).await?;
         for settlement in settlements {
-            settle(&mut tx, settlement).await?;
+            outbox::settle(&mut tx, settlement).await?;
         }
         tx.commit().await?;
         Ok(())
@@ -438,67 +439,7 @@ impl PgStore {
     }
 }
 
-async fn settle(tx: &mut Session, settlement: &Settlement) -> Result<(), StoreError> {
-    match settlement {
-        Settlement::Delivered { id } => {
-            sqlx::query("DELETE FROM runspan.outbox WHERE id = $1").bind(id).execute(tx).await?;
-        }
-        Settlement::Dead { id, answer } => {
-            let sql = "UPDATE runspan.outbox SET dead = $2 WHERE id = $1";
-            sqlx::query(sql).bind(id).bind(answer).execute(tx).await?;
-        }
-        Settlement::Halved { id, place, created_at, halves } => {
-            let gone =
-                sqlx::query("DELETE FROM runspan.outbox WHERE id = $1").bind(id).execute(&mut *tx).await?;
-            if gone.rows_affected() == 0 {
-                // Trimmed away meanwhile.
-                return Ok(());
-            }
-            for half in halves {
-                insert_request(tx, half, Some((*place, *created_at))).await?;
-            }
-        }
-    }
-    Ok(())
-}
-
 /// What is yet to be read, as the statements take it.
 fn unread(position: &Position) -> (Vec<i64>, Vec<i64>) {
     position.unread().iter().map(|unread| (unread.above, unread.below)).unzip()
-}
-
-/// Inserts a request: one of the projector's, or a half of the one that had this place.
-async fn insert_request(
-    tx: &mut Session,
-    request: &NewRequest,
-    origin: Option<(i64, Timestamp)>,
-) -> Result<(), StoreError> {
-    // The second, if somebody has set the sequence back to where requests still wait.
-    for next in [
-        "SELECT nextval(pg_get_serial_sequence('runspan.outbox', 'id')) AS id",
-        "SELECT max(id) + 1 AS id FROM runspan.outbox",
-    ] {
-        // Safe: this module's own text.
-        let sql = AssertSqlSafe(format!(
-            "WITH next AS ({next})
-             INSERT INTO runspan.outbox (id, place, channel, created_at, items, runs, bytes, body)
-             OVERRIDING SYSTEM VALUE
-             SELECT id, coalesce($6, id), $1, coalesce($7, clock_timestamp()), $2, $3, $4, $5 FROM next
-             ON CONFLICT (id) DO NOTHING"
-        ));
-        let inserted = sqlx::query(sql)
-            .bind(request.channel.as_str())
-            .bind(stored(request.items))
-            .bind(stored(request.runs))
-            .bind(stored(request.body.len()))
-            .bind(request.body.as_ref())
-            .bind(origin.map(|(place, _)| place))
-            .bind(origin.and_then(|(_, at)| chrono::DateTime::from_timestamp_micros(at.micros())))
-            .execute(&mut *tx)
-            .await?;
-        if inserted.rows_affected() == 1 {
-            break;
-        }
-    }
-    Ok(())
 }
