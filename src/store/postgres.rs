@@ -39,7 +39,7 @@ const IDLE_IN_TRANSACTION: &str = "5s";
 /// So many rows of the application's are locked at once, for a few milliseconds.
 const ADOPTED_AT_ONCE: usize = 100;
 
-/// A call of `runspan.catch_up()` that makes this many entries may have left some (the LIMIT in functions.sql).
+/// A call of `runspan.catch_up()` that makes this many entries may have left some (the LIMIT in relay_functions.sql).
 const CAUGHT_UP_AT_ONCE: i64 = 10_000;
 
 /// SQLSTATE `undefined_table`, and `invalid_schema_name`.

@@ -18,7 +18,7 @@ use super::{PgStore, purge};
 /// runspan's schema, version by version. Append-only.
 const MIGRATIONS: [&str; SCHEMA_VERSION as usize] =
     [include_str!("schema.sql"), include_str!("schema_2.sql")];
-const FUNCTIONS: &str = include_str!("functions.sql");
+const FUNCTIONS: &str = concat!(include_str!("functions.sql"), include_str!("relay_functions.sql"));
 const CREATE_TRIGGER: &str = include_str!("trigger.sql");
 
 /// Its name, quoted. It sorts before those of the application's triggers, which fire after it.

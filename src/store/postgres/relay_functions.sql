@@ -1,0 +1,218 @@
+
+-- What the relay calls, in the rights of the table's owner. Replaced by each `attach`.
+
+-- Reconciliation: the table is the truth. It cannot work where row security hides rows: with `row_security = off` that is
+-- an error, and not an empty table whose runs have all been deleted.
+--
+-- What a run lacks is found by grouping, not by joining: the journal goes from empty to a million entries and back in
+-- less time than its statistics, and a nested loop over both would take hours.
+
+-- The runs in flight whose beginning neither journal nor open runs know, in the order in which to adopt them. Reads only.
+CREATE OR REPLACE FUNCTION runspan.missed_runs() RETURNS SETOF uuid
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off
+AS $function$
+DECLARE
+    attached regclass := runspan.attached_to();
+BEGIN
+    IF attached IS NULL THEN
+        RETURN;
+    END IF;
+    RETURN QUERY EXECUTE format($sql$
+        SELECT run_id FROM (
+            SELECT id, created_at, parent_run_id IS NOT NULL, true FROM %s
+            WHERE status IN ('queued', 'running')
+              AND workflow_name IS NOT NULL -- or each time would make an entry that is set aside
+            UNION ALL SELECT run_id, NULL, NULL, false FROM runspan.open_runs
+            UNION ALL SELECT run_id, NULL, NULL, false FROM runspan.journal
+        ) known (run_id, created_at, is_child, in_table)
+        GROUP BY run_id HAVING bool_and(in_table)
+        ORDER BY min(created_at), bool_and(is_child), run_id
+    $sql$, attached);
+END
+$function$;
+
+-- Journals the beginnings of these runs, unless they are known by now; how many. Their rows are locked until the end of
+-- the transaction, so that no transition of theirs gets a position before it: a few at a time. Rows that someone else
+-- holds are left for the next time.
+CREATE OR REPLACE FUNCTION runspan.adopt(runs uuid[]) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off
+AS $function$
+DECLARE
+    attached regclass := runspan.attached_to();
+    adopted bigint := 0;
+BEGIN
+    IF attached IS NULL THEN
+        RETURN 0;
+    END IF;
+    EXECUTE format($sql$
+    WITH missed AS MATERIALIZED (
+        SELECT w.* FROM %s w
+        WHERE w.id = ANY ($1) AND w.status IN ('queued', 'running') AND w.workflow_name IS NOT NULL
+          AND NOT EXISTS (SELECT FROM runspan.open_runs o WHERE o.run_id = w.id)
+        FOR SHARE OF w SKIP LOCKED
+    )
+    INSERT INTO runspan.journal (
+        at, created_at, run_id, workflow_name, to_status, target_type, target_owner, target_repo,
+        target_number, delivery_id, parent_run_id, root_run_id, root_workflow_name, traceparent, reconciled
+    )
+    SELECT runspan.as_time(CASE m.status::text WHEN 'queued' THEN m.created_at::text ELSE m.updated_at::text END),
+        runspan.as_time(m.created_at::text), m.id, left(m.workflow_name::text, 1024), m.status::text,
+        left(m.target_type::text, 1024), left(m.target_owner::text, 1024), left(m.target_repo::text, 1024),
+        runspan.as_number(m.target_number::text), left(m.delivery_id::text, 1024), m.parent_run_id, r.root_id,
+        r.root_name, runspan.in_state(m.state, 'traceparent', 128), true
+    FROM missed m CROSS JOIN LATERAL runspan.root_above(m.parent_run_id) r
+    ORDER BY m.created_at, m.parent_run_id IS NOT NULL, m.id
+    $sql$, attached) USING runs;
+    GET DIAGNOSTICS adopted = ROW_COUNT;
+    RETURN adopted;
+END
+$function$;
+
+-- Journals what runs that are known to be in flight have become, where their row says something else, or is gone: 10,000
+-- at a time. Locks no row of the application's.
+CREATE OR REPLACE FUNCTION runspan.catch_up(OUT entries bigint, OUT vanished bigint)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off
+AS $function$
+DECLARE
+    attached regclass := runspan.attached_to();
+BEGIN
+    entries := 0;
+    vanished := 0;
+    IF attached IS NULL THEN
+        RETURN;
+    END IF;
+    EXECUTE format($sql$
+    WITH made AS (
+        INSERT INTO runspan.journal (
+            at, created_at, run_id, workflow_name, from_status, to_status, reason, reconciled
+        )
+        SELECT coalesce(min(updated_at), clock_timestamp()), min(created_at), run_id,
+            min(state)::jsonb -> 'context' ->> 'workflow_name', min(from_status), min(to_status), min(reason), true
+        FROM (
+            SELECT o.run_id, runspan.as_time(w.updated_at::text), runspan.as_time(w.created_at::text), o.state, o.status,
+                w.status::text,
+                CASE w.status::text
+                    WHEN 'failed' THEN runspan.in_state(w.state, 'failedReason', 8192)
+                    WHEN 'incomplete' THEN runspan.in_state(w.state, 'incompleteReason', 8192)
+                END, true
+            FROM runspan.open_runs o LEFT JOIN %s w ON w.id = o.run_id
+            WHERE w.id IS NULL
+               OR w.status::text <> o.status
+                  AND w.status::text IN ('queued', 'running', 'succeeded', 'failed', 'incomplete')
+            UNION ALL SELECT run_id, NULL, NULL, NULL, NULL, NULL, NULL, false FROM runspan.journal
+        ) known (run_id, updated_at, created_at, state, from_status, to_status, reason, has_moved)
+        GROUP BY run_id HAVING bool_and(has_moved)
+        ORDER BY 1, run_id
+        LIMIT 10000
+        RETURNING to_status
+    )
+    SELECT count(*), count(*) FILTER (WHERE to_status IS NULL) FROM made
+    $sql$, attached) INTO entries, vanished;
+END
+$function$;
+
+-- Moves entries that nobody would read to where they will be: somebody has set the sequence back (setval, a logical
+-- cut-over), and their positions were read long ago. Unread is what lies between `above` and `below`. How many.
+--
+-- Either the sequence is still behind what was read: they come after all that is unread. Or it has passed it already, and
+-- then some of the last positions that were read are taken again: they come before all that is unread.
+CREATE OR REPLACE FUNCTION runspan.bring_forward(above bigint[], below bigint[], everywhere boolean) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $function$
+#variable_conflict use_variable
+DECLARE
+    known bigint := above[cardinality(above)];
+    is_behind boolean := (SELECT s.last_value < known FROM runspan.journal_seq s);
+    has_passed boolean := NOT is_behind AND EXISTS (
+        SELECT FROM runspan.journal j
+        WHERE j.seq > known - 100 AND j.seq <= known
+          AND NOT EXISTS (SELECT FROM unnest(above, below) u (a, b) WHERE j.seq > u.a AND j.seq < u.b));
+    hidden bigint;
+BEGIN
+    IF NOT (everywhere OR is_behind OR has_passed) THEN
+        RETURN 0;
+    END IF;
+    IF is_behind THEN
+        PERFORM setval('runspan.journal_seq', greatest(known, (SELECT max(j.seq) FROM runspan.journal j)));
+    END IF;
+    WITH moved AS (
+        UPDATE runspan.journal j SET seq = o.place FROM (
+            SELECT n.seq, nextval('runspan.journal_seq') AS place FROM (
+                SELECT k.seq FROM runspan.journal k
+                WHERE k.seq > known AND has_passed
+                   OR k.seq <= known
+                      AND NOT EXISTS (SELECT FROM unnest(above, below) u (a, b) WHERE k.seq > u.a AND k.seq < u.b)
+                ORDER BY k.seq
+            ) n
+        ) o WHERE j.seq = o.seq RETURNING o.seq
+    )
+    SELECT count(*) FILTER (WHERE moved.seq <= known) INTO hidden FROM moved;
+    RETURN hidden;
+END
+$function$;
+
+-- The runs in flight, and the age of the oldest in seconds, by workflow and status.
+CREATE OR REPLACE FUNCTION runspan.in_flight()
+RETURNS TABLE (workflow_name text, status text, runs bigint, oldest_age double precision)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off
+AS $function$
+DECLARE
+    attached regclass := runspan.attached_to();
+BEGIN
+    IF attached IS NOT NULL THEN
+        RETURN QUERY EXECUTE format($sql$
+        SELECT left(w.workflow_name::text, 1024), w.status::text, count(*),
+            coalesce(extract(epoch FROM clock_timestamp() - min(w.created_at) FILTER (WHERE isfinite(w.created_at)))::float8, 0)
+        FROM %s w WHERE w.status IN ('queued', 'running') AND w.workflow_name IS NOT NULL
+        GROUP BY 1, 2
+        $sql$, attached);
+    END IF;
+END
+$function$;
+
+-- The runs that are stuck now (`Stuck` in store/stuck.rs), the oldest first; none once the table is gone.
+--
+-- `since`: when it took its status, as its span tells it; while that is not projected yet, as reconciliation would.
+CREATE OR REPLACE FUNCTION runspan.stuck_runs() RETURNS TABLE (
+    run_id uuid, workflow_name text, target text, target_owner text, target_repo text, status text,
+    since timestamptz, age_seconds float8, usual_seconds float8, parent_run_id uuid, delivery_id text
+)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off
+AS $function$
+DECLARE
+    attached regclass := runspan.attached_to();
+BEGIN
+    IF attached IS NULL THEN
+        RETURN;
+    END IF;
+    RETURN QUERY EXECUTE format($sql$
+    SELECT w.id, left(w.workflow_name::text, 1024), w.target_owner::text || '/' || w.target_repo || '#' || w.target_number,
+        w.target_owner::text, w.target_repo::text, w.status::text,
+        coalesce((
+            SELECT max('epoch'::timestamptz + (e ->> 'at')::bigint * interval '1 microsecond')
+            FROM jsonb_array_elements(o.state::jsonb -> 'events') e
+            WHERE o.status = w.status::text AND e ->> 'event' = o.status
+        ), CASE w.status::text WHEN 'queued' THEN w.created_at ELSE w.updated_at END),
+        age.seconds, usual.seconds, w.parent_run_id, w.delivery_id::text
+    FROM %s w
+    CROSS JOIN LATERAL (
+        SELECT CASE WHEN isfinite(w.created_at)
+            THEN extract(epoch FROM statement_timestamp() - w.created_at)::float8 END
+    ) age (seconds)
+    LEFT JOIN (
+        SELECT u.key, u.value::float8 FROM jsonb_each_text((SELECT s.usual FROM runspan.series s)) u
+    ) usual (workflow_name, seconds) ON usual.workflow_name = left(w.workflow_name::text, 1024)
+    LEFT JOIN runspan.open_runs o ON o.run_id = w.id
+    WHERE w.status IN ('queued', 'running') AND w.workflow_name IS NOT NULL AND age.seconds > {patience}
+    ORDER BY age.seconds DESC, w.id
+    $sql$, attached);
+END
+$function$;
+
+-- What an older runspan called.
+DROP FUNCTION IF EXISTS runspan.reconcile();
+
+-- Of a function, as a view of the table would hold on to its columns: no ALTER TABLE could drop or retype one.
+CREATE OR REPLACE VIEW runspan.stuck AS SELECT * FROM runspan.stuck_runs();
+
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA runspan FROM PUBLIC;
