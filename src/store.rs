@@ -28,7 +28,7 @@ pub use self::attach::{Attach, Attached, Detached, Plan, PurgeLoss};
 pub use self::capture::CaptureProblem;
 pub use self::outbox::{Channel, Listed, NewRequest, Request, Selection, Settlement, Trimmed};
 pub use self::position::{Pending, Position, Unread};
-use self::postgres::as_owner::ExcessiveRights;
+use self::postgres::as_owner::Refused;
 pub use self::series::{Fresh, SeriesStore};
 pub use self::stuck::{Stuck, StuckRun};
 pub use self::url::DatabaseUrl;
@@ -126,7 +126,7 @@ impl StoreError {
             | Self::SchemaOlder { .. }
             | Self::Unfit(_)
             | Self::Corrupt { .. } => false,
-            Self::Database(sqlx::Error::Configuration(error)) => !error.is::<ExcessiveRights>(),
+            Self::Database(sqlx::Error::Configuration(error)) => !error.is::<Refused>(),
             Self::Database(sqlx::Error::Database(error)) => !error.code().is_some_and(|code| {
                 if error.try_downcast_ref::<SqliteError>().is_some() {
                     // The low byte is the kind. READONLY, CORRUPT, NOTADB.

@@ -226,7 +226,9 @@ impl Looker<'_> {
             async { Ok((self.store.instance().await?, self.store.status().await?)) }.await;
         match seen {
             Ok((database, status)) => {
-                if self.monitor.snapshot().database.as_ref() != Some(&database) {
+                let before = self.monitor.snapshot();
+                report_skipped(&before, &status);
+                if before.database.as_ref() != Some(&database) {
                     self.instruments.of(&database).begin();
                 }
                 self.monitor.update(|state| {
@@ -243,6 +245,20 @@ impl Looker<'_> {
                 });
             }
         }
+    }
+}
+
+/// The triggers never fail a writer: what they could not write is only counted.
+fn report_skipped(before: &Snapshot, now: &StoreStatus) {
+    let Some(known) = before.status.as_ref().filter(|_| before.lease_epoch.is_some()) else { return };
+    let entries = now.skipped_entries - known.skipped_entries;
+    if entries > 0 {
+        tracing::error!(
+            entries,
+            "the triggers could not write transitions to the journal, which was locked or refused them: check what was \
+             added to runspan.journal (constraints, triggers, rights) and its sequence, and run `runspan attach`; \
+             reconciliation recovers what is still in flight"
+        );
     }
 }
 

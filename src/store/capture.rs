@@ -61,6 +61,46 @@ pub enum CaptureProblem {
         /// The owner of the schema `runspan`.
         schema_owner: String,
     },
+    /// The trigger's function is not the one that was installed, or runs as someone else (PostgreSQL).
+    #[error(
+        "the function runspan.journal_run() has been changed: transitions of {table} are not journalled; run `runspan attach --table '{table}'`, which replaces it, as {schema_owner} or a superuser"
+    )]
+    FunctionChanged {
+        /// The table.
+        table: String,
+        /// The owner of the schema `runspan`.
+        schema_owner: String,
+    },
+    /// The role as which the trigger runs may not write the journal, or the journal is gone (PostgreSQL).
+    #[error(
+        "{schema_owner}, as whom the trigger of {table} runs, cannot write runspan.journal: its transitions are not journalled; GRANT ALL ON SCHEMA runspan and on ALL TABLES and ALL SEQUENCES IN SCHEMA runspan to {schema_owner}, or `runspan detach --purge` and `runspan attach`"
+    )]
+    JournalClosed {
+        /// The table.
+        table: String,
+        /// The owner of the schema `runspan`.
+        schema_owner: String,
+    },
+    /// Sessions whose triggers do not fire (PostgreSQL).
+    #[error(
+        "session_replication_role is replica by default for {whom}: no trigger fires in such sessions, so their transitions are not journalled; run {reset}"
+    )]
+    TriggersAsleep {
+        /// The roles or the database, in words.
+        whom: String,
+        /// The statement that undoes it.
+        reset: String,
+    },
+    /// The table lacks columns without which no run can be told from another (PostgreSQL).
+    #[error(
+        "{table} no longer has the columns {columns}: its transitions are not journalled; give them their names back (ALTER TABLE {table} RENAME COLUMN …)"
+    )]
+    ColumnsMissing {
+        /// The table.
+        table: String,
+        /// The columns, separated by commas.
+        columns: String,
+    },
     /// Row security hides rows from the role that reconciles.
     #[error(
         "{table} forces row security on its owner {owner}: nothing can be reconciled; run ALTER TABLE {table} NO FORCE ROW LEVEL SECURITY, or ALTER ROLE {owner} BYPASSRLS"
@@ -82,7 +122,11 @@ impl CaptureProblem {
             | Self::TableMissing { .. }
             | Self::TriggersMissing { .. }
             | Self::TriggersDisabled { .. }
-            | Self::TableReplaced { .. } => true,
+            | Self::TableReplaced { .. }
+            | Self::FunctionChanged { .. }
+            | Self::JournalClosed { .. }
+            | Self::TriggersAsleep { .. }
+            | Self::ColumnsMissing { .. } => true,
             Self::OwnerChanged { .. } | Self::RowSecurity { .. } => false,
         }
     }

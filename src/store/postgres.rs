@@ -39,7 +39,7 @@ const IDLE_IN_TRANSACTION: &str = "5s";
 /// So many rows of the application's are locked at once, for a few milliseconds.
 const ADOPTED_AT_ONCE: usize = 100;
 
-/// A call of `runspan.catch_up()` that makes this many entries may have left some (the LIMIT in relay_functions.sql).
+/// A call of `runspan.catch_up()` that makes this many entries may have left some (the LIMIT in `relay_functions.sql`).
 const CAUGHT_UP_AT_ONCE: i64 = 10_000;
 
 /// SQLSTATE `undefined_table`, and `invalid_schema_name`.
@@ -78,9 +78,11 @@ impl PgStore {
 impl Store for PgStore {
     async fn check(&self) -> Result<(), StoreError> {
         // Anew each time: schemas change hands.
-        if let Some(roles) = Roles::of(&self.pool.for_catalogue()).await? {
-            roles.check().map_err(|error| sqlx::Error::Configuration(Box::new(error)))?;
+        let roles = Roles::of(&self.pool.for_catalogue()).await?;
+        if roles.owner.is_none() {
+            return Err(StoreError::NotAttached);
         }
+        roles.check().map_err(|error| sqlx::Error::Configuration(Box::new(error)))?;
         let version = sqlx::query_scalar::<_, i32>("SELECT version FROM runspan.meta")
             .fetch_optional(&self.pool)
             .await

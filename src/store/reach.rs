@@ -4,7 +4,7 @@ use std::io;
 
 use rustls::{AlertDescription, CertificateError};
 
-use super::postgres::as_owner::ExcessiveRights;
+use super::postgres::as_owner::Refused;
 
 /// One clear line: what is wrong, and how to mend it.
 pub(super) fn describe(error: &sqlx::Error) -> String {
@@ -16,7 +16,7 @@ pub(super) fn describe(error: &sqlx::Error) -> String {
              sslmode=disable if nobody listens on the way"
                 .to_owned()
         }
-        sqlx::Error::Configuration(error) if error.is::<ExcessiveRights>() => error.to_string(),
+        sqlx::Error::Configuration(error) if error.is::<Refused>() => error.to_string(),
         sqlx::Error::Tls(error) | sqlx::Error::Configuration(error) => {
             format!("TLS to the database cannot be set up ({error}): check sslrootcert, sslcert and sslkey in the URL")
         }

@@ -5,78 +5,100 @@
 //! role that can do more than the owner does not use them; where `attach` and `detach` have to read one, they read it
 //! as the owner, from inside a function that runs as the owner and cannot become anyone else.
 
+use sqlx::error::DatabaseError;
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgExecutor, Row as _};
 
 use super::super::StoreError;
 
+/// SQLSTATE `insufficient_privilege`.
+const INSUFFICIENT_PRIVILEGE: &str = "42501";
+
 /// A session's role beside the owner of the schema `runspan`.
 pub(super) struct Roles {
     /// The session's role.
     me: String,
-    /// The owner of the schema, quoted.
-    pub(super) owner: String,
+    /// The owner of the schema, quoted; none where there is no schema.
+    pub(super) owner: Option<String>,
     /// Whether they are the same.
     pub(super) is_owner: bool,
     /// A right that the session's role has and the owner has not, and which would be enough to do harm.
     excess: Option<String>,
+    /// Whether the role could become anyone: nothing that is known of the schema's owner may be relied on for long.
+    pub(super) is_superuser: bool,
 }
 
 impl Roles {
-    /// Those of this session; `None` where there is no schema `runspan`. Reads nothing that is the owner's.
-    pub(super) async fn of(executor: impl PgExecutor<'_>) -> Result<Option<Self>, sqlx::Error> {
+    /// Those of this session. Reads nothing that is the owner's.
+    pub(super) async fn of(executor: impl PgExecutor<'_>) -> Result<Self, sqlx::Error> {
         let row = sqlx::query(
-            "SELECT me.rolname::text, quote_ident(owner.rolname), me.oid = owner.oid,
-                    CASE WHEN owner.rolsuper THEN NULL
+            "SELECT me.rolname::text, quote_ident(owner.rolname), coalesce(me.oid = owner.oid, false),
+                    CASE WHEN owner.rolsuper OR me.oid = owner.oid THEN NULL
                          WHEN me.rolsuper THEN 'is a superuser'
-                         WHEN me.rolcreaterole AND NOT owner.rolcreaterole THEN 'may create roles'
-                         WHEN me.rolreplication AND NOT owner.rolreplication THEN 'may replicate'
-                         WHEN me.rolbypassrls AND NOT owner.rolbypassrls THEN 'bypasses row security'
+                         WHEN me.rolcreaterole AND owner.rolcreaterole IS NOT TRUE THEN 'may create roles'
+                         WHEN me.rolreplication AND owner.rolreplication IS NOT TRUE THEN 'may replicate'
+                         WHEN me.rolbypassrls AND owner.rolbypassrls IS NOT TRUE THEN 'bypasses row security'
                          -- Whatever it is a member of, it can become, inherited or not.
                          ELSE (SELECT 'is a member of ' || p.rolname FROM pg_roles p
-                               WHERE p.oid NOT IN (me.oid, owner.oid)
-                                 AND pg_has_role(me.oid, p.oid, 'MEMBER') AND NOT pg_has_role(owner.oid, p.oid, 'MEMBER')
+                               WHERE p.oid <> me.oid AND p.oid IS DISTINCT FROM owner.oid
+                                 AND pg_has_role(me.oid, p.oid, 'MEMBER')
+                                 AND pg_has_role(owner.oid, p.oid, 'MEMBER') IS NOT TRUE
                                  AND (p.rolsuper OR p.rolcreaterole OR p.rolreplication OR p.rolbypassrls
                                       OR p.rolname IN ('pg_execute_server_program', 'pg_write_server_files',
                                                        'pg_read_server_files', 'pg_write_all_data', 'pg_read_all_data')
-                                      OR EXISTS (SELECT FROM pg_class c WHERE c.relowner = p.oid))
-                               ORDER BY p.rolname LIMIT 1) END
-             FROM pg_namespace n
-             JOIN pg_roles owner ON owner.oid = n.nspowner
-             JOIN pg_roles me ON me.rolname = session_user
-             WHERE n.nspname = 'runspan'",
+                                      OR EXISTS (SELECT FROM pg_class c WHERE c.relowner = p.oid)
+                                      OR EXISTS (SELECT FROM pg_database d WHERE d.datdba = p.oid))
+                               ORDER BY p.rolname LIMIT 1) END,
+                    EXISTS (SELECT FROM pg_roles p WHERE p.rolsuper AND pg_has_role(me.oid, p.oid, 'MEMBER'))
+             FROM pg_roles me
+             LEFT JOIN pg_namespace n ON n.nspname = 'runspan'
+             LEFT JOIN pg_roles owner ON owner.oid = n.nspowner
+             WHERE me.rolname = session_user",
         )
-        .fetch_optional(executor)
+        .fetch_one(executor)
         .await?;
-        row.map(|row| {
-            Ok(Self {
-                me: row.try_get(0)?,
-                owner: row.try_get(1)?,
-                is_owner: row.try_get(2)?,
-                excess: row.try_get(3)?,
-            })
+        Ok(Self {
+            me: row.try_get(0)?,
+            owner: row.try_get(1)?,
+            is_owner: row.try_get(2)?,
+            excess: row.try_get(3)?,
+            is_superuser: row.try_get(4)?,
         })
-        .transpose()
     }
 
-    /// That nothing of the owner's would run with more than the owner's rights.
-    pub(super) fn check(self) -> Result<(), ExcessiveRights> {
-        match self.excess {
-            None => Ok(()),
-            Some(excess) => Err(ExcessiveRights { me: self.me, excess, owner: self.owner }),
+    /// That nothing of the owner's would run with more than the owner's rights. Where there is no schema yet, anyone
+    /// might make one before the next statement.
+    pub(super) fn check(&self) -> Result<(), Refused> {
+        match (&self.excess, &self.owner) {
+            (None, _) => Ok(()),
+            (Some(_), None) => Err(Refused::NoSchema),
+            (Some(excess), Some(owner)) => Err(Refused::ExcessiveRights {
+                me: self.me.clone(),
+                excess: excess.clone(),
+                owner: owner.clone(),
+            }),
         }
     }
 }
 
-/// The session's role can do more than the owner of what it would use.
+/// Why nothing of the schema's is used.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "role {me:?} {excess}, and the schema runspan belongs to {owner}, whose code would run with these rights: connect as {owner}, or as a role with the grants of docs/table.md (Roles)"
-)]
-pub(in crate::store) struct ExcessiveRights {
-    me: String,
-    excess: String,
-    owner: String,
+pub(in crate::store) enum Refused {
+    /// The session's role can do more than the owner of what it would use.
+    #[error(
+        "role {me:?} {excess}, and the schema runspan belongs to {owner}, whose code would run with these rights: connect as {owner}, or as a role with the grants of docs/table.md (Roles)"
+    )]
+    ExcessiveRights {
+        /// The session's role.
+        me: String,
+        /// What it can do.
+        excess: String,
+        /// The schema's owner.
+        owner: String,
+    },
+    /// There is no schema `runspan`.
+    #[error("{}", StoreError::NotAttached)]
+    NoSchema,
 }
 
 /// The one value that `query` gives, as text, with the owner's rights and nobody else's.
@@ -98,7 +120,14 @@ pub(super) async fn read_as_owner(
              SET search_path = pg_catalog, pg_temp AS $read$ BEGIN RETURN ({query}); END $read$;
              ALTER FUNCTION pg_temp.runspan_read() OWNER TO {owner};"
         ))))
-        .await?;
+        .await
+        .map_err(|error| match error.as_database_error().and_then(DatabaseError::code) {
+            Some(code) if code == INSUFFICIENT_PRIVILEGE => StoreError::Unfit(format!(
+                "what is {owner}'s can only be read with a temporary function ({error}): run this as {owner}, or GRANT \
+                 TEMPORARY ON DATABASE … TO both roles"
+            )),
+            _ => error.into(),
+        })?;
         let value = sqlx::query_scalar("SELECT pg_temp.runspan_read()").fetch_one(&mut *tx).await?;
         tx.rollback().await?;
         Ok(value)

@@ -138,11 +138,21 @@ fn described(trigger: &Trigger) -> String {
     }
 }
 
-/// Whether the role that reconciles sees the whole table.
+/// What else is needed, by the catalogue: that the trigger's function is ours and can write the journal, that the table has
+/// what it reads, and that the role which reconciles sees all of it.
 async fn rights(catalogue: &Pool, trigger: &Trigger) -> Result<Vec<CaptureProblem>, StoreError> {
     let row = sqlx::query(
         "SELECT quote_ident(r.rolname), quote_ident(s.rolname), c.relowner <> n.nspowner,
-                c.relrowsecurity AND c.relforcerowsecurity AND NOT (r.rolsuper OR r.rolbypassrls)
+                c.relrowsecurity AND c.relforcerowsecurity AND NOT (r.rolsuper OR r.rolbypassrls),
+                coalesce((SELECT NOT p.prosecdef OR p.proowner <> n.nspowner
+                              OR strpos(p.prosrc, 'INSERT INTO runspan.journal') = 0
+                          FROM pg_proc p WHERE p.oid = to_regprocedure('runspan.journal_run()')), true),
+                NOT (has_schema_privilege(s.oid, n.oid, 'USAGE')
+                     AND coalesce(has_table_privilege(s.oid, to_regclass('runspan.journal')::oid, 'INSERT'), false)
+                     AND coalesce(has_sequence_privilege(s.oid, to_regclass('runspan.journal_seq')::oid, 'USAGE'), false)),
+                (SELECT string_agg(wanted, ', ') FROM unnest(ARRAY['id', 'workflow_name', 'status']) wanted
+                 WHERE NOT EXISTS (SELECT FROM pg_attribute a
+                                   WHERE a.attrelid = c.oid AND a.attname = wanted AND NOT a.attisdropped))
          FROM pg_class c
          JOIN pg_roles r ON r.oid = c.relowner
          JOIN pg_namespace n ON n.nspname = 'runspan'
@@ -154,13 +164,54 @@ async fn rights(catalogue: &Pool, trigger: &Trigger) -> Result<Vec<CaptureProble
     .await?;
     // Dropped meanwhile: the next look says so.
     let Some(row) = row else { return Ok(Vec::new()) };
-    let (table, owner): (String, String) = (trigger.table.clone(), row.try_get(0)?);
-    let mut problems = Vec::new();
+    let (table, owner, schema_owner): (String, String, String) =
+        (trigger.table.clone(), row.try_get(0)?, row.try_get(1)?);
+    let mut problems = asleep(catalogue).await?;
+    if let Some(columns) = row.try_get(6)? {
+        problems.push(CaptureProblem::ColumnsMissing { table: table.clone(), columns });
+    }
+    if row.try_get(5)? {
+        let (table, schema_owner) = (table.clone(), schema_owner.clone());
+        problems.push(CaptureProblem::JournalClosed { table, schema_owner });
+    } else if row.try_get(4)? {
+        let (table, schema_owner) = (table.clone(), schema_owner.clone());
+        problems.push(CaptureProblem::FunctionChanged { table, schema_owner });
+    }
     if row.try_get(2)? {
-        let schema_owner = row.try_get(1)?;
         problems.push(CaptureProblem::OwnerChanged { table, owner, schema_owner });
     } else if row.try_get(3)? {
         problems.push(CaptureProblem::RowSecurity { table, owner });
     }
     Ok(problems)
+}
+
+/// Where the default of `session_replication_role` keeps triggers from firing: of the database, of a role, or of a role in
+/// the database.
+async fn asleep(catalogue: &Pool) -> Result<Vec<CaptureProblem>, StoreError> {
+    let settings: Vec<(Option<String>, Option<String>)> = sqlx::query_as(
+        "SELECT quote_ident(r.rolname), quote_ident(d.datname)
+         FROM pg_db_role_setting s
+         LEFT JOIN pg_roles r ON r.oid = s.setrole
+         LEFT JOIN pg_database d ON d.oid = s.setdatabase
+         WHERE (s.setdatabase = 0 OR d.datname = current_database())
+           AND 'session_replication_role=replica' = ANY (s.setconfig)
+         ORDER BY 1, 2",
+    )
+    .fetch_all(catalogue)
+    .await?;
+    let asleep = |(role, database): (Option<String>, Option<String>)| {
+        let (whom, which) = match (role, database) {
+            (Some(role), None) => (format!("role {role}"), format!("ROLE {role}")),
+            (None, Some(database)) => (format!("database {database}"), format!("DATABASE {database}")),
+            (Some(role), Some(database)) => {
+                (format!("role {role}"), format!("ROLE {role} IN DATABASE {database}"))
+            }
+            (None, None) => ("all roles".to_owned(), "ROLE ALL".to_owned()),
+        };
+        CaptureProblem::TriggersAsleep {
+            whom,
+            reset: format!("ALTER {which} RESET session_replication_role"),
+        }
+    };
+    Ok(settings.into_iter().map(asleep).collect())
 }

@@ -23,7 +23,10 @@ BEGIN
     IF parent IS NULL THEN
         RETURN;
     END IF;
-    IF to_regclass({literal}) IS NULL THEN
+    -- The table that has the name now may be another one.
+    IF NOT EXISTS (
+        SELECT FROM pg_trigger t WHERE t.tgrelid = to_regclass({literal}) AND t.tgname IN ('!runspan', 'runspan_inserted')
+    ) THEN
         renamed := runspan.attached_to();
         IF renamed IS NULL THEN
             RETURN;

@@ -93,6 +93,12 @@ pub(super) async fn inspect(connection: &mut PgConnection, plan: &Plan) -> Resul
              CREATE INDEX {concurrently}ON {name} (id) WHERE status IN ('queued', 'running');"
         ));
     }
+    if let Some(child) = inherited(connection, oid).await? {
+        warnings.push(format!(
+            "rows of {child}, which inherits from {name}, are not journalled: a trigger is not inherited; make it a \
+             partition"
+        ));
+    }
     let is_attached = triggers(connection).await?.iter().any(|trigger| trigger.is_on(oid));
     Ok(Table { oid, name, owner, is_mine: found.try_get(8)?, is_attached, warnings })
 }
@@ -144,6 +150,18 @@ async fn inspect_columns(
         return Ok(inspect_enum(connection, oid, name).await?.into_iter().collect());
     }
     Ok(Vec::new())
+}
+
+/// A table that inherits from this one without being a partition of it.
+async fn inherited(connection: &mut PgConnection, oid: i64) -> Result<Option<String>, StoreError> {
+    Ok(sqlx::query_scalar(
+        "SELECT format('%I.%I', n.nspname, c.relname)
+         FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+         WHERE i.inhparent = $1::oid AND NOT c.relispartition ORDER BY 1 LIMIT 1",
+    )
+    .bind(oid)
+    .fetch_optional(connection)
+    .await?)
 }
 
 /// Whether a trigger would not see what the column holds: its name, its type, and whether it is computed when read.

@@ -7,9 +7,8 @@
 //! `statement-cache-capacity=0` says so.
 
 use std::ops::{Deref, DerefMut};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream, StreamExt as _, TryStreamExt as _};
@@ -38,14 +37,17 @@ const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED;
 /// SQLSTATE `untranslatable_character`, `character_not_in_repertoire`.
 const UNTRANSLATABLE: [&str; 2] = ["22P05", "22021"];
 
+/// How long a superuser relies on being no more than the schema's owner is.
+const ASK_SUPERUSERS_EVERY: Duration = Duration::from_secs(5);
+
 /// Executes single statements: none before it is known that what is the owner's would run with no more than the owner's
 /// rights.
 #[derive(Clone, Debug)]
 pub(super) struct Pool {
     connections: PgPool,
     has_pooler: bool,
-    /// Set once that is known; nothing is asked where only the catalogue is read.
-    is_safe: Option<Arc<AtomicBool>>,
+    /// Until when that is known; nothing is asked where only the catalogue is read.
+    safe_until: Option<Arc<Mutex<Option<Instant>>>>,
 }
 
 /// A transaction.
@@ -80,25 +82,26 @@ impl Pool {
             .acquire_timeout(Duration::from_secs(5))
             .idle_timeout(Duration::from_mins(1))
             .connect_lazy_with(options);
-        Self { connections, has_pooler, is_safe: Some(Arc::default()) }
+        Self { connections, has_pooler, safe_until: Some(Arc::default()) }
     }
 
     /// The same for statements that use nothing of the owner's.
     pub(super) fn for_catalogue(&self) -> Self {
-        Self { is_safe: None, ..self.clone() }
-    }
-
-    fn is_safe(&self) -> bool {
-        self.is_safe.as_ref().is_none_or(|is_safe| is_safe.load(Ordering::Relaxed))
+        Self { safe_until: None, ..self.clone() }
     }
 
     /// Sees to it that a role which can do more than the owner uses nothing of the owner's.
     async fn ensure_safe(&self) -> Result<(), Error> {
-        if let Some(is_safe) = self.is_safe.as_ref().filter(|_| !self.is_safe())
-            && let Some(roles) = Roles::of(&self.for_catalogue()).await?
-        {
-            roles.check().map_err(|error| Error::Configuration(Box::new(error)))?;
-            is_safe.store(true, Ordering::Relaxed);
+        let Some(safe_until) = &self.safe_until else { return Ok(()) };
+        if safe_until.lock().is_ok_and(|until| until.is_some_and(|until| Instant::now() < until)) {
+            return Ok(());
+        }
+        let roles = Roles::of(&self.for_catalogue()).await?;
+        roles.check().map_err(|error| Error::Configuration(Box::new(error)))?;
+        // Schemas change hands. No one else has enough to gain or lose by it.
+        let valid = if roles.is_superuser { ASK_SUPERUSERS_EVERY } else { Duration::from_hours(1) };
+        if let Ok(mut until) = safe_until.lock() {
+            *until = Some(Instant::now() + valid);
         }
         Ok(())
     }

@@ -19,15 +19,15 @@ const COUNTED: [(&str, &str); 5] = [
 /// What a purge would remove; nothing where there is no schema.
 pub(super) async fn loss(store: &PgStore) -> Result<Option<PurgeLoss>, StoreError> {
     let mut tx = store.pool.begin_admin().await?;
-    let Some(roles) = Roles::of(&mut *tx).await? else { return Ok(None) };
+    let Roles { owner: Some(owner), is_owner, .. } = Roles::of(&mut *tx).await? else { return Ok(None) };
     let mut loss = PurgeLoss::default();
     grants::of_purge(&mut tx, &mut loss).await?;
     let query = counts(&mut tx).await?;
-    let counts = if roles.is_owner {
+    let counts = if is_owner {
         // Safe: this module's own text.
         sqlx::query_scalar(sqlx::AssertSqlSafe(format!("SELECT {query}"))).fetch_one(&mut *tx).await?
     } else {
-        read_as_owner(store.pool.detached().await?, &roles.owner, &query).await?
+        read_as_owner(store.pool.detached().await?, &owner, &query).await?
     };
     let counts: Option<String> = counts;
     let counts: [i64; 5] = rows::decode_counts(counts.as_deref().unwrap_or_default())?;

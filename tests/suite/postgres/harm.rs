@@ -26,6 +26,9 @@ on_postgres!(
     another_owner_is_reported,
     forced_row_security_is_reported_and_ends_nothing,
     a_detach_is_no_accident,
+    what_keeps_the_trigger_from_writing_is_reported,
+    a_child_by_inheritance_is_warned_about,
+    another_table_of_the_old_name_is_not_asked_for_parents,
     a_truncated_table_ends_its_runs_and_says_so,
     sequences_that_were_set_back_lose_no_request,
     text_that_is_no_utf8_stops_nothing,
@@ -369,6 +372,81 @@ async fn forced_row_security_is_reported_and_ends_nothing(database: &Database) {
     // What it says helps.
     admin.execute(&format!("ALTER ROLE {owner} BYPASSRLS")).await;
     assert_eq!((problems(&*store).await.as_str(), store.reconcile().await.unwrap().entries), ("", 0));
+}
+
+async fn what_keeps_the_trigger_from_writing_is_reported(database: &Database) {
+    let (owner, url) = owner(database).await;
+    let store = store::open(&url.parse().unwrap()).unwrap();
+    store.attach(&plan()).await.unwrap();
+    let (app, _) = super::role(database, "app").await;
+    let mut admin = database.connect().await;
+    let name = database.name();
+    let changed = "the function runspan.journal_run() has been changed: ";
+    let closed =
+        format!("{owner}, as whom the trigger of public.workflow_runs runs, cannot write runspan.journal: ");
+    let asleep = format!("ALTER ROLE {app} IN DATABASE {name} RESET session_replication_role");
+    for (sql, line, undo) in [
+        ("ALTER FUNCTION runspan.journal_run() SECURITY INVOKER".to_owned(), changed, None),
+        (format!("ALTER FUNCTION runspan.journal_run() OWNER TO {app}"), changed, Some(format!("ALTER FUNCTION runspan.journal_run() OWNER TO {owner}"))),
+        (
+            "CREATE OR REPLACE FUNCTION runspan.journal_run() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+             AS 'BEGIN RETURN NULL; END'"
+                .to_owned(),
+            changed,
+            None,
+        ),
+        (format!("REVOKE INSERT ON runspan.journal FROM {owner}"), &closed, Some(format!("GRANT INSERT ON runspan.journal TO {owner}"))),
+        (format!("REVOKE USAGE ON SEQUENCE runspan.journal_seq FROM {owner}"), &closed, Some(format!("GRANT USAGE ON SEQUENCE runspan.journal_seq TO {owner}"))),
+        ("ALTER TABLE runspan.journal RENAME TO diary".to_owned(), &closed, Some("ALTER TABLE runspan.diary RENAME TO journal".to_owned())),
+        (format!("ALTER ROLE {app} IN DATABASE {name} SET session_replication_role = replica"), "session_replication_role is replica by default for role ", Some(asleep.clone())),
+        (
+            "ALTER TABLE workflow_runs RENAME status TO phase".to_owned(),
+            "public.workflow_runs no longer has the columns status: ",
+            Some("ALTER TABLE workflow_runs RENAME phase TO status".to_owned()),
+        ),
+    ] {
+        admin.execute(&sql).await;
+        let problem = problems(&*store).await;
+        assert!(problem.starts_with(line) && problem.lines().count() == 1, "{sql}: {problem}");
+        match undo {
+            Some(undo) => _ = admin.execute(&undo).await,
+            None => _ = store.attach(&plan()).await.unwrap(),
+        }
+        assert_eq!(problems(&*store).await, "", "{sql}");
+    }
+    admin
+        .execute(&format!("ALTER ROLE {app} IN DATABASE {name} SET session_replication_role = replica"))
+        .await;
+    assert!(problems(&*store).await.ends_with(&asleep));
+    admin.execute(&asleep).await;
+}
+
+async fn a_child_by_inheritance_is_warned_about(database: &Database) {
+    database.connect().await.execute("CREATE TABLE old_runs () INHERITS (workflow_runs)").await;
+    let warnings = database.attach().await.1.warnings;
+    assert!(
+        warnings.iter().any(|line| line.starts_with("rows of public.old_runs, which inherits ")),
+        "{warnings:?}"
+    );
+}
+
+async fn another_table_of_the_old_name_is_not_asked_for_parents(database: &Database) {
+    database.attach().await;
+    let mut session = database.connect().await;
+    let parent = session.queue("ship", 1).await;
+    session
+        .execute(
+            "ALTER TABLE workflow_runs RENAME TO jobs; CREATE TABLE workflow_runs (LIKE jobs INCLUDING ALL)",
+        )
+        .await;
+    session
+        .execute(&format!(
+            "INSERT INTO jobs (id, workflow_name, target_type, target_owner, target_repo, target_number, parent_run_id,
+                 parent_step_index)
+             VALUES (gen_random_uuid(), 'implement', 'pr', 'acme', 'widgets', 1, '{parent}', 0)"
+        ))
+        .await;
+    assert_eq!(session.count("runspan.journal WHERE root_workflow_name = 'ship'").await, 1);
 }
 
 async fn a_detach_is_no_accident(database: &Database) {

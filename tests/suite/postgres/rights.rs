@@ -3,7 +3,7 @@
 
 use std::process::{Command, Output};
 
-use runspan::store::{self, Plan};
+use runspan::store::{self, Plan, StoreError};
 
 use super::grants::open_to;
 use super::{owner, role};
@@ -14,6 +14,7 @@ on_postgres!(
     the_printed_sql_runs_nothing_of_the_owners,
     a_view_in_the_place_of_the_version_is_not_read,
     a_superuser_does_not_use_what_is_someone_elses,
+    a_schema_that_appears_between_two_statements_is_not_used,
     a_member_with_more_rights_does_not_either,
     a_schema_that_is_renamed_to_runspan_hands_nothing_over,
     a_superuser_leaves_the_adoption_to_the_relay,
@@ -180,6 +181,42 @@ async fn a_superuser_does_not_use_what_is_someone_elses(database: &Database) {
     let store = database.store();
     assert!(store.status().await.is_err() && !store.status().await.unwrap_err().is_transient());
     assert!(store.reconcile().await.is_err() && store.list(1).await.is_err());
+}
+
+async fn a_schema_that_appears_between_two_statements_is_not_used(database: &Database) {
+    let (role, url) = owner(database).await;
+    database.connect().await.execute(&format!("GRANT CREATE ON SCHEMA public TO {role}")).await;
+    let mut session = connect(&url).await;
+    // What it has is called otherwise, until somebody looks.
+    database.attach().await;
+    lay_traps(&mut session, &role).await;
+    session
+        .execute(
+            "DROP TABLE runspan.meta;
+             CREATE VIEW runspan.meta AS SELECT length(public.gain_text('12')) AS version;
+             ALTER SCHEMA runspan RENAME TO trap",
+        )
+        .await;
+    assert!(matches!(database.store().check().await, Err(StoreError::NotAttached)));
+    let done = tokio_util::sync::CancellationToken::new();
+    let rename = async {
+        while !done.is_cancelled() {
+            session.execute("ALTER SCHEMA trap RENAME TO runspan").await;
+            session.execute("ALTER SCHEMA runspan RENAME TO trap").await;
+        }
+    };
+    let use_it = async {
+        for _ in 0..40 {
+            // Each with connections of its own, which know nothing yet.
+            let store = database.store();
+            _ = store.check().await;
+            _ = store.stuck(1).await;
+            _ = store.status().await;
+        }
+        done.cancel();
+    };
+    tokio::join!(rename, use_it);
+    assert!(!is_superuser(database, &role).await);
 }
 
 async fn a_member_with_more_rights_does_not_either(database: &Database) {
