@@ -280,11 +280,12 @@ pub trait Store: Attach + SeriesStore {
     async fn reconcile(&self) -> Result<Reconciled, StoreError>;
 
     /// Gives entries that nobody would read a place that is yet to be read, in their order: somebody has set the journal's
-    /// positions back, and theirs were read long ago. How many. For when nothing that was read is still in the journal.
+    /// positions back, and theirs were read long ago. How many, if that was so. For when nothing that was read is still in
+    /// the journal.
     ///
     /// Looks where they have to be unless they were committed late; `everywhere` finds these too, past whatever dead rows
     /// PostgreSQL has not cleaned.
-    async fn bring_forward(&self, position: &Position, everywhere: bool) -> Result<u64, StoreError>;
+    async fn bring_forward(&self, position: &Position, everywhere: bool) -> Result<Option<u64>, StoreError>;
 
     /// The first waiting request of a channel after `after` (its place and id), with its body.
     async fn next_request(

@@ -23,6 +23,10 @@ use crate::store::{
 /// The shortest pause between two looks at the journal: what arrives meanwhile shares a transaction.
 const BUSY_POLL: Duration = Duration::from_millis(20);
 
+/// A transaction that was under way when the journal's positions were set back may commit so much later, for its entries
+/// to be read in their order.
+const LATE: Duration = Duration::from_secs(10);
+
 /// How often entries are looked for whose positions were set back, while no others come.
 const IDLE_LOOK: Duration = Duration::from_secs(2);
 
@@ -59,11 +63,13 @@ struct Prepared {
 struct Looked {
     last: Instant,
     everywhere: Option<Instant>,
+    /// When they were last seen to be.
+    set_back: Option<Instant>,
 }
 
 impl Default for Looked {
     fn default() -> Self {
-        Self { last: Instant::now(), everywhere: None }
+        Self { last: Instant::now(), everywhere: None, set_back: None }
     }
 }
 
@@ -193,20 +199,26 @@ impl Projector {
     async fn bring_forward(&self, position: &Position, looked: &mut Looked) -> Result<bool, StoreError> {
         let is_due = looked.everywhere.is_none_or(|last| last.elapsed() >= self.settings.look_every);
         let has_entries = |status: &StoreStatus| status.journal_entries > 0;
-        let everywhere = is_due && self.monitor.snapshot().status.as_ref().is_some_and(has_entries);
+        let is_new = looked.set_back.is_none_or(|last| last.elapsed() > LATE);
+        let everywhere =
+            !is_new || is_due && self.monitor.snapshot().status.as_ref().is_some_and(has_entries);
         if everywhere {
             looked.everywhere = Some(Instant::now());
         }
         match self.store.bring_forward(position, everywhere).await {
-            Ok(0) => Ok(false),
-            Ok(entries) => {
+            Ok(None) => Ok(false),
+            Ok(Some(entries)) => {
+                looked.set_back = Some(Instant::now());
+                if !is_new {
+                    return Ok(entries > 0);
+                }
                 tracing::warn!(
                     entries,
                     read_up_to = position.highest(),
                     "the positions of the journal were set back (its sequence, by setval() or a restore): entries that \
-                     no read would find were moved to where one does"
+                     no read would find are moved to where one does"
                 );
-                Ok(true)
+                Ok(entries > 0)
             }
             // An older runspan attached here, or the relay's role lacks a grant: what is not hidden is read all the same.
             Err(error) if error.refusal().is_some() => {

@@ -267,16 +267,16 @@ impl Store for PgStore {
         Ok(())
     }
 
-    async fn bring_forward(&self, position: &Position, everywhere: bool) -> Result<u64, StoreError> {
+    async fn bring_forward(&self, position: &Position, everywhere: bool) -> Result<Option<u64>, StoreError> {
         let (above, below) = unread(position);
         // Without the lease: whoever reads an entry at one place consumes it there or not at all.
-        let moved: i64 = sqlx::query_scalar("SELECT runspan.bring_forward($1, $2, $3)")
+        let moved: Option<i64> = sqlx::query_scalar("SELECT runspan.bring_forward($1, $2, $3)")
             .bind(above)
             .bind(below)
             .bind(everywhere)
             .fetch_one(&self.pool)
             .await?;
-        Ok(moved.unsigned_abs())
+        Ok(moved.map(i64::unsigned_abs))
     }
 
     async fn reconcile(&self) -> Result<Reconciled, StoreError> {

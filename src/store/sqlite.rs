@@ -251,11 +251,11 @@ impl Store for SqliteStore {
         reconcile::reconcile(self).await
     }
 
-    async fn bring_forward(&self, position: &Position, _everywhere: bool) -> Result<u64, StoreError> {
+    async fn bring_forward(&self, position: &Position, _everywhere: bool) -> Result<Option<u64>, StoreError> {
         let known = position.highest();
         let hidden = "SELECT count(*) FROM runspan_journal WHERE seq <= ?1";
         if sqlx::query_scalar::<_, i64>(hidden).bind(known).fetch_one(&self.pool).await? == 0 {
-            return Ok(0);
+            return Ok(None);
         }
         let mut tx = self.writing().await?;
         let hidden: i64 = sqlx::query_scalar(hidden).bind(known).fetch_one(&mut *tx).await?;
@@ -272,7 +272,7 @@ impl Store for SqliteStore {
         sqlx::query(AssertSqlSafe(MOVE_ALL.as_str())).bind(last).execute(&mut *tx).await?;
         sqlx::query("DELETE FROM runspan_journal WHERE seq <= ?1").bind(last).execute(&mut *tx).await?;
         tx.commit().await?;
-        Ok(hidden.unsigned_abs())
+        Ok(Some(hidden.unsigned_abs()))
     }
 
     async fn next_request(

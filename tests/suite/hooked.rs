@@ -153,7 +153,7 @@ impl<H: Hooks> Store for Hooked<H> {
         hooked!(self.commit(lease, instance, commit))
     }
 
-    async fn bring_forward(&self, position: &Position, everywhere: bool) -> Result<u64, StoreError> {
+    async fn bring_forward(&self, position: &Position, everywhere: bool) -> Result<Option<u64>, StoreError> {
         hooked!(self.bring_forward(position, everywhere))
     }
 

@@ -112,7 +112,8 @@ END
 $function$;
 
 -- Moves entries that nobody would read to where they will be: somebody has set the sequence back (setval, a logical
--- cut-over), and their positions were read long ago. Unread is what lies between `above` and `below`. How many.
+-- cut-over), and their positions were read long ago. Unread is what lies between `above` and `below`. How many; NULL if
+-- the sequence is as it should be, for all that is seen.
 --
 -- Either the sequence is still behind what was read: they come after all that is unread. Or it has passed it already, and
 -- then some of the last positions that were read are taken again: they come before all that is unread.
@@ -125,12 +126,12 @@ DECLARE
     is_behind boolean := (SELECT s.last_value < known FROM runspan.journal_seq s);
     has_passed boolean := NOT is_behind AND EXISTS (
         SELECT FROM runspan.journal j
-        WHERE j.seq > known - 100 AND j.seq <= known
+        WHERE (j.seq > known - 100 OR everywhere) AND j.seq <= known
           AND NOT EXISTS (SELECT FROM unnest(above, below) u (a, b) WHERE j.seq > u.a AND j.seq < u.b));
     hidden bigint;
 BEGIN
-    IF NOT (everywhere OR is_behind OR has_passed) THEN
-        RETURN 0;
+    IF NOT (is_behind OR has_passed) THEN
+        RETURN NULL;
     END IF;
     IF is_behind THEN
         PERFORM setval('runspan.journal_seq', greatest(known, (SELECT max(j.seq) FROM runspan.journal j)));
