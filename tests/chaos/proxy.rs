@@ -38,7 +38,7 @@ const STATEMENTS: [&str; 30] = [
     "INSERT INTO runspan.open_runs",
     "DELETE FROM runspan.open_runs",
     "WITH next AS (SELECT nextval",
-    "INSERT INTO runspan.deltas (delta)",
+    "INSERT INTO runspan.deltas (id, delta) OVERRIDING SYSTEM VALUE SELECT",
     "WITH next AS ( INSERT INTO runspan.commits",
     "SELECT id, place",
     "DELETE FROM runspan.outbox",

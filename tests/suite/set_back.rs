@@ -164,7 +164,7 @@ async fn pending_metrics_at_places_that_were_read_are_told(database: &Database) 
         is_told(&receiver, f64::from(u8::try_from(run).unwrap())).await;
     }
     relay.drain().await.unwrap();
-    // On SQLite the numbers go on above those that were read.
-    assert_eq!(logged.with(DELTAS).len(), usize::from(database.is_postgres()));
+    // They go on above those that were read, whatever the sequence says.
+    assert_eq!(logged.with(DELTAS).len(), 0);
     assert_eq!(Samples::of(&receiver).increase("workflow.run.duration"), 8);
 }

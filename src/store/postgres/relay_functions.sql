@@ -134,7 +134,8 @@ BEGIN
         RETURN NULL;
     END IF;
     IF is_behind THEN
-        PERFORM setval('runspan.journal_seq', greatest(known, (SELECT max(j.seq) FROM runspan.journal j)));
+        -- Well above what transactions that are still under way have drawn.
+        PERFORM setval('runspan.journal_seq', 10000 + greatest(known, (SELECT max(j.seq) FROM runspan.journal j)));
     END IF;
     WITH moved AS (
         UPDATE runspan.journal j SET seq = o.place FROM (

@@ -1,7 +1,7 @@
 //! The durable metrics in PostgreSQL.
 
 use async_trait::async_trait;
-use sqlx::Row as _;
+use sqlx::{AssertSqlSafe, Row as _};
 
 use super::super::rows::{
     count, decode_recorded, decode_totals, encode_change, encode_series, in_flight, stored,
@@ -104,12 +104,17 @@ pub(super) async fn append(tx: &mut Session, totals: &Totals) -> Result<(), Stor
         return Ok(());
     }
     let delta = encode_series(totals)?;
-    let by_sequence = "INSERT INTO runspan.deltas (delta) VALUES ($1) ON CONFLICT (id) DO NOTHING";
-    if sqlx::query(by_sequence).bind(&delta).execute(&mut *tx).await?.rows_affected() == 0 {
-        // Somebody has set the sequence back.
-        let behind = "INSERT INTO runspan.deltas (id, delta) OVERRIDING SYSTEM VALUE
-                      SELECT max(id) + 1, $1 FROM runspan.deltas";
-        sqlx::query(behind).bind(&delta).execute(tx).await?;
+    // Not by the sequence, which somebody may set back: what an export tells of must not grow while it is under way. The
+    // number of the commit that it is part of does not go back. Both were by sequences once: the second, if these differ.
+    for next in ["SELECT max(id) FROM runspan.commits", "SELECT max(id) FROM runspan.deltas"] {
+        // Safe: this module's own text.
+        let sql = AssertSqlSafe(format!(
+            "INSERT INTO runspan.deltas (id, delta) OVERRIDING SYSTEM VALUE
+             SELECT coalesce(({next}), 0) + 1, $1 ON CONFLICT (id) DO NOTHING"
+        ));
+        if sqlx::query(sql).bind(&delta).execute(&mut *tx).await?.rows_affected() == 1 {
+            break;
+        }
     }
     Ok(())
 }
