@@ -106,8 +106,8 @@ impl SqliteStore {
             return Ok(());
         }
         let mut connection = self.pool.acquire().await?;
-        let Some(table) = attach::attached_table(&mut connection).await? else { return Ok(()) };
-        let sql = sql::root_of(&attach::quoted(&table));
+        let Some(table) = capture::attached_table(&mut connection).await? else { return Ok(()) };
+        let sql = sql::root_of(&sql::quoted(&table));
         for row in refusals.flatten() {
             // Safe: built from this crate's own text and a quoted name.
             let root = sqlx::query(AssertSqlSafe(sql.clone()))

@@ -9,7 +9,8 @@ use tokio::time::Instant;
 
 use super::super::attach::{Attach, Attached, COLUMNS, Detached, Plan, PurgeLoss, attached_elsewhere, lacks};
 use super::super::{CaptureProblem, SCHEMA_VERSION, StoreError};
-use super::capture::{MARK, Placed, TRIGGERS, same};
+use super::capture::{MARK, Placed, TRIGGERS, attached_table, same};
+use super::sql::quoted;
 use super::{BUSY_TIMEOUT, SqliteStore, reconcile, sql};
 
 /// A table that can be attached to.
@@ -174,23 +175,6 @@ pub(super) async fn installed_version(connection: &mut SqliteConnection) -> Resu
     }
     let version = sqlx::query_scalar("SELECT version FROM runspan_meta").fetch_one(connection).await?;
     if version > SCHEMA_VERSION { Err(StoreError::SchemaNewer { found: version }) } else { Ok(version) }
-}
-
-/// The table whose triggers write the journal: SQLite keeps their names right when it is renamed.
-pub(super) async fn attached_table(connection: &mut SqliteConnection) -> Result<Option<String>, StoreError> {
-    Ok(Placed::read(connection).await?.on().map(ToOwned::to_owned))
-}
-
-/// A name as SQL can hold it: quoted if it has to be.
-pub(super) fn quoted(name: &str) -> String {
-    let plain = name.starts_with(|first: char| first.is_ascii_lowercase())
-        && name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_'));
-    // A plain word with an underscore is no keyword but CURRENT_….
-    if plain && name.contains('_') && !name.starts_with("current_") {
-        name.to_owned()
-    } else {
-        format!("\"{}\"", name.replace('"', "\"\""))
-    }
 }
 
 /// Finds the table and checks that it can be attached to.

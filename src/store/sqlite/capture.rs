@@ -90,6 +90,11 @@ impl Placed {
     }
 }
 
+/// The table whose triggers write the journal: SQLite keeps their names right when it is renamed.
+pub(super) async fn attached_table(connection: &mut SqliteConnection) -> Result<Option<String>, StoreError> {
+    Ok(Placed::read(connection).await?.on().map(ToOwned::to_owned))
+}
+
 /// Whether two names are one to SQLite.
 pub(super) fn same(one: &str, other: &str) -> bool {
     one.eq_ignore_ascii_case(other)

@@ -10,7 +10,7 @@ use sqlx::sqlite::SqliteSynchronous;
 use sqlx::{AssertSqlSafe, Connection as _, Row as _, SqliteConnection};
 use tokio::time::Instant;
 
-use super::{SqliteStore, attach, sql};
+use super::{SqliteStore, capture, sql};
 use crate::store::{Reconciled, StoreError};
 
 /// How many rows a transaction writes.
@@ -56,10 +56,10 @@ impl Comparison {
         let options = store.pool.connect_options().as_ref().clone().synchronous(SqliteSynchronous::Normal);
         let mut connection = SqliteConnection::connect_with(&options).await?;
         let mut snapshot = connection.begin().await?;
-        let Some(table) = attach::attached_table(&mut snapshot).await? else { return Ok(None) };
+        let Some(table) = capture::attached_table(&mut snapshot).await? else { return Ok(None) };
         let seen = last_entry(&mut snapshot).await?;
         // Safe: built from this crate's own text and a quoted name.
-        let find = AssertSqlSafe(sql::find(&attach::quoted(&table)));
+        let find = AssertSqlSafe(sql::find(&sql::quoted(&table)));
         sqlx::raw_sql(find).execute(&mut *snapshot).await?;
         snapshot.commit().await?;
         Ok(Some(Self { connection, table, seen, written: 0, rows: MOST_ROWS }))
@@ -81,10 +81,10 @@ impl Comparison {
 
     /// Writes what was found up to `last`; nothing if the table is another one by now.
     async fn write(&mut self, last: i64) -> Result<Option<Reconciled>, StoreError> {
-        let table = attach::quoted(&self.table);
+        let table = sql::quoted(&self.table);
         let mut tx = self.connection.begin_with("BEGIN IMMEDIATE").await?;
         let began = Instant::now();
-        if attach::attached_table(&mut tx).await?.as_ref() != Some(&self.table) {
+        if capture::attached_table(&mut tx).await?.as_ref() != Some(&self.table) {
             return Ok(None);
         }
         forget(&mut tx, self.seen).await?;

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::super::StoreError;
 use super::super::rows::{decode_open_run, encode_open_run};
-use super::sql::{NOW, micros};
+use super::sql::{COLUMNS, NOW, micros};
 use crate::journal::{Row, Unreadable};
 use crate::projection::OpenRun;
 use crate::run::RunId;
@@ -31,28 +31,6 @@ pub(super) const STATUS: &str = "
                  min(created_at) FILTER (WHERE dead IS NULL) AS oldest,
                  count(*) FILTER (WHERE dead IS NOT NULL) AS dead
           FROM runspan_outbox) o";
-
-/// The journal's columns, but for `seq`.
-pub(super) const COLUMNS: [&str; 18] = [
-    "at",
-    "created_at",
-    "run_id",
-    "workflow_name",
-    "from_status",
-    "to_status",
-    "target_type",
-    "target_owner",
-    "target_repo",
-    "target_number",
-    "delivery_id",
-    "parent_run_id",
-    "root_run_id",
-    "root_workflow_name",
-    "reason",
-    "traceparent",
-    "inflight_run_id",
-    "reconciled",
-];
 
 /// Keeps entries aside, whole: `?1` holds pairs of position and error. JSON cannot hold a BLOB; its quoted form
 /// (`X'…'`) it can. A position that is there already, since the journal's were set back, is replaced by one above all.

@@ -9,7 +9,7 @@ use super::super::rows::{
 use super::super::{Fresh, Lease, SeriesStore, StoreError};
 use super::ids::Ids;
 use super::sql::NOW;
-use super::{SqliteStore, attach, rows, sql};
+use super::{SqliteStore, capture, rows, sql};
 use crate::run::Timestamp;
 use crate::series::{Change, InFlight, Recorded, Totals};
 
@@ -79,9 +79,9 @@ impl SeriesStore for SqliteStore {
 
     async fn in_flight(&self) -> Result<Vec<InFlight>, StoreError> {
         let mut connection = self.pool.acquire().await?;
-        let Some(table) = attach::attached_table(&mut connection).await? else { return Ok(Vec::new()) };
+        let Some(table) = capture::attached_table(&mut connection).await? else { return Ok(Vec::new()) };
         // Safe: built from this crate's own text and a quoted name.
-        let sql = AssertSqlSafe(sql::in_flight(&attach::quoted(&table)));
+        let sql = AssertSqlSafe(sql::in_flight(&sql::quoted(&table)));
         let mut all = Vec::new();
         for row in sqlx::query(sql).fetch_all(&mut *connection).await? {
             let workflow = rows::text(&row, 0)?.unwrap_or_default();

@@ -2,7 +2,6 @@
 //! out. Nothing here needs a SQLite newer than 3.38, for writers of other programs run the triggers too.
 
 use super::super::stuck::PATIENCE;
-use super::rows::COLUMNS;
 
 /// runspan's tables, version by version. Append-only.
 pub(super) const MIGRATIONS: [&str; super::super::SCHEMA_VERSION as usize] =
@@ -18,6 +17,28 @@ const STUCK: &str = include_str!("stuck.sql");
 pub(super) const IS_RUN: &str = "typeof(w.id) = 'text' AND w.id IN (lower(w.id), upper(w.id)) \
     AND w.id LIKE '________-____-____-____-____________' \
     AND length(replace(w.id, '-', '')) = 32 AND replace(w.id, '-', '') NOT GLOB '*[^0-9A-Fa-f]*'";
+
+/// The journal's columns, but for `seq`.
+pub(super) const COLUMNS: [&str; 18] = [
+    "at",
+    "created_at",
+    "run_id",
+    "workflow_name",
+    "from_status",
+    "to_status",
+    "target_type",
+    "target_owner",
+    "target_repo",
+    "target_number",
+    "delivery_id",
+    "parent_run_id",
+    "root_run_id",
+    "root_workflow_name",
+    "reason",
+    "traceparent",
+    "inflight_run_id",
+    "reconciled",
+];
 
 /// The present, in microseconds (of a clock of milliseconds).
 pub(super) const NOW: &str = "CAST(round((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER) * 1000";
@@ -182,4 +203,16 @@ fn traceparent(state: &str) -> String {
          CASE json_type({state}, '$.traceparent') WHEN 'text' THEN \
          substr(json_extract({state}, '$.traceparent'), 1, 128) END END END"
     )
+}
+
+/// A name as SQL can hold it: quoted if it has to be.
+pub(super) fn quoted(name: &str) -> String {
+    let plain = name.starts_with(|first: char| first.is_ascii_lowercase())
+        && name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_'));
+    // A plain word with an underscore is no keyword but CURRENT_….
+    if plain && name.contains('_') && !name.starts_with("current_") {
+        name.to_owned()
+    } else {
+        format!("\"{}\"", name.replace('"', "\"\""))
+    }
 }

@@ -6,14 +6,14 @@ use sqlx::{AssertSqlSafe, Row as _};
 use super::super::StoreError;
 use super::super::rows::stored;
 use super::super::stuck::{Stuck, StuckRun};
-use super::{attach, rows, sql};
+use super::{capture, rows, sql};
 use crate::run::{RunId, Timestamp};
 
 pub(super) async fn stuck(pool: &SqlitePool, limit: usize) -> Result<Stuck, StoreError> {
     let mut connection = pool.acquire().await?;
-    let Some(table) = attach::attached_table(&mut connection).await? else { return Ok(Stuck::default()) };
+    let Some(table) = capture::attached_table(&mut connection).await? else { return Ok(Stuck::default()) };
     // Safe: built from this crate's own text and a quoted name.
-    let sql = AssertSqlSafe(sql::stuck(&attach::quoted(&table)));
+    let sql = AssertSqlSafe(sql::stuck(&sql::quoted(&table)));
     let rows = sqlx::query(sql).bind(stored(limit)).fetch_all(&mut *connection).await?;
     Ok(Stuck {
         count: rows.first().map_or(Ok(0), |row| row.try_get::<i64, _>(11))?.unsigned_abs(),
