@@ -289,10 +289,10 @@ impl Store for PgStore {
             .await?;
         tx.commit().await?;
         for runs in missed.chunks(ADOPTED_AT_ONCE) {
-            let mut tx = self.pool.begin().await?;
+            let runs: Vec<String> = runs.iter().map(ToString::to_string).collect();
+            let adopt = format!("SELECT runspan.adopt('{{{}}}'::pg_catalog.uuid[])", runs.join(","));
             let adopted: i64 =
-                sqlx::query_scalar("SELECT runspan.adopt($1)").bind(runs).fetch_one(&mut *tx).await?;
-            tx.commit().await?;
+                self.pool.at_once(&adopt).await?.first().map_or(Ok(0), |row| row.try_get(0))?;
             all.entries += adopted.unsigned_abs();
         }
         loop {

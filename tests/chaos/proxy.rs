@@ -29,7 +29,7 @@ const STATEMENTS: [&str; 30] = [
     "SELECT format('%s-%s-%s'",
     "SELECT instance, low",
     "SELECT runspan.missed_runs()",
-    "SELECT runspan.adopt(",
+    "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; SELECT runspan.adopt(",
     "SELECT entries, vanished FROM runspan.catch_up()",
     "SELECT seq, CASE",
     "SELECT run_id, state FROM runspan.open_runs",

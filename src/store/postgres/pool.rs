@@ -19,7 +19,9 @@ use sqlx::postgres::{
     PgTypeInfo,
 };
 use sqlx::query::Query;
-use sqlx::{ConnectOptions as _, Either, Error, Execute, Executor, Postgres, SqlStr, Transaction};
+use sqlx::{
+    AssertSqlSafe, ConnectOptions as _, Either, Error, Execute, Executor, Postgres, SqlStr, Transaction,
+};
 
 use super::as_owner::Roles;
 
@@ -104,6 +106,15 @@ impl Pool {
             *until = Some(Instant::now() + valid);
         }
         Ok(())
+    }
+
+    /// The rows of a statement whose transaction begins and ends on the server, in one message: what it locks is free again
+    /// however long this process may stand still. Every name in it has to be qualified.
+    pub(super) async fn at_once(&self, sql: &str) -> Result<Vec<PgRow>, Error> {
+        Box::pin(self.ensure_safe()).await?;
+        // Safe: the caller's own text.
+        let sql = AssertSqlSafe(format!("SET TRANSACTION ISOLATION LEVEL READ COMMITTED; {sql}"));
+        sqlx::raw_sql(sql).fetch_all(&self.connections).await
     }
 
     /// A transaction for what changes the schema, on a connection that has to be the server's own. It must use nothing of
