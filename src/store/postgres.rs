@@ -22,6 +22,7 @@ use sqlx::error::DatabaseError;
 use sqlx::postgres::{PgConnectOptions, PgRow};
 
 use self::as_owner::Roles;
+use self::outbox::Origin;
 use self::pool::{Pool, Tx};
 use self::rows::{open_run, read_row};
 use super::rows::{channel, count, stored};
@@ -246,8 +247,8 @@ impl Store for PgStore {
             }
         }
         rows::write_open_runs(&mut tx, &commit.opened, &commit.closed).await?;
-        for request in &commit.requests {
-            outbox::insert(&mut tx, request, None).await?;
+        for (before, request) in commit.requests.iter().enumerate() {
+            outbox::insert(&mut tx, request, Origin::Commit(before)).await?;
         }
         series::append(&mut tx, &commit.totals).await?;
         // Not by the sequence, which somebody may set back: the newest has to have the greatest id.

@@ -25,19 +25,31 @@ pub(super) async fn settle(tx: &mut Session, settlement: &Settlement) -> Result<
                 return Ok(());
             }
             for half in halves {
-                insert(tx, half, Some((*place, *created_at))).await?;
+                insert(tx, half, Origin::Half(*place, *created_at)).await?;
             }
         }
     }
     Ok(())
 }
 
-/// Inserts a request: one of the projector's, or a half of the one that had this place.
-pub(super) async fn insert(
-    tx: &mut Session,
-    request: &NewRequest,
-    origin: Option<(i64, Timestamp)>,
-) -> Result<(), StoreError> {
+/// The places of a commit's requests. Not by the sequence, which somebody may set back: what is new would be sent before
+/// what waits. The number of the commit does not go back.
+const PLACES_A_COMMIT: i64 = 1_000_000;
+
+/// Where a request belongs.
+pub(super) enum Origin {
+    /// It is the projector's: so many of the same commit come before it.
+    Commit(usize),
+    /// It is a half of the one that had this place.
+    Half(i64, Timestamp),
+}
+
+/// Inserts a request.
+pub(super) async fn insert(tx: &mut Session, request: &NewRequest, origin: Origin) -> Result<(), StoreError> {
+    let (place, created_at) = match origin {
+        Origin::Commit(before) => (stored(before), None),
+        Origin::Half(place, created_at) => (place, Some(created_at)),
+    };
     // The second, if somebody has set the sequence back to where requests still wait.
     for next in [
         "SELECT nextval(pg_get_serial_sequence('runspan.outbox', 'id')) AS id",
@@ -48,7 +60,10 @@ pub(super) async fn insert(
             "WITH next AS ({next})
              INSERT INTO runspan.outbox (id, place, channel, created_at, items, runs, bytes, body)
              OVERRIDING SYSTEM VALUE
-             SELECT id, coalesce($6, id), $1, coalesce($7, clock_timestamp()), $2, $3, $4, $5 FROM next
+             SELECT id,
+                 CASE WHEN $7 IS NOT NULL THEN $6
+                      ELSE $6 + {PLACES_A_COMMIT} * (SELECT coalesce(max(c.id), 0) + 1 FROM runspan.commits c) END,
+                 $1, coalesce($7, clock_timestamp()), $2, $3, $4, $5 FROM next
              ON CONFLICT (id) DO NOTHING"
         ));
         let inserted = sqlx::query(sql)
@@ -57,8 +72,8 @@ pub(super) async fn insert(
             .bind(stored(request.runs))
             .bind(stored(request.body.len()))
             .bind(request.body.as_ref())
-            .bind(origin.map(|(place, _)| place))
-            .bind(origin.and_then(|(_, at)| chrono::DateTime::from_timestamp_micros(at.micros())))
+            .bind(place)
+            .bind(created_at.and_then(|at| chrono::DateTime::from_timestamp_micros(at.micros())))
             .execute(&mut *tx)
             .await?;
         if inserted.rows_affected() == 1 {
