@@ -3,14 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use runspan::relay::Settings;
 use runspan::run::RunId;
 use runspan::runs;
 use runspan::store::{self, CaptureProblem, Channel, Commit, NewRequest, Plan, Position, Store, StoreError};
 use tokio_util::sync::CancellationToken;
 
 use super::owner;
-use crate::database::{Database, Session, connect, plan};
+use crate::database::{Database, Session, connect, eventually, plan};
+use crate::logged::Logged;
+use crate::receiver::Receiver;
 use crate::relay::Relay;
+use crate::series;
 
 on_postgres!(
     a_short_lock_timeout_is_never_hit_while_many_runs_are_adopted,
@@ -27,6 +31,7 @@ on_postgres!(
     forced_row_security_is_reported_and_ends_nothing,
     a_detach_is_no_accident,
     what_keeps_the_trigger_from_writing_is_reported,
+    entries_that_the_journal_refuses_are_an_error_line,
     a_child_by_inheritance_is_warned_about,
     another_table_of_the_old_name_is_not_asked_for_parents,
     a_truncated_table_ends_its_runs_and_says_so,
@@ -419,6 +424,22 @@ async fn what_keeps_the_trigger_from_writing_is_reported(database: &Database) {
         .await;
     assert!(problems(&*store).await.ends_with(&asleep));
     admin.execute(&asleep).await;
+}
+
+async fn entries_that_the_journal_refuses_are_an_error_line(database: &Database) {
+    const LINE: &str = "error the triggers could not write transitions to the journal";
+    let (store, receiver) = (database.attach().await.0, Receiver::grpc().await);
+    let (logged, _guard) = Logged::start();
+    let settings = Settings { look_every: Duration::from_millis(20), ..series::settings() };
+    let relay = series::relay(&store, &receiver, &[]).with(settings).spawn();
+    let has_looked = async || relay.monitor().snapshot().capture.is_some_and(|capture| capture.is_live());
+    eventually("a look", has_looked).await;
+    assert_eq!(logged.with(LINE), Vec::<String>::new());
+    let mut session = database.connect().await;
+    session.execute("ALTER TABLE runspan.journal ADD CHECK (workflow_name <> 'triage') NOT VALID").await;
+    session.queue("triage", 1).await;
+    eventually("the line", async || !logged.with(LINE).is_empty()).await;
+    relay.stop().await.unwrap();
 }
 
 async fn a_child_by_inheritance_is_warned_about(database: &Database) {
