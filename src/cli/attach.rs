@@ -9,7 +9,7 @@ use crate::store::{Detached, Plan, StoreError};
 /// Install the journal: triggers on the table, and runspan's own schema beside it
 ///
 /// Idempotent. No column of the table changes. Its writers need no rights on runspan's schema, and whatever is
-/// wrong with the journal, their statements commit. Runs in flight are taken in.
+/// wrong with the journal, their statements commit. Runs in flight are adopted.
 #[derive(Args)]
 pub(super) struct AttachArgs {
     #[command(flatten)]
@@ -40,8 +40,8 @@ impl AttachArgs {
         match attached.adopted {
             None => print_line("the relay adopts the runs in flight when it starts")?,
             Some(0) => {}
-            Some(1) => print_line("1 run in flight is taken in")?,
-            Some(runs) => print_line(format_args!("{runs} runs in flight are taken in"))?,
+            Some(1) => print_line("1 run in flight is adopted")?,
+            Some(runs) => print_line(format_args!("{runs} runs in flight are adopted"))?,
         }
         print_line(
             "next: OTEL_SERVICE_NAME=APP OTEL_EXPORTER_OTLP_ENDPOINT=http://COLLECTOR:4318 runspan relay",

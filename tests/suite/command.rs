@@ -253,7 +253,7 @@ async fn attach_and_detach_say_what_comes_next() {
     };
     insta::assert_snapshot!(say(&["attach"]), @r"
     attached to workflow_runs in DATABASE
-    1 run in flight is taken in
+    1 run in flight is adopted
     next: OTEL_SERVICE_NAME=APP OTEL_EXPORTER_OTLP_ENDPOINT=http://COLLECTOR:4318 runspan relay
     ");
     insta::assert_snapshot!(say(&["detach"]), @"detached from workflow_runs");

@@ -135,7 +135,7 @@ impl PgStore {
         Ok(Install { table, schema: schema + &grants.sql, trigger, warnings })
     }
 
-    /// Takes the triggers of a new attach away again, whose runs in flight could not be taken in.
+    /// Takes the triggers of a new attach away again, whose runs in flight could not be adopted.
     async fn undo(&self, table: &Table, error: StoreError) -> StoreError {
         let now = if !table.is_attached && self.detach(false).await.is_ok() {
             "the triggers were removed again"
