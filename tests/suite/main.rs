@@ -27,6 +27,7 @@ mod docs;
 mod end_to_end;
 mod fan_out;
 mod fuzz;
+mod golden;
 mod journal;
 mod lease;
 mod logged;
