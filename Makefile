@@ -1,10 +1,10 @@
-# What a change must pass, and how to build what the tests need. `make` lists the targets; .ci/run runs lint and test.
+# Checks for every change, and builds of the tools that the tests need. `make` lists the targets; .ci/run runs lint and test.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help lint lint-rust lint-deny lint-shell test chaos fuzz bench docs-check collector prometheus
 
-# Tools that are built once lie outside the tree, so that a clean clone finds them.
+# Tools are built once and cached outside the tree, so that a clean clone reuses them.
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/runspan
 DENY_VERSION := 0.20.2
 DENY := $(CACHE)/cargo-deny-$(DENY_VERSION)
@@ -19,7 +19,7 @@ lint-rust:
 	cargo clippy --locked --all-targets --all-features -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings cargo doc --locked --no-deps --all-features --document-private-items
 
-# Advisories come from the network: where it is out of reach that is said, and is no failure of the change.
+# Advisories come from the network: if it is unreachable, print a warning and do not fail.
 lint-deny: $(DENY)
 	$(DENY) --locked check licenses bans sources
 	@if timeout 60 $(DENY) --locked fetch db >/dev/null 2>&1; then \
@@ -28,8 +28,8 @@ lint-deny: $(DENY)
 		echo "WARNING: SECURITY ADVISORIES WERE NOT CHECKED: their database could not be fetched." >&2; \
 	fi
 
-# Built under another name and renamed when whole, so that two makes at once do not break each other. Optimised
-# little: that halves the build, and its checks take a second all the same.
+# Built under a temporary name and renamed when complete, so that concurrent makes do not break each other. Low optimisation
+# halves the build time, and its checks still take only a second.
 $(DENY):
 	@mkdir -p $(CACHE)
 	@echo "building cargo-deny $(DENY_VERSION), once: a few minutes"
@@ -39,7 +39,7 @@ $(DENY):
 		cargo install --quiet --locked --root "$$work" cargo-deny@$(DENY_VERSION); \
 	mv -f "$$work/bin/cargo-deny" $@
 
-# SC2317 takes what a trap calls for unreachable.
+# SC2317 reports functions called by a trap as unreachable.
 lint-shell:
 	@command -v shellcheck >/dev/null || tests/apt-install shellcheck
 	shellcheck --exclude=SC2317 .ci/run collector/build collector/deliveries dashboards/prometheus/build tests/apt-install tests/node tests/with-services
@@ -47,18 +47,18 @@ lint-shell:
 test: ## All tests, with PostgreSQL, Redis, the Collector and Prometheus: make test ARGS='a_name -- --nocapture'
 	tests/with-services cargo test --locked --features services $(ARGS)
 
-chaos: ## Everything goes wrong, by the seed: make chaos SEEDS=500, or SEED=17 for one of them
+chaos: ## Inject random faults from a seed: make chaos SEEDS=500, or SEED=17 for one of them
 	tests/with-services cargo test --locked --features services --test chaos -- \
 		$(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),30)) $(ARGS)
 
 SECONDS ?= 60
-fuzz: ## Look longer for inputs that break something: make fuzz SECONDS=300 (a target; they share the processors)
+fuzz: ## Run the property tests longer: make fuzz SECONDS=300 (per target; they share the CPU)
 	RUNSPAN_FUZZ_SECONDS=$(SECONDS) cargo test --locked --test suite fuzz:: -- --nocapture
 
-bench: ## What it costs and how fast it is: make bench ARGS='writer drain' (all parts: about half an hour)
+bench: ## Measure cost and speed: make bench ARGS='writer drain' (all parts: about half an hour)
 	tests/with-services cargo bench --locked --features services --bench measure -- $(ARGS)
 
-docs-check: ## The page on events and queries against the code and the catalogue; needs no services
+docs-check: ## Check the documentation against the code and the catalogue; needs no services
 	cargo test --locked --test suite docs::
 
 collector: ## Build the Collector of collector/builder.yaml and print its path

@@ -1,5 +1,5 @@
--- Who Grafana is in the database of the tour: may read what is stuck, and nothing else, since whoever sees a dashboard
--- can send SQL in its name.
+-- Grafana's role in the database of the tour: it may read only the stuck runs, because anyone who can open a dashboard can
+-- run SQL as this role.
 SELECT 'CREATE ROLE grafana LOGIN PASSWORD ''grafana'''
 WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'grafana')
 \gexec

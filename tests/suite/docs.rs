@@ -1,5 +1,7 @@
 //! `make docs-check`: the operators' page says what the catalogue says, and cites code that is there.
 
+mod phrases;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;

@@ -300,7 +300,7 @@ fn meaning(panel: &str) -> Option<(Meaning, bool)> {
         "Each workflow G" => |it, _| it.refused,
         // Nothing that is in flight here runs.
         "In flight A" | "Each workflow I" | "What is in flight A" => |it, _| it.active,
-        "What is in flight B" | "Mended and odd A" => |_, _| 0.0,
+        "What is in flight B" | "Recovered and unusual A" => |_, _| 0.0,
         "Runs by outcome A" => |it, labels| it.ended_as(&labels["outcome"]),
         "Failures by error type A" => |it, labels| it.failed_by(&labels["error_type"]),
         "Refusals by reason A" => {
