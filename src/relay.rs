@@ -29,7 +29,7 @@ use crate::otlp::Signal;
 use crate::otlp::client::{Client, ClientError};
 use crate::otlp::config::{ConfigError, Env, MetricsConfig, Resource, SignalConfig, UNKNOWN_SERVICE};
 use crate::otlp::encode::Encoder;
-use crate::series::Buckets;
+use crate::projection;
 use crate::store::{Channel, Lease, Store, StoreError};
 
 /// How long giving the lease back may take.
@@ -71,8 +71,8 @@ pub struct Settings {
     pub max_runs_per_second: u32,
     /// How long a sender waits at most before it tries again.
     pub longest_backoff: Duration,
-    /// The buckets of the histograms.
-    pub buckets: Buckets,
+    /// How the journal is projected.
+    pub projection: projection::Settings,
 }
 
 impl Default for Settings {
@@ -87,7 +87,7 @@ impl Default for Settings {
             trim_every: Duration::from_secs(5),
             max_runs_per_second: 500,
             longest_backoff: Duration::from_secs(30),
-            buckets: Buckets::default(),
+            projection: projection::Settings::default(),
         }
     }
 }

@@ -70,8 +70,8 @@ events! {
     Conflict = "workflow.run.conflict";
 }
 impl Event {
-    /// The level of this event with this `error.type`, if it has one.
-    pub fn level(self, error_type: Option<ErrorType>) -> Level {
+    /// The level of this event, where it has them with this outcome and `error.type`.
+    pub fn level(self, outcome: Option<Outcome>, error_type: Option<ErrorType>) -> Level {
         match self {
             Self::Queued | Self::Running | Self::HandedOff | Self::Succeeded | Self::DispatchRefused => {
                 Level::Info
@@ -80,12 +80,21 @@ impl Event {
             Self::EnqueueFailed => Level::Error,
             Self::Failed if error_type == Some(ErrorType::Uncaught) => Level::Error,
             Self::Failed => Level::Warn,
-            // The rollup has its outcome's level: the projection hands on the ending event's.
-            Self::Completed => Level::Info,
+            // The rollup has the level of the ending event.
+            Self::Completed => outcome
+                .map_or(Level::Info, |outcome| Self::of_outcome(outcome).level(Some(outcome), error_type)),
         }
     }
 
-    /// The event that tells of this end.
+    /// Whether it ends a run.
+    pub const fn is_end(self) -> bool {
+        matches!(
+            self,
+            Self::Succeeded | Self::Incomplete | Self::Failed | Self::EnqueueFailed | Self::Deleted
+        )
+    }
+
+    /// The event that ends a run with this outcome.
     pub const fn of_outcome(outcome: Outcome) -> Self {
         match outcome {
             Outcome::Succeeded => Self::Succeeded,
@@ -305,7 +314,7 @@ mod tests {
     fn names_and_levels() {
         let table: String = Event::ALL
             .iter()
-            .map(|event| format!("{:<29} {}\n", event.name(), event.level(None).as_str()))
+            .map(|event| format!("{:<29} {}\n", event.name(), event.level(None, None).as_str()))
             .collect();
         insta::assert_snapshot!(table, @r"
         workflow.run.queued           info
@@ -320,6 +329,6 @@ mod tests {
         workflow.run.deleted          warn
         workflow.run.conflict         warn
         ");
-        assert_eq!(Event::Failed.level(Some(ErrorType::Uncaught)), Level::Error);
+        assert_eq!(Event::Failed.level(None, Some(ErrorType::Uncaught)), Level::Error);
     }
 }

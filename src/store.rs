@@ -33,7 +33,7 @@ pub use self::series::{Fresh, SeriesStore};
 pub use self::stuck::{Stuck, StuckRun};
 pub use self::url::DatabaseUrl;
 use crate::journal::{Entry, Unreadable};
-use crate::projection::OpenRun;
+use crate::projection::Tracked;
 use crate::run::RunId;
 use crate::series::Totals;
 
@@ -190,7 +190,7 @@ pub struct Commit {
     /// Those of them that could not be understood, with the error: kept aside.
     pub set_aside: Vec<(i64, String)>,
     /// Open runs, new or changed.
-    pub opened: Vec<(RunId, OpenRun)>,
+    pub opened: Vec<(RunId, Tracked)>,
     /// Runs that are no longer open.
     pub closed: Vec<RunId>,
     /// Requests for the outbox.
@@ -270,7 +270,7 @@ pub trait Store: Attach + SeriesStore {
     async fn read(&self, position: Position, limit: usize) -> Result<Batch, StoreError>;
 
     /// Those of `runs` that are open.
-    async fn open_runs(&self, runs: &[RunId]) -> Result<HashMap<RunId, OpenRun>, StoreError>;
+    async fn open_runs(&self, runs: &[RunId]) -> Result<HashMap<RunId, Tracked>, StoreError>;
 
     /// Makes a projected batch true: all of `commit`, or nothing.
     async fn commit(&self, lease: &Lease, instance: &str, commit: &Commit) -> Result<(), StoreError>;

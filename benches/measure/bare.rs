@@ -65,7 +65,8 @@ pub(crate) async fn in_process(endpoint: &str, spans: &[Span], count: usize) -> 
     };
     let provider = SdkTracerProvider::builder().with_batch_exporter(counting).build();
     let tracer = provider.tracer("bench");
-    let runs: Vec<SpanData> = spans.iter().filter(|span| span.kind == SpanKind::Run).map(span_data).collect();
+    let runs: Vec<SpanData> =
+        spans.iter().filter(|span| span.kind != SpanKind::Queue).map(span_data).collect();
     let took = tokio::task::spawn_blocking(move || {
         let began = Instant::now();
         for run in runs.iter().cycle().take(count) {
@@ -147,27 +148,29 @@ fn span_data(span: &Span) -> SpanData {
     events.events = span
         .events
         .iter()
-        .map(|event| Event::new(event.event.name(), time(event.at), key_values(&event.attributes), 0))
+        .map(|event| {
+            Event::new(event.event.name(), time(event.at), key_values(span.event_attributes(event)), 0)
+        })
         .collect();
     events.dropped_count = span.dropped_events;
     let mut links = SpanLinks::default();
     links.links = span.link.iter().map(|link| Link::new(context(link), Vec::new(), 0)).collect();
     SpanData {
-        span_context: context(&span.context),
-        parent_span_id: span.parent.map_or(SpanId::INVALID, |id| SpanId::from_bytes(id.bytes())),
+        span_context: context(&span.span_context()),
+        parent_span_id: span.parent().map_or(SpanId::INVALID, |id| SpanId::from_bytes(id.bytes())),
         parent_span_is_remote: false,
         span_kind: match span.kind {
-            SpanKind::Run => opentelemetry::trace::SpanKind::Server,
+            SpanKind::Run(_) => opentelemetry::trace::SpanKind::Server,
             SpanKind::Queue => opentelemetry::trace::SpanKind::Internal,
         },
-        name: span.name.clone().into(),
+        name: span.name().into_owned().into(),
         start_time: time(span.start),
         end_time: time(span.end),
-        attributes: key_values(&span.attributes),
+        attributes: key_values(span.attributes()),
         dropped_attributes_count: 0,
         events,
         links,
-        status: span.error.clone().map_or(Status::Unset, Status::error),
+        status: span.error().map_or(Status::Unset, |reason| Status::error(reason.to_owned())),
         instrumentation_scope: InstrumentationScope::builder("runspan").build(),
     }
 }
@@ -182,13 +185,13 @@ fn context(of: &SpanContext) -> opentelemetry::trace::SpanContext {
     )
 }
 
-fn key_values(attributes: &Attributes) -> Vec<KeyValue> {
+fn key_values(attributes: Attributes<'_>) -> Vec<KeyValue> {
     attributes
-        .iter()
+        .into_iter()
         .map(|(key, value)| match value {
-            Value::Text(text) => KeyValue::new(key, text.clone()),
-            Value::Int(number) => KeyValue::new(key, *number),
-            Value::Bool(yes) => KeyValue::new(key, *yes),
+            Value::Text(text) => KeyValue::new(key, text.into_owned()),
+            Value::Int(number) => KeyValue::new(key, number),
+            Value::Bool(yes) => KeyValue::new(key, yes),
         })
         .collect()
 }

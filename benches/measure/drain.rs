@@ -4,9 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use runspan::otlp::config::Protocol;
-use runspan::projection::{Span, project};
+use runspan::projection::{self, Span, project};
 use runspan::relay::{Logs, Relay, Settings};
-use runspan::series::Buckets;
 use runspan::store::Position;
 
 use crate::Failure;
@@ -111,5 +110,5 @@ async fn drain(
 async fn spans(backlog: &Backlog) -> Result<Vec<Span>, Failure> {
     let batch = backlog.store.read(Position::default(), 3_000).await?;
     let entries = batch.entries.into_iter().map(|(_, entry)| entry).collect::<Result<Vec<_>, _>>()?;
-    Ok(project(std::collections::HashMap::new(), entries, Buckets::default()).spans)
+    Ok(project(std::collections::HashMap::new(), entries, &projection::Settings::default()).spans)
 }

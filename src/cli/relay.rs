@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 use tokio_util::sync::CancellationToken;
 
 use super::{Database, Exit, Failure, counted, environment, stop_on_signal};
+use crate::projection;
 use crate::relay::{self, Ended, Monitor, Relay, Settings};
 use crate::series::Buckets;
 use crate::store::{Store, StoreError};
@@ -120,7 +121,7 @@ impl RelayArgs {
             lease_term: self.lease,
             max_outbox: self.max_outbox.as_u64(),
             max_runs_per_second: self.max_runs_per_second,
-            buckets: self.duration_buckets.clone().unwrap_or_default(),
+            projection: projection::Settings { buckets: self.duration_buckets.clone().unwrap_or_default() },
             ..Settings::default()
         };
         let metrics = RelayMetrics::install(&environment).map_err(Failure::usage)?;

@@ -8,6 +8,7 @@ mod pack;
 
 use std::collections::{HashMap, HashSet};
 use std::io::{Read as _, Write as _};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use flate2::Compression;
@@ -24,7 +25,9 @@ use prost::Message;
 pub use self::metrics::Points;
 use super::Signal;
 use super::config::Resource;
-use crate::projection::{Attributes, Record, Span, SpanEvent, SpanKind, Value};
+use crate::journal::Context;
+use crate::projection::{Attributes, Record, RecordedEvent, Span, SpanKind, Subject, Value, run_attributes};
+use crate::run::RunId;
 use crate::semconv::field;
 use crate::trace_context::SpanContext;
 
@@ -73,7 +76,7 @@ impl Encoder {
             .map(|(key, value)| (key.as_str(), value.as_str()))
             .filter(|(key, _)| *key != instance_id)
             .chain([(instance_id, instance)])
-            .map(|(key, value)| key_value(key, &Value::from(value)))
+            .map(|(key, value)| key_value(key, value))
             .collect();
         let resource = ProtoResource { attributes, ..ProtoResource::default() };
         let scope = InstrumentationScope {
@@ -86,37 +89,49 @@ impl Encoder {
 
     /// Spans as `ExportTraceServiceRequest`s.
     pub fn spans(&self, spans: &[Span]) -> Vec<Encoded> {
-        self.pack(spans.iter().map(|span| (&span.attributes, encode_span(span))))
+        self.pack(spans.iter().map(|span| Part {
+            run: Some(span.run),
+            context: Some(&span.context),
+            own: encode_span(span),
+        }))
     }
 
     /// Records as `ExportLogsServiceRequest`s.
     pub fn records(&self, records: &[Record]) -> Vec<Encoded> {
-        self.pack(records.iter().map(|record| (&record.attributes, encode_record(record))))
+        self.pack(records.iter().map(|record| Part {
+            run: record.run(),
+            context: match &record.subject {
+                Subject::Run { context, .. } => Some(context),
+                Subject::EndedParent { .. } | Subject::Dispatch(_) => None,
+            },
+            own: encode_record(record),
+        }))
     }
 
-    /// Packs items into as few requests as the size allows. Each comes with its attributes, and has only those in it
-    /// that it shares with no other.
-    fn pack<'a, T: Item>(&self, items: impl Iterator<Item = (&'a Attributes, T)>) -> Vec<Encoded> {
+    /// Packs items into as few requests as the size allows.
+    fn pack<'a, T: Item>(&self, parts: impl Iterator<Item = Part<'a, T>>) -> Vec<Encoded> {
         let mut requests = Vec::new();
         let mut batch = pack::Batch::new(&self.resource, &self.scope);
-        // Encoded once a run, and found by where they lie. To append what is encoded of a message is to merge into it
-        // (Protocol Buffers, "Last One Wins"), so that they need not be part of it.
-        let mut shared = HashMap::new();
+        // The attributes of a run are most of its items, so they are encoded once.
+        let mut shared: HashMap<RunId, (&Arc<Context>, Vec<u8>)> = HashMap::new();
         let mut item = Vec::new();
-        for (attributes, own) in items {
-            let of_run = shared.entry(attributes.shared().as_ptr()).or_insert_with(|| {
-                T::with_attributes(key_values(attributes.shared().iter())).encode_to_vec()
-            });
+        for Part { run, context, own } in parts {
             item.clear();
-            item.extend_from_slice(of_run);
+            if let (Some(run), Some(context)) = (run, context) {
+                let encode = || T::with_attributes(key_values(run_attributes(run, context))).encode_to_vec();
+                let known = shared.entry(run).or_insert_with(|| (context, encode()));
+                // A conflict may come with another context.
+                if known.0 != context {
+                    *known = (context, encode());
+                }
+                item.extend_from_slice(&known.1);
+            }
+            // Appending an encoded message merges it (Protocol Buffers, "Last One Wins"): both lists of attributes
+            // become one.
             own.encode(&mut item).expect("a Vec grows");
             if batch.size_with(&item) > MAX_REQUEST && !batch.is_empty() {
                 requests.push(batch.finish());
             }
-            let run = match attributes.get(field::RUN_ID) {
-                Some(Value::Text(run)) => Some(run.as_str()),
-                _ => None,
-            };
             batch.push(&item, run);
         }
         if !batch.is_empty() {
@@ -124,6 +139,16 @@ impl Encoder {
         }
         requests
     }
+}
+
+/// A span or record to be packed.
+struct Part<'a, T> {
+    /// The run that it belongs to.
+    run: Option<RunId>,
+    /// Where it carries the attributes of the run: what they are made of.
+    context: Option<&'a Arc<Context>>,
+    /// The rest of it.
+    own: T,
 }
 
 /// Records as JSON lines, in one body.
@@ -241,38 +266,41 @@ fn gzip(parts: &[&[u8]]) -> Bytes {
     written.and_then(|()| encoder.finish()).expect("writing to memory does not fail").into()
 }
 
-/// Without the attributes that it shares.
+/// Without the attributes of its run.
 fn encode_span(span: &Span) -> trace::Span {
+    let context = span.span_context();
+    let status = |reason: &str| trace::Status {
+        message: reason.to_owned(),
+        code: trace::status::StatusCode::Error.into(),
+    };
     trace::Span {
-        trace_id: span.context.trace_id.bytes().to_vec(),
-        span_id: span.context.span_id.bytes().to_vec(),
-        parent_span_id: span.parent.map(|id| id.bytes().to_vec()).unwrap_or_default(),
-        flags: span.context.flags.into(),
-        name: span.name.clone(),
+        trace_id: context.trace_id.bytes().to_vec(),
+        span_id: context.span_id.bytes().to_vec(),
+        parent_span_id: span.parent().map(|id| id.bytes().to_vec()).unwrap_or_default(),
+        flags: context.flags.into(),
+        name: span.name().into_owned(),
         kind: match span.kind {
-            SpanKind::Run => trace::span::SpanKind::Server,
+            // The CI/CD semantic conventions have SERVER for the run of a pipeline.
+            SpanKind::Run(_) => trace::span::SpanKind::Server,
             SpanKind::Queue => trace::span::SpanKind::Internal,
         }
         .into(),
         start_time_unix_nano: span.start.unix_nanos(),
         end_time_unix_nano: span.end.unix_nanos(),
-        attributes: key_values(span.attributes.own().iter()),
-        events: span.events.iter().map(encode_event).collect(),
+        attributes: key_values(span.own_attributes()),
+        events: span.events.iter().map(|event| encode_event(span, event)).collect(),
         dropped_events_count: span.dropped_events,
         links: span.link.iter().map(encode_link).collect(),
-        status: span.error.as_ref().map(|reason| trace::Status {
-            message: reason.clone(),
-            code: trace::status::StatusCode::Error.into(),
-        }),
+        status: span.error().map(status),
         ..trace::Span::default()
     }
 }
 
-fn encode_event(event: &SpanEvent) -> trace::span::Event {
+fn encode_event(span: &Span, event: &RecordedEvent) -> trace::span::Event {
     trace::span::Event {
         time_unix_nano: event.at.unix_nanos(),
         name: event.event.name().to_owned(),
-        attributes: event.attributes.iter().map(|(key, value)| key_value(key, value)).collect(),
+        attributes: key_values(span.event_attributes(event)),
         ..trace::span::Event::default()
     }
 }
@@ -286,16 +314,16 @@ fn encode_link(link: &SpanContext) -> trace::span::Link {
     }
 }
 
-/// Without the attributes that it shares.
+/// Without the attributes of its run.
 fn encode_record(record: &Record) -> LogRecord {
-    let context = record.context.as_ref();
-    let mut attributes = vec![key_value(field::EVENT, &Value::from(record.event.name()))];
-    attributes.extend(key_values(record.attributes.own().iter()));
+    let context = record.span_context();
+    let mut attributes = vec![key_value(field::EVENT, record.event.name())];
+    attributes.extend(key_values(record.own_attributes()));
     LogRecord {
         time_unix_nano: record.at.unix_nanos(),
         // The journal observed it as it happened.
         observed_time_unix_nano: record.at.unix_nanos(),
-        severity_number: record.level.severity_number(),
+        severity_number: record.level().severity_number(),
         body: Some(AnyValue { value: Some(any_value::Value::StringValue(record.body())) }),
         attributes,
         flags: context.map_or(0, |context| context.flags.into()),
@@ -306,15 +334,15 @@ fn encode_record(record: &Record) -> LogRecord {
     }
 }
 
-fn key_values<'a>(attributes: impl Iterator<Item = &'a (&'static str, Value)>) -> Vec<KeyValue> {
-    attributes.map(|(key, value)| key_value(key, value)).collect()
+fn key_values(attributes: Attributes<'_>) -> Vec<KeyValue> {
+    attributes.into_iter().map(|(key, value)| key_value(key, value)).collect()
 }
 
-fn key_value(key: &str, value: &Value) -> KeyValue {
-    let value = match value {
-        Value::Text(text) => any_value::Value::StringValue(text.clone()),
-        Value::Int(number) => any_value::Value::IntValue(*number),
-        Value::Bool(yes) => any_value::Value::BoolValue(*yes),
+fn key_value<'a>(key: &str, value: impl Into<Value<'a>>) -> KeyValue {
+    let value = match value.into() {
+        Value::Text(text) => any_value::Value::StringValue(text.into_owned()),
+        Value::Int(number) => any_value::Value::IntValue(number),
+        Value::Bool(yes) => any_value::Value::BoolValue(yes),
     };
     KeyValue { key: key.to_owned(), value: Some(AnyValue { value: Some(value) }), ..KeyValue::default() }
 }

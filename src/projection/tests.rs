@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::journal::{Lineage, Row, Unreadable};
+use crate::semconv::field;
 use crate::trace_context::SpanId;
 
 /// The moment that stories begin at.
@@ -114,7 +115,7 @@ impl Story {
         let (mut spans, mut records) = (Vec::new(), Vec::new());
         let mut totals = Totals::default();
         for entry in &entries {
-            let projected = project(stored.clone(), [entry.clone()], Buckets::default());
+            let projected = project(stored.clone(), [entry.clone()], &Settings::default());
             totals.add(projected.totals);
             for (run, open) in projected.opened {
                 let text = serde_json::to_string(&open).unwrap();
@@ -126,7 +127,7 @@ impl Story {
             spans.extend(projected.spans);
             records.extend(projected.records);
         }
-        let at_once = project(HashMap::new(), entries, Buckets::default());
+        let at_once = project(HashMap::new(), entries, &Settings::default());
         assert_eq!(at_once.totals, totals);
         let counted: u64 = totals.counters().map(|(_, count)| count).sum();
         assert_eq!(counted, records.len() as u64, "one count for each record");
@@ -136,12 +137,12 @@ impl Story {
             "batches do not matter"
         );
         assert_eq!(at_once.opened.into_iter().collect::<HashMap<_, _>>(), stored);
-        let left: BTreeMap<RunId, &OpenRun> = stored.iter().map(|(run, open)| (*run, open)).collect();
+        let left: BTreeMap<RunId, &Tracked> = stored.iter().map(|(run, open)| (*run, open)).collect();
         let open: String = left
             .into_iter()
             .map(|(run, open)| {
-                let over = if open.over { ", after its end" } else { "" };
-                format!("open: run {} is {}{over}\n", number(run), open.status)
+                let ended = if matches!(open, Tracked::Ended(_)) { ", after its end" } else { "" };
+                format!("open: run {} is {}{ended}\n", number(run), open.status())
             })
             .collect();
         render(&spans, &records) + &open + &unreadable
@@ -157,7 +158,7 @@ fn moment(time: Timestamp) -> String {
 }
 
 /// Attributes beside those that every span and record of the run carries.
-fn particular(attributes: &Attributes) -> String {
+fn particular(attributes: Attributes<'_>) -> String {
     let common = [
         field::RUN_ID,
         field::WORKFLOW_NAME,
@@ -171,7 +172,7 @@ fn particular(attributes: &Attributes) -> String {
         field::ROOT_WORKFLOW_NAME,
     ];
     attributes
-        .iter()
+        .into_iter()
         .filter(|(key, _)| !common.contains(key))
         .map(|(key, value)| match value {
             Value::Text(text) => match text.parse::<RunId>() {
@@ -186,21 +187,18 @@ fn particular(attributes: &Attributes) -> String {
 
 fn render(spans: &[Span], records: &[Record]) -> String {
     let mut text = String::new();
-    let known = |id: SpanId| spans.iter().any(|span| span.context.span_id == id);
-    for root in spans.iter().filter(|span| span.parent.is_none_or(|parent| !known(parent))) {
+    let known = |id: SpanId| spans.iter().any(|span| span.span_context().span_id == id);
+    for root in spans.iter().filter(|span| span.parent().is_none_or(|parent| !known(parent))) {
         render_span(&mut text, spans, root, 0);
     }
     for record in records {
-        let run = match record.attributes.get(field::RUN_ID) {
-            Some(Value::Text(run)) => format!("run {}", number(run.parse().unwrap())),
-            _ => "no run".to_owned(),
-        };
+        let run = record.run().map_or("no run".to_owned(), |run| format!("run {}", number(run)));
         text += &format!(
             "{:>6} {:<5} {:<28} {run}{}\n",
             moment(record.at),
-            record.level.as_str(),
+            record.level().as_str(),
             record.event,
-            particular(&record.attributes)
+            particular(record.attributes())
         );
     }
     text
@@ -209,24 +207,28 @@ fn render(spans: &[Span], records: &[Record]) -> String {
 fn render_span(text: &mut String, spans: &[Span], span: &Span, depth: usize) {
     let indent = "  ".repeat(depth);
     let (start, end) = (moment(span.start), moment(span.end));
-    *text += &format!("{indent}{} {start}..{end}{}", span.name, particular(&span.attributes));
+    *text += &format!("{indent}{} {start}..{end}{}", span.name(), particular(span.attributes()));
     if let Some(link) = span.link {
         *text += &format!(" ← {link}");
     }
-    if let Some(error) = &span.error {
+    if let Some(error) = span.error() {
         *text += &format!(" ERROR {error:?}");
     }
     text.push('\n');
     for event in &span.events {
-        *text +=
-            &format!("{indent}  · {} {}{}\n", moment(event.at), event.event, particular(&event.attributes));
+        *text += &format!(
+            "{indent}  · {} {}{}\n",
+            moment(event.at),
+            event.event,
+            particular(span.event_attributes(event))
+        );
     }
     if span.dropped_events > 0 {
         *text += &format!("{indent}  · {} more\n", span.dropped_events);
     }
     let mut children: Vec<&Span> =
-        spans.iter().filter(|child| child.parent == Some(span.context.span_id)).collect();
-    children.sort_by_key(|child| (child.start, child.kind == SpanKind::Run));
+        spans.iter().filter(|child| child.parent() == Some(span.span_context().span_id)).collect();
+    children.sort_by_key(|child| (child.start, child.kind != SpanKind::Queue));
     for child in children {
         render_span(text, spans, child, depth + 1);
     }
@@ -548,10 +550,10 @@ fn ids_follow_from_run_and_root() {
             root_workflow_name: Some("ship".to_owned())
         })
     );
-    let ids: Vec<String> = project(HashMap::new(), [entry, end], Buckets::default())
+    let ids: Vec<String> = project(HashMap::new(), [entry, end], &Settings::default())
         .spans
         .iter()
-        .map(|span| format!("{} {} under {}", span.context, span.name, span.parent.unwrap()))
+        .map(|span| format!("{} {} under {}", span.span_context(), span.name(), span.parent().unwrap()))
         .collect();
     insta::assert_snapshot!(ids.join("\n"), @r"
     00-01900000000070008000000000000001-4000000000000002-03 plan queued under 8000000000000002
@@ -573,7 +575,7 @@ fn what_a_batch_adds_to_the_series() {
         .then(90_001, 1, "ship", "incomplete → failed")
         .refused(90_100, "ship", "workflow-dispatch-inflight", Some(1));
     let entries = story.rows.into_iter().map(|row| Entry::try_from(row).unwrap());
-    let totals = project(HashMap::new(), entries, Buckets::default()).totals;
+    let totals = project(HashMap::new(), entries, &Settings::default()).totals;
     let line = |key: &Key, what: String| {
         let attributes: Vec<String> =
             key.attributes().iter().map(|(key, value)| format!("{key}={value}")).collect();

@@ -115,8 +115,8 @@ impl Exporter {
     }
 
     fn say_if_buckets_change(&self, ledger: &Ledger) {
-        if let Some(told) = ledger.buckets().filter(|told| **told != self.settings.buckets) {
-            let now = &self.settings.buckets;
+        if let Some(told) = ledger.buckets().filter(|told| **told != self.settings.projection.buckets) {
+            let now = &self.settings.projection.buckets;
             tracing::warn!(
                 "the histograms' buckets change from {told} to {now}: they begin anew, and quantiles over a time with \
                  both are too high"

@@ -14,7 +14,7 @@ use super::monitor::Monitor;
 use super::{RelayError, Settings};
 use crate::journal::{Change, Entry};
 use crate::otlp::encode::{self, Encoded, Encoder};
-use crate::projection::{OpenRun, Projected, project};
+use crate::projection::{Projected, Tracked, project};
 use crate::run::RunId;
 use crate::store::{
     Batch, Channel, Commit, Lease, NewRequest, Position, Reconciled, Store, StoreError, StoreStatus,
@@ -267,10 +267,10 @@ impl Projector {
         }
         let open = self.open_runs(runs_of(&entries), before).await?;
         let (encoder, channels) = (self.encoder.clone(), self.channels.clone());
-        let buckets = self.settings.buckets.clone();
+        let settings = self.settings.projection.clone();
         // Encoding a batch takes tens of milliseconds: not on a thread that others wait for.
         let projected = tokio::task::spawn_blocking(move || {
-            let projected = project(open, entries, buckets);
+            let projected = project(open, entries, &settings);
             let requests = encode_all(&encoder, &channels, &projected);
             (projected, requests)
         });
@@ -292,7 +292,7 @@ impl Projector {
         &self,
         mut runs: HashSet<RunId>,
         before: Option<&Commit>,
-    ) -> Result<HashMap<RunId, OpenRun>, StoreError> {
+    ) -> Result<HashMap<RunId, Tracked>, StoreError> {
         let mut open = HashMap::new();
         if let Some(before) = before {
             open.extend(before.opened.iter().filter(|(run, _)| runs.remove(run)).cloned());

@@ -47,9 +47,9 @@ impl End {
     /// As grave as the event that the journal tells of it.
     pub(super) fn level(&self) -> Level {
         match self {
-            Self::Succeeded => Event::Succeeded.level(None),
-            Self::Failed { reason } => Event::Failed.level(Some(ErrorType::of_failure(Some(reason)))),
-            Self::Incomplete { .. } => Event::Incomplete.level(None),
+            Self::Succeeded => Event::Succeeded.level(None, None),
+            Self::Failed { reason } => Event::Failed.level(None, Some(ErrorType::of_failure(Some(reason)))),
+            Self::Incomplete { .. } => Event::Incomplete.level(None, None),
         }
     }
 

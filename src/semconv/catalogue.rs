@@ -177,7 +177,7 @@ impl Event {
             Self::HandedOff => &[
                 Carried(field::CHILD_RUN_ID, Always),
                 Carried(field::CHILD_WORKFLOW_NAME, Always),
-                // What a child's entry tells of a parent that has ended: see `projection::handed_off_after_end`.
+                // What a child's entry tells of a parent that has ended: see `projection::Subject::EndedParent`.
                 Carried(field::WORKFLOW_NAME, If("this run is in flight, or the root")),
             ],
             Self::Incomplete => &[Carried(field::REASON, If("one was given"))],
@@ -209,12 +209,11 @@ impl Event {
 
     /// The levels that it can have, from the least grave.
     pub fn levels(self) -> Vec<Level> {
-        let mut levels: Vec<Level> = match self {
-            Self::Completed => {
-                Outcome::ALL.into_iter().flat_map(|end| Self::of_outcome(end).levels()).collect()
-            }
-            _ => [None].into_iter().chain(ErrorType::ALL.map(Some)).map(|why| self.level(why)).collect(),
-        };
+        let error_types = || [None].into_iter().chain(ErrorType::ALL.map(Some));
+        let mut levels: Vec<Level> = Outcome::ALL
+            .into_iter()
+            .flat_map(|outcome| error_types().map(move |error_type| self.level(Some(outcome), error_type)))
+            .collect();
         levels.sort_unstable();
         levels.dedup();
         levels

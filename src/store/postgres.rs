@@ -31,7 +31,7 @@ use super::{
     Settlement, Store, StoreError, StoreStatus, Stuck, Trimmed, fits,
 };
 use crate::journal::Entry;
-use crate::projection::OpenRun;
+use crate::projection::Tracked;
 use crate::run::{RunId, Timestamp};
 
 /// Below a lease's term: a relay that was stopped inside a transaction must not keep the lease's row locked.
@@ -203,7 +203,7 @@ impl Store for PgStore {
         Ok(Batch { position: position.advance(&seqs, xmin, bound), entries })
     }
 
-    async fn open_runs(&self, runs: &[RunId]) -> Result<HashMap<RunId, OpenRun>, StoreError> {
+    async fn open_runs(&self, runs: &[RunId]) -> Result<HashMap<RunId, Tracked>, StoreError> {
         let ids: Vec<uuid::Uuid> = runs.iter().map(|run| run.uuid()).collect();
         sqlx::query("SELECT run_id, state FROM runspan.open_runs WHERE run_id = ANY($1)")
             .bind(ids)

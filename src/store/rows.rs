@@ -4,17 +4,17 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::{Channel, StoreError};
-use crate::projection::OpenRun;
+use crate::projection::Tracked;
 use crate::run::RunId;
 use crate::series::{Change, InFlight, Recorded, Totals};
 
 /// The state of an open run, as stored.
-pub(super) fn encode_open_run(run: RunId, open: &OpenRun) -> Result<String, StoreError> {
+pub(super) fn encode_open_run(run: RunId, open: &Tracked) -> Result<String, StoreError> {
     serde_json::to_string(open).map_err(|error| corrupt(format!("open run {run}"), &error))
 }
 
 /// An open run from its stored state.
-pub(super) fn decode_open_run(run: RunId, state: &str) -> Result<OpenRun, StoreError> {
+pub(super) fn decode_open_run(run: RunId, state: &str) -> Result<Tracked, StoreError> {
     serde_json::from_str(state).map_err(|error| corrupt(format!("open run {run}"), &error))
 }
 

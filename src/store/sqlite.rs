@@ -29,7 +29,7 @@ use super::{
     Settlement, Store, StoreError, StoreStatus, Stuck, Trimmed, fits,
 };
 use crate::journal::Entry;
-use crate::projection::OpenRun;
+use crate::projection::Tracked;
 use crate::run::{RunId, Timestamp};
 
 /// How long a statement waits for another writer.
@@ -208,7 +208,7 @@ impl Store for SqliteStore {
         Ok(Batch { position: position.advance(&seqs, 0, 0), entries: entries.collect() })
     }
 
-    async fn open_runs(&self, runs: &[RunId]) -> Result<HashMap<RunId, OpenRun>, StoreError> {
+    async fn open_runs(&self, runs: &[RunId]) -> Result<HashMap<RunId, Tracked>, StoreError> {
         sqlx::query(
             "SELECT run_id, state FROM runspan_open_runs WHERE run_id IN (SELECT value FROM json_each(?1))",
         )

@@ -12,10 +12,9 @@ use proptest::strategy::ValueTree as _;
 use proptest::test_runner::TestRunner;
 use regex::Regex;
 use runspan::journal::{Entry, Row};
-use runspan::projection::{Attributes, Projected, project};
+use runspan::projection::{Projected, Settings, project};
 use runspan::runs;
 use runspan::semconv::{Carried, Event, Level, Presence, field, json_schema};
-use runspan::series::Buckets;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -95,7 +94,7 @@ fn projected() -> impl Strategy<Value = Projected> {
             }
             Entry::try_from(row).ok()
         });
-        project(HashMap::new(), entries.collect::<Vec<_>>(), Buckets::default())
+        project(HashMap::new(), entries.collect::<Vec<_>>(), &Settings::default())
     })
 }
 
@@ -161,8 +160,8 @@ fn each_value_of_the_catalogue_occurs() {
 fn what_is_on_spans_is_in_the_catalogue() {
     let known: BTreeSet<&str> = field::ALL.iter().map(|field| field.name).collect();
     for span in many_journals().flat_map(|projected| projected.spans) {
-        let events = span.events.iter().map(|event| &event.attributes);
-        for (key, _) in events.chain([&span.attributes]).flat_map(Attributes::iter) {
+        let events = span.events.iter().map(|event| span.event_attributes(event));
+        for (key, _) in events.chain([span.attributes()]).flatten() {
             assert!(known.contains(key), "{key} on {span:?}");
         }
     }

@@ -14,9 +14,9 @@ use std::time::Duration;
 use runspan::journal::{Entry, Row};
 use runspan::otlp::config::Resource;
 use runspan::otlp::encode::{self, Encoder, MAX_REQUEST};
-use runspan::projection::{OpenRun, Projected, project};
+use runspan::projection::{Projected, Settings, Tracked, project};
 use runspan::run::{RunId, Status, Timestamp};
-use runspan::series::{Buckets, InFlight, Ledger, Totals};
+use runspan::series::{InFlight, Ledger, Totals};
 
 use self::journal::START;
 
@@ -56,9 +56,9 @@ impl Replay {
     fn project(&mut self, rows: Vec<Row>) -> Projected {
         let entries = rows.into_iter().map(|row| Entry::try_from(row).unwrap());
         let stored = self.open_runs.iter();
-        let open: HashMap<RunId, OpenRun> =
+        let open: HashMap<RunId, Tracked> =
             stored.map(|(run, state)| (*run, serde_json::from_str(state).unwrap())).collect();
-        let projected = project(open, entries, Buckets::default());
+        let projected = project(open, entries, &Settings::default());
         for run in &projected.closed {
             assert!(self.open_runs.remove(run).is_some(), "{run} was not open");
         }

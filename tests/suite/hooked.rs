@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use runspan::projection::OpenRun;
+use runspan::projection::Tracked;
 use runspan::run::RunId;
 use runspan::series::{Change, InFlight, Recorded};
 use runspan::store::{
@@ -145,7 +145,7 @@ impl<H: Hooks> Store for Hooked<H> {
         hooked!(self.read(position, limit))
     }
 
-    async fn open_runs(&self, runs: &[RunId]) -> Result<HashMap<RunId, OpenRun>, StoreError> {
+    async fn open_runs(&self, runs: &[RunId]) -> Result<HashMap<RunId, Tracked>, StoreError> {
         hooked!(self.open_runs(runs))
     }
 

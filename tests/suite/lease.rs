@@ -125,7 +125,7 @@ async fn a_commit_remembers_open_runs(database: &Database) {
     relay.step(10).await;
     let stored = relay.store.open_runs(&[one, two]).await.unwrap();
     assert_eq!(stored.keys().collect::<Vec<_>>(), [&one]);
-    assert_eq!(stored[&one].status.as_str(), "running");
+    assert_eq!(stored[&one].status().as_str(), "running");
     assert!(relay.store.open_runs(&[]).await.unwrap().is_empty());
 }
 

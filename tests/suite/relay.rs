@@ -5,9 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use runspan::journal::{Change, Entry};
-use runspan::projection::{Projected, Record, Span, Value, project};
+use runspan::projection::{Projected, Record, Settings, Span, Value, project};
 use runspan::run::RunId;
-use runspan::series::Buckets;
 use runspan::store::{Batch, Commit, Lease, Store};
 
 /// An inline snapshot that is the same on every database.
@@ -53,7 +52,7 @@ impl Relay {
             }
         }
         let open = self.store.open_runs(&concerned(&entries)).await.unwrap();
-        let projected = project(open, entries, Buckets::default());
+        let projected = project(open, entries, &Settings::default());
         commit.opened.clone_from(&projected.opened);
         commit.closed.clone_from(&projected.closed);
         commit.totals.clone_from(&projected.totals);
@@ -109,8 +108,8 @@ pub(crate) fn render(projected: &Projected) -> String {
 
 fn record_line(record: &Record) -> String {
     let mut line = record.event.name().trim_start_matches("workflow.run.").to_owned();
-    for (key, value) in record.attributes.iter() {
-        let shown = match (key, value) {
+    for (key, value) in &record.attributes() {
+        let shown = match (*key, value) {
             ("workflowName", Value::Text(name)) => format!(" {name}"),
             ("target", Value::Text(target)) => format!(" {target}"),
             (
@@ -129,14 +128,14 @@ fn record_line(record: &Record) -> String {
 fn span_line(span: &Span) -> String {
     let events: Vec<_> =
         span.events.iter().map(|event| event.event.name().trim_start_matches("workflow.run.")).collect();
-    let mut line = format!("span {:?} [{}]", span.name, events.join(" "));
-    if span.parent.is_some() {
+    let mut line = format!("span {:?} [{}]", span.name(), events.join(" "));
+    if span.parent().is_some() {
         line += " child";
     }
     if span.link.is_some() {
         line += " linked";
     }
-    if let Some(error) = &span.error {
+    if let Some(error) = span.error() {
         write!(line, " error={error}").unwrap();
     }
     line

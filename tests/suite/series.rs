@@ -9,6 +9,7 @@ use std::time::Duration;
 use opentelemetry_proto::tonic::metrics::v1::metric::Data;
 use rand::prelude::IndexedRandom as _;
 use runspan::otlp::Signal;
+use runspan::projection;
 use runspan::relay::{Ended, Logs, Relay, RelayHandle, SenderState, Settings};
 use runspan::runs;
 use runspan::store::Store;
@@ -268,7 +269,8 @@ async fn other_buckets_begin_anew(database: &Database) {
     succeed(&mut session, "triage", 1..=2).await;
     assert_eq!(start(&store, &receiver).drain().await.unwrap(), Ended::Idle);
     succeed(&mut session, "triage", 3..=3).await;
-    let settings = Settings { buckets: "1,5".parse().unwrap(), ..settings() };
+    let settings =
+        Settings { projection: projection::Settings { buckets: "1,5".parse().unwrap() }, ..settings() };
     let other = relay(&store, &receiver, &[]).with(settings).spawn();
     assert_eq!(other.drain().await.unwrap(), Ended::Idle);
     let samples = Samples::of(&receiver);

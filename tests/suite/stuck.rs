@@ -2,6 +2,7 @@
 
 use std::process::{Command, Output};
 
+use runspan::projection;
 use runspan::relay::{self, Logs};
 use runspan::run::RunId;
 use runspan::runs;
@@ -139,7 +140,10 @@ async fn the_relay_learns_what_is_usual(database: &Database) {
     let receiver = Receiver::http().await;
     // Other buckets begin another history, and until there is enough of it the one before holds.
     for buckets in ["1,5", "2,7"] {
-        let settings = relay::Settings { buckets: buckets.parse().unwrap(), ..relay::Settings::default() };
+        let settings = relay::Settings {
+            projection: projection::Settings { buckets: buckets.parse().unwrap() },
+            ..relay::Settings::default()
+        };
         let relay = relay::Relay::new(store.clone(), Logs::Otlp, &|name| {
             (name == "OTEL_EXPORTER_OTLP_ENDPOINT").then(|| receiver.endpoint())
         });

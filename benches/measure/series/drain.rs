@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use rand::seq::SliceRandom as _;
 use runspan::journal::{Change, Entry};
 use runspan::otlp::encode::Encoded;
-use runspan::projection::project;
+use runspan::projection::{Settings, project};
 use runspan::run::{RunId, Target, TargetKind, Timestamp};
 use runspan::runs::{self, NewRun, Owner};
 use runspan::runtime::Database;
@@ -168,7 +168,7 @@ impl Bench {
             laps.lap(0);
             let open = self.store.open_runs(&runs_of(&entries)).await?;
             laps.lap(1);
-            let projected = project(open, entries, Buckets::default());
+            let projected = project(open, entries, &Settings::default());
             laps.lap(PROJECT);
             let request = |channel| {
                 move |Encoded { items, runs, body }: Encoded| NewRequest { channel, items, runs, body }

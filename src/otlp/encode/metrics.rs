@@ -11,7 +11,6 @@ use opentelemetry_proto::tonic::metrics::v1::{
 use prost::Message as _;
 
 use super::{Encoder, key_value};
-use crate::projection::Value as AttributeValue;
 use crate::run::Timestamp;
 use crate::semconv::field;
 use crate::semconv::metric::{self, Instrument, Metric};
@@ -56,12 +55,8 @@ impl Encoder {
         let exemplars = if exemplars { exemplars_each(series) } else { 0 };
         let points = series.iter().map(|series| {
             let metric = series.key.kind.metric();
-            let attributes: Vec<KeyValue> = series
-                .key
-                .attributes()
-                .into_iter()
-                .map(|(key, value)| key_value(key, &AttributeValue::from(value)))
-                .collect();
+            let attributes: Vec<KeyValue> =
+                series.key.attributes().into_iter().map(|(key, value)| key_value(key, value)).collect();
             let points =
                 series.points.iter().map(|point| data_point(point, attributes.clone(), exemplars)).collect();
             (metric, points)
@@ -76,9 +71,7 @@ impl Encoder {
             let attributes =
                 [(field::WORKFLOW_NAME, row.workflow.as_str()), (metric::STATUS, row.status.as_str())];
             vec![DataPoint::Number(NumberDataPoint {
-                attributes: attributes
-                    .map(|(key, value)| key_value(key, &AttributeValue::from(value)))
-                    .into(),
+                attributes: attributes.map(|(key, value)| key_value(key, value)).into(),
                 time_unix_nano,
                 value: Some(value),
                 ..NumberDataPoint::default()

@@ -10,6 +10,7 @@ use prost::Message as _;
 use prost::encoding::{WireType, encode_key, encode_varint};
 
 use super::{Encoded, gzip};
+use crate::run::RunId;
 
 // The same in `trace_service.proto` and `trace.proto` as in their kin for logs.
 /// `resource_spans` of a request.
@@ -31,7 +32,7 @@ pub(super) struct Batch {
     scope: Vec<u8>,
     items: Vec<u8>,
     count: usize,
-    runs: HashSet<String>,
+    runs: HashSet<RunId>,
 }
 
 impl Batch {
@@ -58,13 +59,11 @@ impl Batch {
         self.resource.len() + self.scope.len() + self.items.len() + item.len() + 3 * 6
     }
 
-    /// Adds an item that tells of `run`.
-    pub(super) fn push(&mut self, item: &[u8], run: Option<&str>) {
+    /// Adds an item of `run`.
+    pub(super) fn push(&mut self, item: &[u8], run: Option<RunId>) {
         put(ITEMS, item, &mut self.items);
         self.count += 1;
-        if let Some(run) = run.filter(|run| !self.runs.contains(*run)) {
-            self.runs.insert(run.to_owned());
-        }
+        self.runs.extend(run);
     }
 
     /// The request; the next begins empty.

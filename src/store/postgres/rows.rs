@@ -12,7 +12,7 @@ use super::super::StoreError;
 use super::super::rows::{decode_open_run, encode_open_run};
 use super::pool::Session;
 use crate::journal::Row;
-use crate::projection::OpenRun;
+use crate::projection::Tracked;
 use crate::run::RunId;
 
 /// The entries of what is unread, with the beginning of the very snapshot that sees them and a transaction id drawn
@@ -121,19 +121,19 @@ fn micros(sent: Option<Sent>) -> Option<i64> {
     }
 }
 
-pub(super) fn open_run(row: &PgRow) -> Result<(RunId, OpenRun), StoreError> {
+pub(super) fn open_run(row: &PgRow) -> Result<(RunId, Tracked), StoreError> {
     let run = RunId::from(row.try_get::<Uuid, _>(0)?);
     Ok((run, decode_open_run(run, row.try_get(1)?)?))
 }
 
 pub(super) async fn write_open_runs(
     tx: &mut Session,
-    opened: &[(RunId, OpenRun)],
+    opened: &[(RunId, Tracked)],
     closed: &[RunId],
 ) -> Result<(), StoreError> {
     if !opened.is_empty() {
         let ids: Vec<Uuid> = opened.iter().map(|(run, _)| run.uuid()).collect();
-        let statuses: Vec<&str> = opened.iter().map(|(_, open)| open.status.as_str()).collect();
+        let statuses: Vec<&str> = opened.iter().map(|(_, open)| open.status().as_str()).collect();
         let states = opened
             .iter()
             .map(|(run, open)| encode_open_run(*run, open))

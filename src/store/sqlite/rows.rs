@@ -13,7 +13,7 @@ use super::super::StoreError;
 use super::super::rows::{decode_open_run, encode_open_run};
 use super::sql::{COLUMNS, NOW, micros};
 use crate::journal::{Row, Unreadable};
-use crate::projection::OpenRun;
+use crate::projection::Tracked;
 use crate::run::RunId;
 
 /// How much of a value that is no UUID an error repeats.
@@ -122,7 +122,7 @@ pub(super) fn text(row: &SqliteRow, index: usize) -> Result<Option<String>, Stor
     Ok(bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
 }
 
-pub(super) fn open_run(row: &SqliteRow) -> Result<(RunId, OpenRun), StoreError> {
+pub(super) fn open_run(row: &SqliteRow) -> Result<(RunId, Tracked), StoreError> {
     let id: &str = row.try_get(0)?;
     let run = id.parse().map_err(|error: uuid::Error| StoreError::Corrupt {
         what: format!("the open run {id:?}"),
@@ -133,13 +133,13 @@ pub(super) fn open_run(row: &SqliteRow) -> Result<(RunId, OpenRun), StoreError> 
 
 pub(super) async fn write_open_runs(
     tx: &mut SqliteConnection,
-    opened: &[(RunId, OpenRun)],
+    opened: &[(RunId, Tracked)],
     closed: &[RunId],
 ) -> Result<(), StoreError> {
     if !opened.is_empty() {
         let rows = opened
             .iter()
-            .map(|(run, open)| Ok((run, open.status.as_str(), encode_open_run(*run, open)?)))
+            .map(|(run, open)| Ok((run, open.status().as_str(), encode_open_run(*run, open)?)))
             .collect::<Result<Vec<_>, StoreError>>()?;
         sqlx::query(
             "INSERT INTO runspan_open_runs (run_id, status, state)

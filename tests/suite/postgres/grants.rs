@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use bytes::Bytes;
-use runspan::projection::project;
+use runspan::projection::{Settings, project};
 use runspan::run::RunId;
-use runspan::series::{Buckets, Change, Head};
+use runspan::series::{Change, Head};
 use runspan::store::{self, Channel, Commit, NewRequest, Plan, Selection, Settlement, Store, StoreError};
 
 use super::{owner, role};
@@ -93,7 +93,7 @@ async fn all_that_a_relay_does(store: &dyn Store, admin: &mut Session) -> Result
         }
     }
     assert!(!commit.set_aside.is_empty() && !entries.is_empty());
-    let projected = project(HashMap::new(), entries, Buckets::default());
+    let projected = project(HashMap::new(), entries, &Settings::default());
     let totals = projected.totals.clone();
     commit.opened = projected.opened;
     commit.totals = projected.totals;
