@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod backoff;
 pub mod run;
 pub mod runs;
 pub mod semconv;

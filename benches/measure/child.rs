@@ -39,12 +39,12 @@ pub(crate) async fn run(task: &str) -> Result<(), Failure> {
         tokio::task::spawn_blocking(|| std::io::stdin().read_to_end(&mut Vec::new())).await??;
         return Ok(relay.stop().await?);
     }
-    let monitor = relay.monitor().clone();
+    let status = relay.status().clone();
     let drained = relay.drain();
     tokio::pin!(drained);
     let (mut delivered, mut took) = (0, Duration::ZERO);
     loop {
-        let now = monitor.snapshot().delivered_items;
+        let now = status.snapshot().delivered_items;
         if now > delivered {
             (delivered, took) = (now, began.elapsed());
         }

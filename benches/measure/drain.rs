@@ -98,7 +98,7 @@ async fn drain(
     let began = Instant::now();
     let relay = relay.with(Settings { max_runs_per_second: 0, ..Settings::default() }).spawn();
     let expected = u64::from(RUNS * (SPANS + records));
-    while relay.monitor().snapshot().delivered_items < expected {
+    while relay.status().snapshot().delivered_items < expected {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     let took = began.elapsed();

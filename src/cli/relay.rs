@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Database, Exit, Failure, counted, environment, stop_on_signal};
 use crate::projection;
-use crate::relay::{self, Ended, Monitor, Relay, Settings};
+use crate::relay::{self, Ended, Relay, RelayStatus, Settings};
 use crate::series::Buckets;
 use crate::store::{Store, StoreError};
 use crate::telemetry::RelayMetrics;
@@ -127,16 +127,16 @@ impl RelayArgs {
         let metrics = RelayMetrics::install(&environment).map_err(Failure::usage)?;
         let relay = Relay::new(Arc::clone(&store), self.logs.into(), &environment)?.with(settings);
         // Held until the last export, which tells of it.
-        let monitor = relay.monitor();
-        let ended = self.relay(relay, &store, &monitor).await;
+        let status = relay.status();
+        let ended = self.relay(relay, &store, &status).await;
         metrics.shutdown().await;
         ended
     }
 
-    async fn relay(self, relay: Relay, store: &Arc<dyn Store>, monitor: &Monitor) -> Result<(), Failure> {
+    async fn relay(self, relay: Relay, store: &Arc<dyn Store>, status: &RelayStatus) -> Result<(), Failure> {
         let stop = stop_on_signal()?;
         if let Some(address) = self.health_addr {
-            serve_health(address, store, monitor, &stop).await?;
+            serve_health(address, store, status, &stop).await?;
         }
         if self.until_idle {
             stop.run_until_cancelled(store.check())
@@ -150,11 +150,11 @@ impl RelayArgs {
             return Ok(working.await?);
         }
         let ended = tokio::select! {
-            ended = relay::until_idle(&**store, monitor) => {
+            ended = relay::until_idle(&**store, status) => {
                 let ended = ended.map_err(database_away)?;
                 stop.cancel();
                 working.await?;
-                ended.and_metrics(monitor)
+                ended.and_metrics(status)
             }
             stopped = &mut working => {
                 stopped?;
@@ -199,7 +199,7 @@ fn database_away(error: StoreError) -> Failure {
 async fn serve_health(
     address: String,
     store: &Arc<dyn Store>,
-    monitor: &Monitor,
+    status: &RelayStatus,
     stop: &CancellationToken,
 ) -> Result<(), Failure> {
     let listener = tokio::net::TcpListener::bind(&address)
@@ -207,6 +207,6 @@ async fn serve_health(
         .map_err(|error| Failure::usage(format!("cannot listen on --health-addr {address}: {error}")))?;
     let address = listener.local_addr().map_or(address, |address| address.to_string());
     tracing::info!("health on http://{address}/ready");
-    tokio::spawn(relay::serve_health(listener, Arc::clone(store), monitor.clone(), stop.clone()));
+    tokio::spawn(relay::serve_health(listener, Arc::clone(store), status.clone(), stop.clone()));
     Ok(())
 }

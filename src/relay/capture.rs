@@ -1,7 +1,7 @@
-//! Whether transitions reach the journal: what the looks at the database found, and what the log has to say of it.
+//! Whether transitions reach the journal, and since when they do not.
 //!
-//! Whoever disables the triggers, or puts another table in the place of theirs, gets no error, and the journal only
-//! falls silent. Every relay looks; the one that holds the lease logs, once for each change.
+//! Disabling the triggers or replacing the table raises no error: the journal only stays empty. Every relay checks; the
+//! one that holds the lease logs each change once.
 
 use std::fmt;
 use std::time::{Duration, SystemTime};
@@ -9,34 +9,34 @@ use std::time::{Duration, SystemTime};
 use chrono::{DateTime, SecondsFormat, Utc};
 use tokio::sync::Mutex;
 
-use super::monitor::{Capture, Monitor};
+use super::status::{Capture, RelayStatus};
 use crate::store::{CaptureProblem, Store};
 
-/// What a relay has found so far.
+/// The checks of one relay so far.
 #[derive(Default)]
 pub(super) struct Watch {
     history: Mutex<History>,
 }
 
 impl Watch {
-    /// Asks the database, and logs what is new, if it is this relay's turn. An error of the database is no finding: it
-    /// says nothing of the triggers.
-    pub(super) async fn look(&self, store: &dyn Store, monitor: &Monitor) {
-        // Two looks at once could be taken down in the wrong order.
+    /// Checks the triggers, and logs what changed if this relay holds the lease. A database error is not a finding: it
+    /// says nothing about the triggers.
+    pub(super) async fn check(&self, store: &dyn Store, status: &RelayStatus) {
+        // Two checks at once could be recorded in the wrong order.
         let mut history = self.history.lock().await;
         let asked = SystemTime::now();
         match store.capture().await {
             Ok(problems) => {
                 history.found(problems, asked, SystemTime::now());
-                monitor.update(|state| state.capture = Some(history.capture()));
+                status.update(|state| state.capture = Some(history.capture()));
             }
             Err(error) => {
-                tracing::debug!("cannot see whether transitions reach the journal: {error}");
-                monitor.update(|state| state.capture = None);
+                tracing::debug!("cannot check whether transitions reach the journal: {error}");
+                status.update(|state| state.capture = None);
                 return;
             }
         }
-        let snapshot = monitor.snapshot();
+        let snapshot = status.snapshot();
         if snapshot.lease_epoch.is_some() {
             for news in history.news(SystemTime::now()) {
                 match news {
@@ -45,26 +45,26 @@ impl Watch {
                 }
             }
         } else if snapshot.stands_by {
-            // Whoever holds the lease has said so.
-            history.over.clear();
+            // The holder of the lease has logged it.
+            history.ended.clear();
         }
     }
 }
 
-/// What was found, look by look. Pure.
+/// What was found, check by check. Pure.
 #[derive(Debug, Default)]
 struct History {
-    /// When the first look began.
+    /// When the first check began.
     began: Option<SystemTime>,
     problems: Vec<CaptureProblem>,
-    /// When the last look that found no problem began: until then all was journalled.
+    /// When the last check without a problem began: until then everything was journalled.
     worked_at: Option<SystemTime>,
-    /// When the first of the looks that have found no problem since ended.
+    /// When the first check without a problem since then ended.
     works_since: Option<SystemTime>,
-    /// The gap that lasts.
+    /// The current gap.
     gap: Option<Gap>,
-    /// Those that have ended, each with its end, and have not been logged.
-    over: Vec<(Gap, SystemTime)>,
+    /// Gaps that ended, each with its end, and have not been logged.
+    ended: Vec<(Gap, SystemTime)>,
     logged: Vec<CaptureProblem>,
 }
 
@@ -80,7 +80,7 @@ struct Gap {
 enum Start {
     /// After this moment, when capture was seen to work.
     After(SystemTime),
-    /// Before this moment, when the relay first looked.
+    /// Before this moment, when the relay first checked.
     Before(SystemTime),
 }
 
@@ -92,11 +92,11 @@ enum News {
 }
 
 impl History {
-    /// Takes down what a look found that lasted from `asked` to `answered`.
+    /// Records what a check found that lasted from `asked` to `answered`.
     fn found(&mut self, problems: Vec<CaptureProblem>, asked: SystemTime, answered: SystemTime) {
         let began = *self.began.get_or_insert(asked);
         if problems.is_empty() {
-            self.over.extend(self.gap.take().map(|gap| (gap, answered)));
+            self.ended.extend(self.gap.take().map(|gap| (gap, answered)));
             self.logged.clear();
             self.worked_at = Some(asked);
             self.works_since.get_or_insert(answered);
@@ -117,7 +117,7 @@ impl History {
     /// What has not been logged before `now`.
     fn news(&mut self, now: SystemTime) -> Vec<News> {
         let works = |(gap, end)| News::Works { gap, end };
-        let mut news: Vec<News> = self.over.drain(..).map(works).collect();
+        let mut news: Vec<News> = self.ended.drain(..).map(works).collect();
         if let Some(gap) = self.gap {
             let new = self.problems.iter().filter(|problem| !self.logged.contains(problem));
             news.extend(new.map(|problem| News::Broken { problem: problem.clone(), start: gap.start, now }));
@@ -145,13 +145,13 @@ impl fmt::Display for News {
             Self::Works { gap: Gap { start, loses_transitions: true }, end } => write!(
                 f,
                 "capture works again: transitions between {start} and {} were not journalled unless reconciliation \
-                 recovers them from the table; runs that began and ended in between have no span",
+                 recovers them from the table; runs that began and ended in that time have no span",
                 utc(*end)
             ),
             Self::Works { gap: Gap { start, loses_transitions: false }, end } => write!(
                 f,
-                "the table can be compared with the journal again: between {start} and {} it could not, and what the \
-                 triggers missed then is recovered only now",
+                "the table can be reconciled again: between {start} and {} it could not, and transitions that the triggers \
+                 missed then are recovered only now",
                 utc(*end)
             ),
         }
@@ -184,8 +184,8 @@ mod tests {
         CaptureProblem::TriggersDisabled { table: "app.runs".to_owned(), triggers: triggers.to_owned() }
     }
 
-    /// A look at `seconds` that takes one second, and what is logged of it.
-    fn look(history: &mut History, seconds: u64, problems: &[CaptureProblem]) -> String {
+    /// A check at `seconds` that takes one second, and what is logged.
+    fn check(history: &mut History, seconds: u64, problems: &[CaptureProblem]) -> String {
         history.found(problems.to_vec(), at(seconds), at(seconds + 1));
         log(history, seconds)
     }
@@ -197,56 +197,56 @@ mod tests {
     #[test]
     fn each_problem_is_logged_when_it_appears_and_the_gap_when_it_ends() {
         let mut history = History::default();
-        assert_eq!(look(&mut history, 0, &[]), "");
-        assert_eq!(look(&mut history, 5, &[]), "");
-        insta::assert_snapshot!(look(&mut history, 10, &[disabled("runspan_changed")]), @"runspan's triggers on app.runs are disabled (runspan_changed): its transitions are not journalled; run `runspan attach --table 'app.runs'`, which enables them; capture was last seen working at 2027-01-15T08:00:05.000Z, 5s ago");
-        assert_eq!(look(&mut history, 15, &[disabled("runspan_changed")]), "");
+        assert_eq!(check(&mut history, 0, &[]), "");
+        assert_eq!(check(&mut history, 5, &[]), "");
+        insta::assert_snapshot!(check(&mut history, 10, &[disabled("runspan_changed")]), @"runspan's triggers on app.runs are disabled (runspan_changed): its transitions are not journalled; run `runspan attach --table 'app.runs'`, which enables them; capture was last seen working at 2027-01-15T08:00:05.000Z, 5s ago");
+        assert_eq!(check(&mut history, 15, &[disabled("runspan_changed")]), "");
         // It changes, and another joins it.
-        insta::assert_snapshot!(look(&mut history, 80, &[disabled("runspan_changed, runspan_inserted"), CaptureProblem::Detached]), @r"
+        insta::assert_snapshot!(check(&mut history, 80, &[disabled("runspan_changed, runspan_inserted"), CaptureProblem::Detached]), @r"
         runspan's triggers on app.runs are disabled (runspan_changed, runspan_inserted): its transitions are not journalled; run `runspan attach --table 'app.runs'`, which enables them; capture was last seen working at 2027-01-15T08:00:05.000Z, 1m 15s ago
         runspan is detached: no transition is journalled; run `runspan attach`; capture was last seen working at 2027-01-15T08:00:05.000Z, 1m 15s ago
         ");
         // One is gone: that is not yet all.
-        assert_eq!(look(&mut history, 85, &[CaptureProblem::Detached]), "");
-        insta::assert_snapshot!(look(&mut history, 90, &[]), @"capture works again: transitions between 2027-01-15T08:00:05.000Z and 2027-01-15T08:01:31.000Z were not journalled unless reconciliation recovers them from the table; runs that began and ended in between have no span");
-        assert_eq!(look(&mut history, 95, &[]), "");
+        assert_eq!(check(&mut history, 85, &[CaptureProblem::Detached]), "");
+        insta::assert_snapshot!(check(&mut history, 90, &[]), @"capture works again: transitions between 2027-01-15T08:00:05.000Z and 2027-01-15T08:01:31.000Z were not journalled unless reconciliation recovers them from the table; runs that began and ended in that time have no span");
+        assert_eq!(check(&mut history, 95, &[]), "");
         // The same again is new again.
         assert!(
-            look(&mut history, 100, &[CaptureProblem::Detached])
+            check(&mut history, 100, &[CaptureProblem::Detached])
                 .contains("at 2027-01-15T08:01:35.000Z, 5s ago")
         );
     }
 
     #[test]
-    fn a_relay_that_starts_in_a_gap_knows_its_end_alone() {
+    fn a_relay_that_starts_in_a_gap_knows_only_its_end() {
         let mut history = History::default();
-        insta::assert_snapshot!(look(&mut history, 0, &[CaptureProblem::Detached]), @"runspan is detached: no transition is journalled; run `runspan attach`; capture has not been seen working since this relay started, at 2027-01-15T08:00:00.000Z");
+        insta::assert_snapshot!(check(&mut history, 0, &[CaptureProblem::Detached]), @"runspan is detached: no transition is journalled; run `runspan attach`; capture has not been seen working since this relay started, at 2027-01-15T08:00:00.000Z");
         assert_eq!(history.capture(), Capture { problems: vec![CaptureProblem::Detached], since: None });
-        insta::assert_snapshot!(look(&mut history, 5, &[]), @"capture works again: transitions between an unknown time before 2027-01-15T08:00:00.000Z and 2027-01-15T08:00:06.000Z were not journalled unless reconciliation recovers them from the table; runs that began and ended in between have no span");
+        insta::assert_snapshot!(check(&mut history, 5, &[]), @"capture works again: transitions between an unknown time before 2027-01-15T08:00:00.000Z and 2027-01-15T08:00:06.000Z were not journalled unless reconciliation recovers them from the table; runs that began and ended in that time have no span");
         assert_eq!(history.capture(), Capture { problems: vec![], since: Some(at(6)) });
-        look(&mut history, 10, &[]);
+        check(&mut history, 10, &[]);
         assert_eq!(history.capture().since, Some(at(6)));
-        look(&mut history, 15, &[CaptureProblem::Detached]);
+        check(&mut history, 15, &[CaptureProblem::Detached]);
         assert_eq!(history.capture().since, Some(at(10)));
     }
 
     #[test]
-    fn where_only_the_comparison_fails_nothing_is_said_to_be_lost() {
+    fn a_failed_reconciliation_alone_reports_no_loss() {
         let hidden = CaptureProblem::RowSecurity { table: "app.runs".to_owned(), owner: "app".to_owned() };
         let mut history = History::default();
-        look(&mut history, 0, &[]);
+        check(&mut history, 0, &[]);
         assert!(
-            look(&mut history, 5, std::slice::from_ref(&hidden)).starts_with("app.runs forces row security")
+            check(&mut history, 5, std::slice::from_ref(&hidden)).starts_with("app.runs forces row security")
         );
-        insta::assert_snapshot!(look(&mut history, 10, &[]), @"the table can be compared with the journal again: between 2027-01-15T08:00:00.000Z and 2027-01-15T08:00:11.000Z it could not, and what the triggers missed then is recovered only now");
+        insta::assert_snapshot!(check(&mut history, 10, &[]), @"the table can be reconciled again: between 2027-01-15T08:00:00.000Z and 2027-01-15T08:00:11.000Z it could not, and transitions that the triggers missed then are recovered only now");
         // Both kinds in one gap: something is lost.
-        look(&mut history, 15, &[CaptureProblem::Detached]);
-        look(&mut history, 20, &[hidden]);
-        assert!(look(&mut history, 25, &[]).starts_with("capture works again"));
+        check(&mut history, 15, &[CaptureProblem::Detached]);
+        check(&mut history, 20, &[hidden]);
+        assert!(check(&mut history, 25, &[]).starts_with("capture works again"));
     }
 
     #[test]
-    fn what_was_found_before_the_lease_was_taken_is_logged_then() {
+    fn problems_found_before_the_lease_was_taken_are_logged_when_it_is() {
         let mut history = History::default();
         history.found(vec![], at(0), at(0));
         history.found(vec![CaptureProblem::Detached], at(5), at(5));

@@ -1,4 +1,4 @@
-//! Health over HTTP: `/live` and `/ready`.
+//! Health over HTTP: `/live` and `/ready`, for Kubernetes probes and for people.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -12,40 +12,40 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::capture::utc;
-use super::monitor::{Capture, Monitor, SenderState, Snapshot};
+use super::status::{Capture, RelayStatus, SenderState, Snapshot};
 use crate::otlp::Signal;
 use crate::store::{Store, StoreStatus};
 
-/// A probe waits for a second by default (Kubernetes): the answer has to come before.
-const PATIENCE: Duration = Duration::from_millis(800);
+/// A Kubernetes probe times out after a second by default: the answer has to come before.
+const PROBE_TIMEOUT: Duration = Duration::from_millis(800);
 
 #[derive(Clone)]
-struct Watched {
+struct Observed {
     store: Arc<dyn Store>,
-    monitor: Monitor,
+    status: RelayStatus,
 }
 
 /// Serves health on `listener` until `stop`.
 ///
 /// - `/live`: 200 while the process answers.
 /// - `/ready`: 200 while the database answers, whether this relay holds the lease or stands by; 503 otherwise.
-///   The body says backlog, ages, senders, the last acknowledgement, and whether transitions reach the journal.
+///   The body has backlog, ages, senders, the last acknowledgement, and whether transitions reach the journal.
 pub async fn serve(
     listener: TcpListener,
     store: Arc<dyn Store>,
-    monitor: Monitor,
+    status: RelayStatus,
     stop: CancellationToken,
 ) -> std::io::Result<()> {
     let app = Router::new()
         .route("/live", get(|| async { Json(json!({ "live": true })) }))
         .route("/ready", get(ready))
-        .with_state(Watched { store, monitor });
+        .with_state(Observed { store, status });
     axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned()).await
 }
 
-async fn ready(State(watched): State<Watched>) -> (StatusCode, Json<Value>) {
-    let snapshot = watched.monitor.snapshot();
-    let problem = match tokio::time::timeout(PATIENCE, watched.store.status()).await {
+async fn ready(State(observed): State<Observed>) -> (StatusCode, Json<Value>) {
+    let snapshot = observed.status.snapshot();
+    let problem = match tokio::time::timeout(PROBE_TIMEOUT, observed.store.status()).await {
         Ok(Ok(status)) => return (StatusCode::OK, Json(describe(&snapshot, &status))),
         Ok(Err(error)) => error.to_string(),
         Err(_) => snapshot.database_problem.unwrap_or_else(|| "the database does not answer".to_owned()),
@@ -70,7 +70,7 @@ fn describe_sender(state: &SenderState) -> Value {
     }
 }
 
-/// `live` is null while that is unknown.
+/// `live` is null while unknown.
 fn describe_capture(capture: Option<&Capture>) -> Value {
     let problems = capture.map_or(&[][..], |capture| &capture.problems);
     json!({

@@ -1,25 +1,28 @@
-//! Getting and keeping the lease.
+//! Acquiring and keeping the lease.
+//!
+//! A relay that slept past its lease notices twice: [`keep`] finds its renewal refused, and every transaction locks the
+//! lease's row first, so nothing that it had in progress is written.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::monitor::Monitor;
+use super::status::RelayStatus;
 use crate::store::{Lease, LeaseView, Store, StoreError};
 
-/// How often a standby looks at the lease.
+/// How often a standby polls the lease.
 const STANDBY_POLL: Duration = Duration::from_millis(500);
 
-/// Waits until the lease can be had, and takes it; `None` when told to stop first.
+/// Waits until the lease is free and takes it; `None` when asked to stop first.
 ///
-/// A lease that `holder` itself still has, from before something failed, is taken anew at once: the new epoch
-/// fences off whatever the old one may still have under way.
+/// A lease that `holder` itself still has, from before a failure, is taken again at once: the new epoch fences off
+/// whatever the old one may still have in progress.
 pub(super) async fn acquire(
     store: &dyn Store,
     holder: &str,
     term: Duration,
-    monitor: &Monitor,
+    status: &RelayStatus,
     stop: &CancellationToken,
 ) -> Result<Option<Lease>, StoreError> {
     let mut watch = Watch::default();
@@ -28,16 +31,16 @@ pub(super) async fn acquire(
         let unchanged_for = watch.unchanged_for(&seen, Instant::now());
         let free = seen.expired || seen.holder.as_deref() == Some(holder) || unchanged_for > term;
         if free && let Some(lease) = store.take_lease(&seen, holder, term).await? {
-            monitor.update(|state| {
+            status.update(|state| {
                 state.stands_by = false;
                 state.lease_epoch = Some(lease.epoch());
             });
             return Ok(Some(lease));
         }
-        if !free && watch.is_first_look() {
+        if !free && watch.is_first() {
             let holder = seen.holder.as_deref().unwrap_or_default();
-            monitor.update(|state| state.stands_by = true);
-            tracing::info!(holder, epoch = seen.epoch, "another relay has the lease; standing by");
+            status.update(|state| state.stands_by = true);
+            tracing::info!(holder, epoch = seen.epoch, "another relay holds the lease; standing by");
         }
         if tokio::time::timeout(STANDBY_POLL, stop.cancelled()).await.is_ok() {
             return Ok(None);
@@ -45,15 +48,17 @@ pub(super) async fn acquire(
     }
 }
 
-/// Renews the lease until that fails for good; returns why.
+/// Renews the lease until it is lost; returns why.
+///
+/// A renewal that fails or takes too long is tried again until a term has passed: the lease may still be held.
 pub(super) async fn keep(store: &dyn Store, lease: &Lease, term: Duration) -> StoreError {
     let mut renewed = Instant::now();
     loop {
         tokio::time::sleep(term / 3).await;
-        let asked = Instant::now();
+        let began = Instant::now();
         let why = match tokio::time::timeout(term / 3, store.renew_lease(lease, term)).await {
             Ok(Ok(())) => {
-                renewed = asked;
+                renewed = began;
                 continue;
             }
             Ok(Err(StoreError::LeaseLost)) => return StoreError::LeaseLost,
@@ -63,21 +68,21 @@ pub(super) async fn keep(store: &dyn Store, lease: &Lease, term: Duration) -> St
         if renewed.elapsed() > term {
             return why;
         }
-        tracing::warn!("cannot renew the lease: {why}");
+        tracing::warn!("failed to renew the lease: {why}");
     }
 }
 
-/// Watches a lease by this process's own clock: a holder that does not renew it for a term is gone, whatever
-/// the database's clock says (it may have gone back).
+/// Watches a lease by this process's monotonic clock: a holder that does not renew it for a term is gone, whatever the
+/// database's clock says (it may have gone back).
 #[derive(Default)]
 struct Watch {
     last: Option<(i64, i64, Instant)>,
-    looks: u32,
+    polls: u32,
 }
 
 impl Watch {
     fn unchanged_for(&mut self, seen: &LeaseView, now: Instant) -> Duration {
-        self.looks += 1;
+        self.polls += 1;
         match self.last {
             Some((epoch, expires_at, since)) if (epoch, expires_at) == (seen.epoch, seen.expires_at) => {
                 now.duration_since(since)
@@ -89,8 +94,8 @@ impl Watch {
         }
     }
 
-    fn is_first_look(&self) -> bool {
-        self.looks == 1
+    fn is_first(&self) -> bool {
+        self.polls == 1
     }
 }
 
@@ -99,14 +104,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lease_that_nobody_renews_is_free_by_ones_own_clock() {
+    fn a_lease_without_renewal_is_free_by_the_monotonic_clock() {
         let mut watch = Watch::default();
         let start = Instant::now();
         let view = |expires_at| LeaseView { holder: None, epoch: 4, expires_at, expired: false };
         let after = |seconds| start + Duration::from_secs(seconds);
         assert_eq!(watch.unchanged_for(&view(1), after(0)), Duration::ZERO);
         assert_eq!(watch.unchanged_for(&view(1), after(7)), Duration::from_secs(7));
-        // Renewed: the wait begins anew.
+        // Renewed: the wait starts over.
         assert_eq!(watch.unchanged_for(&view(2), after(9)), Duration::ZERO);
         assert_eq!(watch.unchanged_for(&view(2), after(20)), Duration::from_secs(11));
     }

@@ -1,60 +1,58 @@
-//! Outbox → receiver, for one channel: the oldest request, again and again, until it is acknowledged.
+//! Outbox → receiver, for one channel: sends the oldest request until it is acknowledged.
+//!
+//! One sender per channel, so a receiver that is away stops no other signal.
 
 use std::collections::HashSet;
-use std::io::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
-use super::judge::{Facts, Judge, Verdict};
-use super::meter::Counts;
-use super::monitor::{Monitor, SenderState};
-use super::projector::new_request;
-use super::{RelayError, Settings, Sink, patience};
+use super::delivery_policy::{Decision, DeliveryPolicy, Facts};
+use super::error::RelayError;
+use super::plan::new_request;
+use super::sink::Sink;
+use super::status::SenderState;
+use super::term::Term;
+use crate::backoff::backoff;
 use crate::otlp::Signal;
 use crate::otlp::answer::Answer;
 use crate::otlp::encode;
-use crate::store::{Channel, Lease, Request, Settlement, Store, StoreError};
+use crate::store::{Channel, Request, Settlement, StoreError};
 
-/// How often an outbox that seems empty is looked at all the same: `runspan outbox retry` does not ring.
-const IDLE_LOOK: Duration = Duration::from_secs(10);
+/// How often an empty outbox is polled: `runspan outbox retry` does not wake a sender.
+const IDLE_POLL: Duration = Duration::from_secs(10);
 
-/// Requests that have waited longer are a backlog, and paced.
+/// Requests older than this are a backlog, and paced.
 const FRESH_SECONDS: f64 = 60.0;
 
 pub(super) struct Sender {
-    pub(super) store: Arc<dyn Store>,
-    pub(super) lease: Lease,
+    pub(super) term: Arc<Term>,
     pub(super) channel: Channel,
     pub(super) sink: Arc<Sink>,
-    pub(super) settings: Settings,
-    pub(super) monitor: Monitor,
-    pub(super) counts: Counts,
-    pub(super) stop: CancellationToken,
 }
 
 impl Sender {
     pub(super) async fn run(self) -> Result<(), RelayError> {
-        let mut judge = Judge::default();
-        let mut patience = patience(self.settings.longest_backoff);
-        // Requests in doubt are passed over for a while.
+        let mut policy = DeliveryPolicy::default();
+        let longest = self.term.settings.longest_backoff;
+        let mut waits = backoff(longest);
+        // Suspect requests up to here are skipped for a while.
         let mut after = None;
-        // Those that were sent in vain, and will be again.
-        let mut unanswered = HashSet::new();
+        // Requests that were sent and not settled.
+        let mut unsettled = HashSet::new();
         // The request behind the one being sent, read meanwhile.
         let mut following: Option<Request> = None;
-        while !self.stop.is_cancelled() {
+        while !self.term.stop.is_cancelled() {
             let request = match following.take() {
                 Some(request) => Some(request),
-                None => self.store.next_request(self.channel, after).await?,
+                None => self.term.store.next_request(self.channel, after).await?,
             };
             let Some(request) = request else {
                 after = None;
-                match judge.nothing_left() {
-                    Some(said) => self.refused(said, &mut patience).await,
-                    None => self.rest().await,
+                match policy.nothing_left() {
+                    Some(answer) => self.wait_refused(answer, &mut waits).await,
+                    None => self.wait_idle().await,
                 }
                 continue;
             };
@@ -63,51 +61,51 @@ impl Sender {
             let wire = match encode::unpack(&request.body) {
                 Ok(wire) => wire,
                 Err(error) => {
-                    self.give_up(&request, &error.to_string()).await?;
+                    self.abandon(&request, &error.to_string()).await?;
                     continue;
                 }
             };
-            let ahead = self.store.next_request(self.channel, Some((request.place, request.id)));
-            if !unanswered.insert(request.id) {
-                self.counts.resent(self.channel.as_str());
+            let ahead = self.term.store.next_request(self.channel, Some((request.place, request.id)));
+            if !unsettled.insert(request.id) {
+                self.term.counts.resent(self.channel.as_str());
             }
             let (answer, next) = tokio::join!(self.send(&request, wire), ahead);
             let answer = answer?;
-            let said = answer.cause().map(ToString::to_string).unwrap_or_default();
-            let verdict = judge.judge(facts, &answer);
-            if matches!(verdict, Verdict::Delivered | Verdict::Halve | Verdict::Dead) {
-                unanswered.remove(&request.id);
+            let cause = answer.cause().map(ToString::to_string).unwrap_or_default();
+            let decision = policy.decide(facts, &answer);
+            if matches!(decision, Decision::Delivered | Decision::Halve | Decision::Dead) {
+                unsettled.remove(&request.id);
             }
-            match verdict {
-                Verdict::Delivered => {
+            match decision {
+                Decision::Delivered => {
                     self.delivered(&request, &answer).await?;
-                    // What was passed over is tried again, from the front.
+                    // Skipped requests are tried again, from the front.
                     following = next?.filter(|_| after.is_none());
                     after = None;
-                    patience = super::patience(self.settings.longest_backoff);
+                    waits = backoff(longest);
                     self.pace(&request, started).await;
                 }
-                Verdict::Keep(wait) => {
-                    let wait = wait.or_else(|| patience.next()).unwrap_or(self.settings.longest_backoff);
+                Decision::Keep(wait) => {
+                    let wait = wait.or_else(|| waits.next()).unwrap_or(longest);
                     let state = if matches!(answer, Answer::Misconfigured(_)) {
-                        tracing::error!(retry_in_ms = wait.as_millis(), "{said}");
-                        SenderState::Refused(said)
+                        tracing::error!(retry_in_ms = wait.as_millis(), "{cause}");
+                        SenderState::Refused(cause)
                     } else {
-                        tracing::warn!(retry_in_ms = wait.as_millis(), "{said}");
-                        SenderState::Waiting(said)
+                        tracing::warn!(retry_in_ms = wait.as_millis(), "{cause}");
+                        SenderState::Waiting(cause)
                     };
-                    self.monitor.sender(self.channel, state);
-                    let _ = tokio::time::timeout(wait, self.stop.cancelled()).await;
+                    self.term.status.sender(self.channel, state);
+                    self.term.pause(wait).await;
                 }
-                Verdict::Halve => self.halve(&request, &said).await?,
-                Verdict::Dead => self.give_up(&request, &said).await?,
-                Verdict::TryOthers => {
-                    tracing::warn!(request = request.id, "{said}; trying the next request");
+                Decision::Halve => self.halve(&request, &cause).await?,
+                Decision::Dead => self.abandon(&request, &cause).await?,
+                Decision::TryOthers => {
+                    tracing::warn!(request = request.id, "{cause}; trying the next request");
                     after = Some((request.place, request.id));
                 }
-                Verdict::TryOthersLater => {
+                Decision::TryOthersLater => {
                     after = Some((request.place, request.id));
-                    self.refused(said, &mut patience).await;
+                    self.wait_refused(cause, &mut waits).await;
                 }
             }
         }
@@ -115,86 +113,86 @@ impl Sender {
     }
 
     async fn send(&self, request: &Request, wire: bytes::Bytes) -> Result<Answer, RelayError> {
-        let begun = Instant::now();
+        let began = Instant::now();
         let answer = self.sink.send(wire).await?;
-        self.counts.answered(self.channel.as_str(), request.items, &answer, begun.elapsed());
+        self.term.counts.answered(self.channel.as_str(), request.items, &answer, began.elapsed());
         Ok(answer)
     }
 
     async fn delivered(&self, request: &Request, answer: &Answer) -> Result<(), StoreError> {
-        self.store.settle(&self.lease, &[Settlement::Delivered { id: request.id }]).await?;
-        let mut thrown_away = 0;
+        self.term.store.settle(&self.term.lease, &[Settlement::Delivered { id: request.id }]).await?;
+        let mut rejected_items = 0;
         if let Answer::Accepted { rejected, message } = answer {
-            thrown_away = *rejected;
+            rejected_items = *rejected;
             if *rejected > 0 {
-                tracing::error!(channel = %self.channel, rejected, "the receiver threw some away: {message}");
+                tracing::error!(channel = %self.channel, rejected, "receiver rejected items: {message}");
             } else if !message.is_empty() {
-                tracing::warn!(channel = %self.channel, "the receiver warns: {message}");
+                tracing::warn!(channel = %self.channel, "receiver warning: {message}");
             }
         }
-        self.monitor.update(|state| {
+        self.term.status.update(|state| {
             state.acknowledged_at = Some(SystemTime::now());
             state.delivered_items += request.items as u64;
-            state.rejected_items += thrown_away;
+            state.rejected_items += rejected_items;
             state.senders.insert(self.channel, SenderState::Busy);
         });
         Ok(())
     }
 
-    async fn halve(&self, request: &Request, said: &str) -> Result<(), StoreError> {
+    async fn halve(&self, request: &Request, cause: &str) -> Result<(), StoreError> {
         let halves = match self.channel.signal().map(|signal| encode::halve(signal, &request.body)) {
             Some(Ok(Some(halves))) => halves,
-            Some(Err(error)) => return self.give_up(request, &error.to_string()).await,
-            Some(Ok(None)) | None => return self.give_up(request, said).await,
+            Some(Err(error)) => return self.abandon(request, &error.to_string()).await,
+            Some(Ok(None)) | None => return self.abandon(request, cause).await,
         };
-        tracing::warn!(request = request.id, items = request.items, "{said}; trying its halves");
+        tracing::warn!(request = request.id, items = request.items, "{cause}; trying its halves");
         let settlement = Settlement::Halved {
             id: request.id,
             place: request.place,
             created_at: request.created_at,
             halves: halves.map(|half| new_request(self.channel, half)),
         };
-        self.store.settle(&self.lease, &[settlement]).await
+        self.term.store.settle(&self.term.lease, &[settlement]).await
     }
 
-    async fn give_up(&self, request: &Request, said: &str) -> Result<(), StoreError> {
-        tracing::error!(channel = %self.channel, request = request.id, "given up, see `runspan outbox`: {said}");
-        let settlement = Settlement::Dead { id: request.id, answer: said.to_owned() };
-        self.store.settle(&self.lease, &[settlement]).await
+    async fn abandon(&self, request: &Request, cause: &str) -> Result<(), StoreError> {
+        tracing::error!(channel = %self.channel, request = request.id, "request is dead, see `runspan outbox`: {cause}");
+        let settlement = Settlement::Dead { id: request.id, answer: cause.to_owned() };
+        self.term.store.settle(&self.term.lease, &[settlement]).await
     }
 
-    /// Nothing of what waits is taken: waits for something new to try, or for a while.
-    async fn refused(&self, said: String, patience: &mut impl Iterator<Item = Duration>) {
-        let wait = patience.next().unwrap_or(self.settings.longest_backoff);
+    /// The receiver refuses everything that is pending: waits for a new request, or for a backoff.
+    async fn wait_refused(&self, answer: String, waits: &mut impl Iterator<Item = Duration>) {
+        let wait = waits.next().unwrap_or(self.term.settings.longest_backoff);
         tracing::error!(
             channel = %self.channel,
             retry_in_ms = wait.as_millis(),
-            "the receiver refuses every request, so the fault is not a request's; all are kept: {said}"
+            "receiver refuses every request, so none of them is at fault; keeping all: {answer}"
         );
-        self.monitor.sender(self.channel, SenderState::Refused(said));
+        self.term.status.sender(self.channel, SenderState::Refused(answer));
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
-            () = self.monitor.request_arrives(self.channel) => {}
-            () = self.stop.cancelled() => {}
+            () = self.term.status.request_arrives(self.channel) => {}
+            () = self.term.stop.cancelled() => {}
         }
     }
 
-    /// Nothing waits.
-    async fn rest(&self) {
-        self.monitor.sender(self.channel, SenderState::Idle);
+    /// Nothing is pending: waits for a new request.
+    async fn wait_idle(&self) {
+        self.term.status.sender(self.channel, SenderState::Idle);
         tokio::select! {
-            () = tokio::time::sleep(IDLE_LOOK) => {}
-            () = self.monitor.request_arrives(self.channel) => {}
-            () = self.stop.cancelled() => {}
+            () = tokio::time::sleep(IDLE_POLL) => {}
+            () = self.term.status.request_arrives(self.channel) => {}
+            () = self.term.stop.cancelled() => {}
         }
     }
 
     /// Waits until the next request is due, see [`spread`].
     async fn pace(&self, request: &Request, started: Instant) {
-        let due = started + spread(request, self.settings.max_runs_per_second);
+        let due = started + spread(request, self.term.settings.max_runs_per_second);
         tokio::select! {
             () = tokio::time::sleep_until(due) => {}
-            () = self.stop.cancelled() => {}
+            () = self.term.stop.cancelled() => {}
         }
     }
 }
@@ -216,22 +214,6 @@ impl Channel {
             Self::Traces => Some(Signal::Traces),
             Self::Logs => Some(Signal::Logs),
             Self::Stdout => None,
-        }
-    }
-}
-
-impl Sink {
-    async fn send(&self, body: bytes::Bytes) -> Result<Answer, RelayError> {
-        match self {
-            Self::Otlp(client) => Ok(client.send(body).await),
-            Self::Stdout => {
-                let written = tokio::task::spawn_blocking(move || {
-                    let mut out = std::io::stdout().lock();
-                    out.write_all(&body).and_then(|()| out.flush())
-                });
-                written.await.map_err(|_| RelayError::Panicked)?.map_err(RelayError::Stdout)?;
-                Ok(Answer::Accepted { rejected: 0, message: String::new() })
-            }
         }
     }
 }

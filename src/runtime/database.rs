@@ -11,7 +11,7 @@ use crate::runs::{Connection, RunsError};
 use crate::store::DatabaseUrl;
 
 /// How long to wait for a connection, or for SQLite's lock.
-const PATIENCE: Duration = Duration::from_secs(10);
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A process that is stopped in the middle gives its locks back before others take it for dead.
 const BEGIN: &str =
@@ -34,7 +34,7 @@ impl Database {
             DatabaseUrl::Postgres(options) => {
                 // A pool would try again and again, and then only say that time is up.
                 PgConnection::connect_with(options).await?.close().await?;
-                let pool = PgPoolOptions::new().acquire_timeout(PATIENCE).max_connections(connections);
+                let pool = PgPoolOptions::new().acquire_timeout(ACQUIRE_TIMEOUT).max_connections(connections);
                 Self::Postgres(pool.connect_with((**options).clone()).await?)
             }
             DatabaseUrl::Sqlite(path) => {
@@ -42,8 +42,8 @@ impl Database {
                     .filename(path)
                     .create_if_missing(true)
                     .journal_mode(SqliteJournalMode::Wal)
-                    .busy_timeout(PATIENCE);
-                let pool = SqlitePoolOptions::new().acquire_timeout(PATIENCE).max_connections(1);
+                    .busy_timeout(ACQUIRE_TIMEOUT);
+                let pool = SqlitePoolOptions::new().acquire_timeout(ACQUIRE_TIMEOUT).max_connections(1);
                 Self::Sqlite(pool.connect_with(options).await?)
             }
         })

@@ -17,7 +17,7 @@ use super::queue::Job;
 use super::registry::{Work, Workflow};
 use super::scoped::Scoped;
 use super::{End, Runtime, RuntimeError};
-use crate::relay::patience;
+use crate::backoff::backoff;
 use crate::run::{RunId, Status};
 use crate::runs::{self, Owner, Run, RunsError};
 use crate::semconv::Level;
@@ -114,7 +114,7 @@ impl Executor {
     /// Takes as many jobs as there is room for, until told to stop.
     async fn take_jobs(&self, hands: &Arc<Hands>, tasks: &mut JoinSet<()>) {
         let room = Arc::new(Semaphore::new(self.settings.concurrency.max(1)));
-        let mut waits = patience(LONGEST_WAIT);
+        let mut waits = backoff(LONGEST_WAIT);
         while let Some(Ok(first)) = hands.stop.run_until_cancelled(Arc::clone(&room).acquire_owned()).await {
             let at_most = 1 + room.available_permits();
             // Told to stop, it takes nothing more, even if there is something at the same moment.
@@ -125,7 +125,7 @@ impl Executor {
             };
             match taken {
                 Ok(jobs) => {
-                    waits = patience(LONGEST_WAIT);
+                    waits = backoff(LONGEST_WAIT);
                     let mut first = Some(first);
                     for job in jobs {
                         // Only this loop takes room, so what was free still is.
@@ -185,7 +185,7 @@ impl Hands {
             }
             return;
         }
-        let mut waits = patience(LONGEST_WAIT);
+        let mut waits = backoff(LONGEST_WAIT);
         // Until it is known who has the run: an answer that was lost may have been a yes.
         while let Err(error) = self.try_execute(job).await {
             tracing::warn!(runId = %job.run, "not begun: {error}");
@@ -319,7 +319,7 @@ impl Hands {
             Outcome::Incomplete { reason } => Ok(End::Incomplete { reason }),
         };
         let orchestrator = self.runtime.orchestrator();
-        let mut waits = patience(LONGEST_WAIT);
+        let mut waits = backoff(LONGEST_WAIT);
         loop {
             let written = match &end {
                 Ok(end) => orchestrator.end(run, end).await,

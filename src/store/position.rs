@@ -76,14 +76,14 @@ impl Position {
     }
 
     /// Whether there are too many places to look at.
-    pub fn is_scattered(&self) -> bool {
+    pub fn has_too_many_gaps(&self) -> bool {
         self.unread.len() > MAX_UNREAD
     }
 
     /// Joins the nearest of too many places. What was read between them has to be gone from the journal, or it is read
     /// again.
-    pub fn gather(&mut self) {
-        if !self.is_scattered() {
+    pub fn merge_gaps(&mut self) {
+        if !self.has_too_many_gaps() {
             return;
         }
         let between = |place: usize| self.unread[place].above - self.unread[place - 1].below;
@@ -190,12 +190,12 @@ mod tests {
         // Two of three, and then one long stretch.
         let batch: Vec<i64> = (0..1_500).flat_map(|n| [3 * n + 1, 3 * n + 2]).chain(4_501..9_000).collect();
         let mut position = Position::default().advance(&batch, 100, 105);
-        assert!(position.is_scattered());
-        position.gather();
-        assert!(!position.is_scattered());
+        assert!(position.has_too_many_gaps());
+        position.merge_gaps();
+        assert!(!position.has_too_many_gaps());
         assert_eq!(position.unread.last(), Some(&Unread { above: 8_999, below: i64::MAX }));
         let kept = position.clone();
-        position.gather();
+        position.merge_gaps();
         assert_eq!(position, kept);
     }
 
@@ -237,8 +237,8 @@ mod tests {
             let batch: Vec<i64> = gone.into_iter().collect();
             let before = Position::default().advance(&batch, 0, 1);
             let mut after = before.clone();
-            after.gather();
-            prop_assert!(!after.is_scattered());
+            after.merge_gaps();
+            prop_assert!(!after.has_too_many_gaps());
             let is_within = |one: &Unread| {
                 after.unread.iter().any(|all| all.above <= one.above && one.below <= all.below)
             };

@@ -6,7 +6,7 @@ use crate::run::RunId;
 
 /// The age in seconds past which a run in flight is stuck: twice what 99 of 100 runs of its workflow stay within
 /// (`usual.seconds`), but a minute at least; an hour where too few have ended to tell. SQL of both databases.
-pub(super) const PATIENCE: &str = "CASE WHEN usual.seconds IS NULL THEN 3600 \
+pub(super) const STUCK_THRESHOLD: &str = "CASE WHEN usual.seconds IS NULL THEN 3600 \
     WHEN 2 * usual.seconds < 60 THEN 60 ELSE 2 * usual.seconds END";
 
 /// The runs that are stuck now.

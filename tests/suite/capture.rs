@@ -76,7 +76,7 @@ async fn what_stops_capture_is_logged_once_and_the_gap_when_it_ends() {
     let (logged, _guard) = Logged::start();
     let capture = Capture::working();
     let relay = start(&store, &capture, &receiver);
-    let seen = || relay.monitor().snapshot().capture;
+    let seen = || relay.status().snapshot().capture;
     eventually("a look", async || seen().is_some_and(|capture| capture.is_live())).await;
 
     let before = std::time::SystemTime::now();
@@ -111,7 +111,7 @@ async fn what_stops_capture_is_logged_once_and_the_gap_when_it_ends() {
     let [from, to] =
         times.captures(&gap[0]).unwrap().extract().1.map(|at| humantime::parse_rfc3339(at).unwrap());
     assert!(from <= since && before <= to && to <= after, "{gap:?} {since:?}");
-    assert!(gap[0].ends_with("; runs that began and ended in between have no span"), "{gap:?}");
+    assert!(gap[0].ends_with("; runs that began and ended in that time have no span"), "{gap:?}");
     relay.stop().await.unwrap();
 }
 
@@ -122,11 +122,11 @@ async fn a_standby_is_silent_until_it_takes_over() {
     let (logged, _guard) = Logged::start();
     let (one, two) = (Capture::working(), Capture::working());
     let holder = start(&store, &one, &receiver);
-    eventually("the lease", async || holder.monitor().snapshot().lease_epoch.is_some()).await;
+    eventually("the lease", async || holder.status().snapshot().lease_epoch.is_some()).await;
     let standby = start(&store, &two, &receiver);
-    eventually("a standby", async || standby.monitor().snapshot().stands_by).await;
+    eventually("a standby", async || standby.status().snapshot().stands_by).await;
     two.becomes(Some(vec![disabled()])).await;
-    assert!(!standby.monitor().snapshot().capture.unwrap().is_live());
+    assert!(!standby.status().snapshot().capture.unwrap().is_live());
     assert_eq!(logged.with("capture").len(), 0);
     // Whoever held the lease has told of a gap that is over.
     two.becomes(Some(Vec::new())).await;
@@ -159,18 +159,18 @@ async fn health_reports_whether_transitions_reach_the_journal() {
     let (store, _) = database.attach().await;
     let capture = Capture::working();
     let relay = start(&store, &capture, &receiver);
-    let monitor = relay.monitor().clone();
+    let status = relay.status().clone();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let stop = CancellationToken::new();
-    let serving = tokio::spawn(serve_health(listener, store, monitor.clone(), stop.clone()));
+    let serving = tokio::spawn(serve_health(listener, store, status.clone(), stop.clone()));
     let journal = async || {
         let (status, ready) = get(address, "/ready").await;
         assert_eq!((status, ready["ready"].as_bool()), (200, Some(true)));
         ready["journal"].clone()
     };
     let time = |value: &serde_json::Value| humantime::parse_rfc3339(value.as_str().unwrap()).unwrap();
-    eventually("a look", async || monitor.snapshot().capture.is_some()).await;
+    eventually("a look", async || status.snapshot().capture.is_some()).await;
     let live = journal().await;
     assert_eq!((live["live"].as_bool(), &live["problems"]), (Some(true), &serde_json::json!([])));
     let since = time(&live["since"]);

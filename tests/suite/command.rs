@@ -77,22 +77,22 @@ async fn health_says_how_the_relay_stands() {
         (name == "OTEL_TRACES_EXPORTER").then(|| "none".to_owned())
     })
     .unwrap();
-    let monitor = relay.monitor();
+    let status = relay.status();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let stop = CancellationToken::new();
-    let serving = tokio::spawn(serve_health(listener, store.clone(), monitor.clone(), stop.clone()));
+    let serving = tokio::spawn(serve_health(listener, store.clone(), status.clone(), stop.clone()));
 
     let get = async |path: &str| get(address, path).await;
     assert_eq!(get("/live").await.0, 200);
-    let (status, ready) = get("/ready").await;
-    assert_eq!((status, ready["role"].as_str()), (200, Some("starting")));
+    let (code, ready) = get("/ready").await;
+    assert_eq!((code, ready["role"].as_str()), (200, Some("starting")));
     assert_eq!(ready["journal"], serde_json::json!({ "live": null, "since": null, "problems": [] }));
 
     database.connect().await.queue("triage", 1).await;
     assert_eq!(get("/ready").await.1["database"]["journalEntries"], 1);
     let relay = relay.spawn();
-    eventually("acknowledged", || async { monitor.snapshot().acknowledged_at.is_some() }).await;
+    eventually("acknowledged", || async { status.snapshot().acknowledged_at.is_some() }).await;
     let (_, ready) = get("/ready").await;
     assert_eq!(ready["role"], "relaying");
     assert_eq!(ready["database"]["journalEntries"], 0);
@@ -199,7 +199,7 @@ async fn stopped_with_work_left_is_no_success() {
     drop(connection);
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(130), "{said}");
-    assert!(said.contains("gave the lease back"), "not cut short: {said}");
+    assert!(said.contains("released the lease"), "not cut short: {said}");
     assert!(said.ends_with("error: stopped before all was sent\n"), "{said}");
 }
 

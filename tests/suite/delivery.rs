@@ -181,7 +181,7 @@ async fn a_signal_that_is_stuck_stops_no_other(database: &Database) {
     let runs = succeed(&mut database.connect().await, 1..=5).await;
     receiver.wait_until("all spans", |receiver| all_run_spans(receiver).len() == 5).await;
     let waiting =
-        || async { matches!(relay.monitor().snapshot().senders[&Channel::Logs], SenderState::Waiting(_)) };
+        || async { matches!(relay.status().snapshot().senders[&Channel::Logs], SenderState::Waiting(_)) };
     eventually("the logs wait", waiting).await;
     receiver.rule(|_| Reply::Accept);
     assert_eq!(relay.drain().await.unwrap(), Ended::Idle);
@@ -284,7 +284,7 @@ async fn a_full_outbox_drops_the_oldest(database: &Database) {
 async fn a_standby_takes_over_at_once_from_one_that_stops(database: &Database) {
     let (store, _) = database.attach().await;
     let receiver = Receiver::grpc().await;
-    let holds = |relay: &RelayHandle| relay.monitor().snapshot().lease_epoch.is_some();
+    let holds = |relay: &RelayHandle| relay.status().snapshot().lease_epoch.is_some();
     let first = start(&store, &receiver);
     eventually("the first works", || async { holds(&first) }).await;
     let second = start(&store, &receiver);
@@ -322,10 +322,10 @@ async fn a_partial_success_is_done(database: &Database) {
     succeed(&mut database.connect().await, 1..=2).await;
     receiver.rule(|_| Reply::Partial { rejected: 1, message: "one is too old".to_owned() });
     let relay = start(&store, &receiver);
-    let monitor = relay.monitor().clone();
+    let status = relay.status().clone();
     assert_eq!(relay.drain().await.unwrap(), Ended::Idle);
     let of_runs = receiver.requests().into_iter().filter(|request| request.signal != Signal::Metrics);
-    assert_eq!(monitor.snapshot().rejected_items, of_runs.count() as u64);
+    assert_eq!(status.snapshot().rejected_items, of_runs.count() as u64);
 }
 
 async fn a_signal_can_be_turned_off(database: &Database) {
@@ -437,7 +437,7 @@ async fn trouble_now_and_then_is_not_waited_for_ever_longer(database: &Database)
     let mut session = database.connect().await;
     let journal = database.own("journal");
     let away = if database.is_postgres() { "journal_away" } else { "runspan_journal_away" };
-    let at_work = async || relay.monitor().snapshot().lease_epoch.is_some();
+    let at_work = async || relay.status().snapshot().lease_epoch.is_some();
     for _ in 0..10 {
         eventually("the relay at work", at_work).await;
         let began = store.lease().await.unwrap().expires_at;

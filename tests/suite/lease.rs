@@ -69,7 +69,7 @@ async fn a_stale_holder_changes_nothing(database: &Database) {
     let requests = vec![request(Channel::Traces, 10)];
     let commit = Commit { requests, ..Commit::default() };
     relay.store.commit(&relay.lease, &relay.instance, &commit).await.unwrap();
-    let (_, commit) = relay.project(relay.read(10).await).await;
+    let commit = relay.plan(relay.read(10).await).await.commit;
     let before = relay.store.status().await.unwrap();
 
     let thief = relay.store.take_lease(&relay.store.lease().await.unwrap(), "two", TERM).await.unwrap();
@@ -99,7 +99,7 @@ async fn a_commit_is_all_or_nothing(database: &Database) {
     let relay = Relay::new(database.attach().await.0).await;
     let mut session = database.connect().await;
     session.queue("triage", 1).await;
-    let (_, mut commit) = relay.project(relay.read(10).await).await;
+    let mut commit = relay.plan(relay.read(10).await).await.commit;
     commit.requests.push(request(Channel::Logs, 10));
     commit.set_aside.push((commit.consumed[0], "a test".to_owned()));
     commit.consumed.push(999);
@@ -119,7 +119,7 @@ async fn a_commit_remembers_open_runs(database: &Database) {
     let (_, projected) = relay.step(10).await;
     let stored = relay.store.open_runs(&[one, two]).await.unwrap();
     assert_eq!(stored.len(), 2);
-    assert!(projected.opened.iter().all(|(run, open)| stored[run] == *open));
+    assert!(projected.commit.opened.iter().all(|(run, open)| stored[run] == *open));
     session.execute("UPDATE workflow_runs SET status = 'running'").await;
     session.execute(&format!("UPDATE workflow_runs SET status = 'succeeded' WHERE id = '{two}'")).await;
     relay.step(10).await;

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 /// The design's order. `src/lib.rs` may lack some of these, and has no other.
-const DESIGN: &str = "run runs semconv trace_context redact journal series projection otlp store relay telemetry \
+const DESIGN: &str = "backoff run runs semconv trace_context redact journal series projection otlp store relay telemetry \
                       runtime demo cli";
 
 #[test]

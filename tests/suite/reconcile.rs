@@ -240,7 +240,7 @@ async fn a_comparison_that_takes_long_holds_no_run_up(database: &Database) {
     let is_counted = |receiver: &Receiver| Samples::of(receiver).last(series::SUCCEEDED) == Some(1.0);
     receiver.wait_until("the run", is_counted).await;
     // Nobody knows yet whether that is all.
-    assert!(!relay.monitor().snapshot().journal_empty);
+    assert!(!relay.status().snapshot().journal_empty);
     slow.go_on.cancel();
     relay.drain().await.unwrap();
 }
@@ -279,7 +279,7 @@ async fn a_journal_that_is_never_empty_is_compared_all_the_same(database: &Datab
     let relay = series::relay(&store, &receiver, &[]).with(settings).spawn();
     let compared = async || busy.comparisons.load(Ordering::Relaxed) > 2;
     eventually("the third comparison", compared).await;
-    assert!(!relay.monitor().snapshot().journal_empty);
+    assert!(!relay.status().snapshot().journal_empty);
     relay.stop().await.unwrap();
 }
 
@@ -310,7 +310,7 @@ async fn rows_that_vanished_are_an_error_of_their_own(database: &Database) {
     unseen(&mut session, "DELETE FROM workflow_runs").await;
     series::start(&store, &receiver).drain().await.unwrap();
     let said =
-        logged.with("error the rows of 3 runs in flight are gone without a DELETE that the triggers saw");
+        logged.with("error the rows of runs in flight are gone without a DELETE that the triggers saw");
     assert_eq!(said.len(), 1);
     assert!(said[0].ends_with("; these runs end as `deleted`"), "{said:?}");
     let deleted = "workflow.run.events{workflowName=triage event=workflow.run.deleted}";

@@ -4,10 +4,9 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use runspan::journal::{Change, Entry};
-use runspan::projection::{Projected, Record, Settings, Span, Value, project};
-use runspan::run::RunId;
-use runspan::store::{Batch, Commit, Lease, Store};
+use runspan::projection::{Record, Settings, Span, Value};
+use runspan::relay::{Plan, plan, runs_of};
+use runspan::store::{Batch, Lease, Store};
 
 /// An inline snapshot that is the same on every database.
 macro_rules! assert_told {
@@ -40,67 +39,43 @@ impl Relay {
         self.store.read(position, limit).await.unwrap()
     }
 
-    /// What a batch comes to, and what has to be committed for it.
-    pub(crate) async fn project(&self, batch: Batch) -> (Projected, Commit) {
-        let mut commit = Commit { position: batch.position, ..Commit::default() };
-        let mut entries = Vec::new();
-        for (seq, entry) in batch.entries {
-            commit.consumed.push(seq);
-            match entry {
-                Ok(entry) => entries.push(entry),
-                Err(error) => commit.set_aside.push((seq, error.to_string())),
-            }
-        }
-        let open = self.store.open_runs(&concerned(&entries)).await.unwrap();
-        let projected = project(open, entries, &Settings::default());
-        commit.opened.clone_from(&projected.opened);
-        commit.closed.clone_from(&projected.closed);
-        commit.totals.clone_from(&projected.totals);
-        (projected, commit)
+    pub(crate) async fn plan(&self, batch: Batch) -> Plan {
+        let runs: Vec<_> = runs_of(&batch).into_iter().collect();
+        let open = self.store.open_runs(&runs).await.unwrap();
+        plan(batch, open, &Settings::default())
     }
 
-    /// Projects at most `limit` entries; how many there were, and what they come to.
-    pub(crate) async fn step(&self, limit: usize) -> (usize, Projected) {
+    /// Projects and commits at most `limit` entries; how many there were.
+    pub(crate) async fn step(&self, limit: usize) -> (usize, Plan) {
         let batch = self.read(limit).await;
         let read = batch.entries.len();
-        let (projected, commit) = self.project(batch).await;
+        let plan = self.plan(batch).await;
         if read > 0 {
-            self.store.commit(&self.lease, &self.instance, &commit).await.unwrap();
+            self.store.commit(&self.lease, &self.instance, &plan.commit).await.unwrap();
         }
-        (read, projected)
+        (read, plan)
     }
 
     /// Projects whatever is in the journal.
     pub(crate) async fn drain(&self) -> String {
         let mut all = String::new();
         loop {
-            let (read, projected) = self.step(1000).await;
+            let (read, plan) = self.step(1000).await;
             if read == 0 {
                 return all;
             }
-            all += &render(&projected);
+            all += &render(&plan.records, &plan.spans);
         }
     }
 }
 
-fn concerned(entries: &[Entry]) -> Vec<RunId> {
-    let mut runs = Vec::new();
-    for entry in entries {
-        if let Change::Transition { run, .. } = entry.change {
-            runs.push(run);
-        }
-        runs.extend(entry.context.lineage.as_ref().map(|lineage| lineage.parent));
-    }
-    runs
-}
-
-/// A line a record, then a line a span. Ids and durations differ from run to run and are left out.
-pub(crate) fn render(projected: &Projected) -> String {
+/// One line per record, then one per span, without ids and durations, which differ from run to run.
+pub(crate) fn render(records: &[Record], spans: &[Span]) -> String {
     let mut text = String::new();
-    for record in &projected.records {
+    for record in records {
         writeln!(text, "{}", record_line(record)).unwrap();
     }
-    for span in &projected.spans {
+    for span in spans {
         writeln!(text, "{}", span_line(span)).unwrap();
     }
     text

@@ -347,13 +347,13 @@ async fn the_last_word_is_said_at_a_clean_stop(database: &Database) {
     let receiver = Receiver::grpc().await;
     let relay = relay(&store, &receiver, &[("OTEL_METRIC_EXPORT_INTERVAL", "3600000")]).spawn();
     eventually("the first export", async || !metrics(&receiver).is_empty()).await;
-    let monitor = relay.monitor().clone();
+    let status = relay.status().clone();
     succeed(&mut database.connect().await, "triage", 1..=2).await;
     eventually("an empty journal", async || store.status().await.unwrap().journal_entries == 0).await;
     relay.stop().await.unwrap();
     let samples = Samples::of(&receiver);
     assert_eq!((samples.increase(ENDED), samples.last(SUCCEEDED)), (2, Some(2.0)));
-    assert_eq!(monitor.snapshot().metrics, Some(SenderState::Idle));
+    assert_eq!(status.snapshot().metrics, Some(SenderState::Idle));
     assert!(receiver.requests().iter().all(|request| request.signal == Signal::Metrics));
 }
 

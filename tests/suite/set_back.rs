@@ -21,8 +21,8 @@ on_every_database!(
     pending_metrics_at_places_that_were_read_are_told,
 );
 
-const JOURNAL: &str = "the positions of the journal were set back";
-const DELTAS: &str = "the numbers of the pending metrics were set back";
+const JOURNAL: &str = "the journal's sequence was set back";
+const DELTAS: &str = "the sequence of runspan.deltas was set back";
 
 fn start(store: &Arc<dyn Store>, receiver: &Receiver) -> RelayHandle {
     let settings = Settings { look_every: Duration::from_millis(20), ..series::settings() };

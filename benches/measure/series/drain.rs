@@ -1,17 +1,15 @@
 //! What adding to the series costs the drain.
 
-use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use rand::seq::SliceRandom as _;
-use runspan::journal::{Change, Entry};
-use runspan::otlp::encode::Encoded;
-use runspan::projection::{Settings, project};
+use runspan::projection::Settings;
+use runspan::relay::{plan, runs_of};
 use runspan::run::{RunId, Target, TargetKind, Timestamp};
 use runspan::runs::{self, NewRun, Owner};
 use runspan::runtime::Database;
 use runspan::series::{Buckets, Key, Kind, Totals};
-use runspan::store::{Channel, Commit, NewRequest};
+use runspan::store::Channel;
 use runspan::trace_context::SpanContext;
 
 use super::{Bench, Failure, ROUNDS, START};
@@ -158,46 +156,31 @@ impl Bench {
                 laps.logged_kib = self.logged().await? - logged;
                 return Ok(laps);
             }
-            position = batch.position;
-            let mut commit = Commit { position: position.clone(), ..Commit::default() };
-            let mut entries = Vec::with_capacity(batch.entries.len());
-            for (seq, entry) in batch.entries {
-                commit.consumed.push(seq);
-                entries.push(entry?);
-            }
+            position.clone_from(&batch.position);
             laps.lap(0);
-            let open = self.store.open_runs(&runs_of(&entries)).await?;
+            let runs: Vec<_> = runs_of(&batch).into_iter().collect();
+            let open = self.store.open_runs(&runs).await?;
             laps.lap(1);
-            let projected = project(open, entries, &Settings::default());
+            let mut plan = plan(batch, open, &Settings::default());
+            if !plan.commit.set_aside.is_empty() {
+                return Err("the journal has entries that cannot be parsed".into());
+            }
             laps.lap(PROJECT);
-            let request = |channel| {
-                move |Encoded { items, runs, body }: Encoded| NewRequest { channel, items, runs, body }
-            };
-            let spans = self.encoder.spans(&projected.spans).into_iter().map(request(Channel::Traces));
-            let records = self.encoder.records(&projected.records).into_iter().map(request(Channel::Logs));
-            commit.requests = spans.chain(records).collect();
+            plan.encode(&self.encoder, &[Channel::Traces, Channel::Logs]);
             laps.lap(3);
-            (commit.opened, commit.closed) = (projected.opened, projected.closed);
-            if is_counted {
-                commit.totals.clone_from(&projected.totals);
+            let mut commit = plan.commit;
+            let totals = commit.totals.clone();
+            if !is_counted {
+                commit.totals = Totals::default();
             }
             laps.began = Instant::now();
             self.store.commit(&self.lease, &self.instance, &commit).await?;
             laps.lap(COMMIT);
-            laps.stored_kib += kib(serde_json::to_vec(&projected.totals)?.len());
-            laps.counting += millis(count_again(&projected.totals));
+            laps.stored_kib += kib(serde_json::to_vec(&totals)?.len());
+            laps.counting += millis(count_again(&totals));
             laps.began = Instant::now();
         }
     }
-}
-
-fn runs_of(entries: &[Entry]) -> Vec<RunId> {
-    let run = |entry: &Entry| match entry.change {
-        Change::Transition { run, .. } => Some(run),
-        Change::Refusal { .. } => None,
-    };
-    let runs: HashSet<RunId> = entries.iter().filter_map(run).collect();
-    runs.into_iter().collect()
 }
 
 /// Counts what the projection has counted, as it does: that part of its work cannot be left out of a drain.

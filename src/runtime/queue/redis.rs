@@ -32,7 +32,7 @@ const GROUP: &str = "executors";
 const RUN: &str = "run";
 
 /// How long the server may take for an answer, connecting included.
-const PATIENCE: Duration = Duration::from_secs(5);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long the server waits for a job before it says that there is none; then we ask again.
 const BLOCK: Duration = Duration::from_secs(1);
@@ -96,7 +96,7 @@ impl RedisQueue {
     /// Asks the server on an idle connection, else on a new one.
     ///
     /// What broke may be asked twice: jobs that come twice, or again after a while, do no harm.
-    async fn ask<T: FromRedisValue>(&self, patience: Duration, commands: &Pipeline) -> RedisResult<T> {
+    async fn ask<T: FromRedisValue>(&self, limit: Duration, commands: &Pipeline) -> RedisResult<T> {
         let answer = async {
             loop {
                 let idle = self.idle().pop();
@@ -120,12 +120,12 @@ impl RedisQueue {
                 return answer;
             }
         };
-        if let Ok(answer) = timeout(patience, answer).await {
+        if let Ok(answer) = timeout(limit, answer).await {
             return answer;
         }
         // The others may hang as well, one after the other.
         self.idle().clear();
-        Err(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {patience:?}")).into())
+        Err(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {limit:?}")).into())
     }
 
     fn idle(&self) -> MutexGuard<'_, Vec<MultiplexedConnection>> {
@@ -142,7 +142,7 @@ impl RedisQueue {
     async fn create_group(&self) -> RedisResult<()> {
         let mut create = pipe();
         create.cmd("XGROUP").arg("CREATE").arg(&self.stream).arg(GROUP).arg("0").arg("MKSTREAM");
-        match self.ask(PATIENCE, &create).await {
+        match self.ask(REQUEST_TIMEOUT, &create).await {
             Err(error) if code(&error).as_deref() == Some("BUSYGROUP") => Ok(()),
             answer => answer,
         }
@@ -150,14 +150,15 @@ impl RedisQueue {
 
     /// Removes what processes that ended leave behind: the server remembers every name that ever asked.
     async fn forget_consumers(&self) -> RedisResult<()> {
-        let (consumers,): (StreamInfoConsumersReply,) =
-            self.ask(PATIENCE, pipe().cmd("XINFO").arg("CONSUMERS").arg(&self.stream).arg(GROUP)).await?;
+        let (consumers,): (StreamInfoConsumersReply,) = self
+            .ask(REQUEST_TIMEOUT, pipe().cmd("XINFO").arg("CONSUMERS").arg(&self.stream).arg(GROUP))
+            .await?;
         let gone = millis(self.reclaim_after.saturating_mul(GONE));
         let mut forget = pipe();
         for consumer in consumers.consumers.iter().filter(|it| it.pending == 0 && it.idle as u64 >= gone) {
             forget.cmd("XGROUP").arg("DELCONSUMER").arg(&self.stream).arg(GROUP).arg(&consumer.name);
         }
-        if forget.is_empty() { Ok(()) } else { self.ask(PATIENCE, &forget).await }
+        if forget.is_empty() { Ok(()) } else { self.ask(REQUEST_TIMEOUT, &forget).await }
     }
 
     /// What waits for too long with another consumer, or else is new; nothing if there is nothing for a while.
@@ -189,7 +190,7 @@ impl RedisQueue {
             let mut claim = pipe();
             claim.cmd("XAUTOCLAIM").arg(&self.stream).arg(GROUP).arg(consumer);
             claim.arg(millis(self.reclaim_after)).arg(&from).arg("COUNT").arg(at_most);
-            let (reply,): (StreamAutoClaimReply,) = self.ask(PATIENCE, &claim).await?;
+            let (reply,): (StreamAutoClaimReply,) = self.ask(REQUEST_TIMEOUT, &claim).await?;
             // The server looks at so many at a time, and says where to go on.
             if !reply.claimed.is_empty() || reply.next_stream_id == "0-0" {
                 return Ok(reply.claimed);
@@ -204,7 +205,7 @@ impl RedisQueue {
         let mut read = pipe();
         read.cmd("XREADGROUP").arg("GROUP").arg(GROUP).arg(consumer).arg("COUNT").arg(at_most);
         read.arg("BLOCK").arg(millis(block)).arg("STREAMS").arg(&self.stream).arg(">");
-        let (reply,): (Option<StreamReadReply>,) = self.ask(block + PATIENCE, &read).await?;
+        let (reply,): (Option<StreamReadReply>,) = self.ask(block + REQUEST_TIMEOUT, &read).await?;
         Ok(reply.unwrap_or_default().keys.into_iter().flat_map(|stream| stream.ids).collect())
     }
 
@@ -212,7 +213,7 @@ impl RedisQueue {
         let mut remove = pipe();
         remove.atomic().cmd("XACK").arg(&self.stream).arg(GROUP).arg(entry);
         remove.cmd("XDEL").arg(&self.stream).arg(entry);
-        self.ask(PATIENCE, &remove).await
+        self.ask(REQUEST_TIMEOUT, &remove).await
     }
 
     /// One line, without what the URL holds besides the address.
@@ -236,7 +237,7 @@ impl Queue for RedisQueue {
     async fn publish(&self, run: RunId) -> Result<(), QueueError> {
         let mut add = pipe();
         add.cmd("XADD").arg(&self.stream).arg("*").arg(RUN).arg(run.to_string()).ignore();
-        self.ask(PATIENCE, &add).await.map_err(|error| self.failure(&error))
+        self.ask(REQUEST_TIMEOUT, &add).await.map_err(|error| self.failure(&error))
     }
 
     async fn take(&self, consumer: &str, at_most: usize) -> Result<Vec<Job>, QueueError> {
@@ -261,7 +262,7 @@ impl Queue for RedisQueue {
     async fn oldest(&self) -> Result<Option<Duration>, QueueError> {
         let mut look = pipe();
         look.cmd("XRANGE").arg(&self.stream).arg("-").arg("+").arg("COUNT").arg(1).cmd("TIME");
-        let answer = self.ask(PATIENCE, &look).await;
+        let answer = self.ask(REQUEST_TIMEOUT, &look).await;
         let (first, (seconds, micros)): (StreamRangeReply, (u64, u64)) =
             answer.map_err(|error| self.failure(&error))?;
         let now = Duration::from_secs(seconds) + Duration::from_micros(micros);

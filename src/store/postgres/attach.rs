@@ -7,7 +7,7 @@ use backon::{ExponentialBuilder, Retryable};
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::super::attach::{Attach, Attached, Detached, Plan, PurgeLoss, attached_elsewhere};
-use super::super::stuck::PATIENCE;
+use super::super::stuck::STUCK_THRESHOLD;
 use super::super::{CaptureProblem, SCHEMA_VERSION, Store, StoreError};
 use super::as_owner::read_as_owner;
 use super::capture::{self, MARK, Trigger, triggers};
@@ -170,7 +170,11 @@ impl PgStore {
             MIGRATIONS[known.min(MIGRATIONS.len())..].concat(),
             fill(
                 FUNCTIONS,
-                &[("{table}", &table.name), ("{literal}", &literal(&table.name)), ("{patience}", PATIENCE)]
+                &[
+                    ("{table}", &table.name),
+                    ("{literal}", &literal(&table.name)),
+                    ("{stuck_threshold}", STUCK_THRESHOLD)
+                ]
             )
         ))
     }

@@ -205,7 +205,7 @@ BEGIN
         SELECT u.key, u.value::float8 FROM jsonb_each_text((SELECT s.usual FROM runspan.series s)) u
     ) usual (workflow_name, seconds) ON usual.workflow_name = left(w.workflow_name::text, 1024)
     LEFT JOIN runspan.open_runs o ON o.run_id = w.id
-    WHERE w.status IN ('queued', 'running') AND w.workflow_name IS NOT NULL AND age.seconds > {patience}
+    WHERE w.status IN ('queued', 'running') AND w.workflow_name IS NOT NULL AND age.seconds > {stuck_threshold}
     ORDER BY age.seconds DESC, w.id
     $sql$, attached);
 END

@@ -1,7 +1,7 @@
 //! The SQL that has to be built: SQLite has neither functions nor a catch, so every trigger spells all of it
 //! out. Nothing here needs a SQLite newer than 3.38, for writers of other programs run the triggers too.
 
-use super::super::stuck::PATIENCE;
+use super::super::stuck::STUCK_THRESHOLD;
 
 /// runspan's tables, version by version. Append-only.
 pub(super) const MIGRATIONS: [&str; super::super::SCHEMA_VERSION as usize] =
@@ -155,7 +155,7 @@ pub(super) fn stuck(table: &str) -> String {
             ("created_at", &micros("w.created_at")),
             ("updated_at", &micros("w.updated_at")),
             ("is_run", IS_RUN),
-            ("patience", PATIENCE),
+            ("stuck_threshold", STUCK_THRESHOLD),
             ("table", table),
         ],
     )

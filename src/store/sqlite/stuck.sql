@@ -12,5 +12,5 @@ FROM {table} w
 LEFT JOIN (SELECT u.key AS workflow_name, CAST(u.value AS REAL) AS seconds FROM runspan_series s, json_each(s.usual) u) usual
     ON usual.workflow_name = substr(w.workflow_name, 1, 1024)
 LEFT JOIN runspan_open_runs o ON o.run_id = lower(w.id)
-WHERE w.status IN ('queued', 'running') AND w.workflow_name IS NOT NULL AND {is_run} AND age > {patience}
+WHERE w.status IN ('queued', 'running') AND w.workflow_name IS NOT NULL AND {is_run} AND age > {stuck_threshold}
 ORDER BY age DESC, w.id LIMIT ?1

@@ -28,7 +28,7 @@ fn pair(database: &Database, collector: &Collector) -> (Process, Process) {
     let first = start();
     takes_over(database, &first);
     let mut second = start();
-    second.wait_to_say("another relay has the lease; standing by");
+    second.wait_to_say("another relay holds the lease; standing by");
     (first, second)
 }
 

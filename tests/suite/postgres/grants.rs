@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use bytes::Bytes;
-use runspan::projection::{Settings, project};
+use runspan::projection::Settings;
+use runspan::relay;
 use runspan::run::RunId;
 use runspan::series::{Change, Head};
-use runspan::store::{self, Channel, Commit, NewRequest, Plan, Selection, Settlement, Store, StoreError};
+use runspan::store::{self, Channel, NewRequest, Plan, Selection, Settlement, Store, StoreError};
 
 use super::{owner, role};
 use crate::database::{Database, Session, connect, plan};
@@ -82,21 +83,10 @@ async fn all_that_a_relay_does(store: &dyn Store, admin: &mut Session) -> Result
     store.bring_forward(&store.position(&instance).await?, false).await?;
     let batch = store.read(store.position(&instance).await?, 1_000).await?;
     store.open_runs(&[run]).await?;
-    let mut commit =
-        Commit { position: batch.position, closed: vec![RunId::generate()], ..Commit::default() };
-    let mut entries = Vec::new();
-    for (seq, entry) in batch.entries {
-        commit.consumed.push(seq);
-        match entry {
-            Ok(entry) => entries.push(entry),
-            Err(error) => commit.set_aside.push((seq, error.to_string())),
-        }
-    }
-    assert!(!commit.set_aside.is_empty() && !entries.is_empty());
-    let projected = project(HashMap::new(), entries, &Settings::default());
-    let totals = projected.totals.clone();
-    commit.opened = projected.opened;
-    commit.totals = projected.totals;
+    let mut commit = relay::plan(batch, HashMap::new(), &Settings::default()).commit;
+    assert!(!commit.set_aside.is_empty() && commit.set_aside.len() < commit.consumed.len());
+    commit.closed.push(RunId::generate());
+    let totals = commit.totals.clone();
     commit.requests = ["ab", "cd"].map(request).into();
     store.commit(&lease, &instance, &commit).await?;
 

@@ -432,7 +432,7 @@ async fn entries_that_the_journal_refuses_are_an_error_line(database: &Database)
     let (logged, _guard) = Logged::start();
     let settings = Settings { look_every: Duration::from_millis(20), ..series::settings() };
     let relay = series::relay(&store, &receiver, &[]).with(settings).spawn();
-    let has_looked = async || relay.monitor().snapshot().capture.is_some_and(|capture| capture.is_live());
+    let has_looked = async || relay.status().snapshot().capture.is_some_and(|capture| capture.is_live());
     eventually("a look", has_looked).await;
     assert_eq!(logged.with(LINE), Vec::<String>::new());
     let mut session = database.connect().await;

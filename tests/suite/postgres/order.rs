@@ -43,7 +43,7 @@ async fn consume(relay: &Relay) -> Vec<RunId> {
             Change::Refusal { .. } => None,
         })
         .collect();
-    let (_, commit) = relay.project(batch).await;
+    let commit = relay.plan(batch).await.commit;
     relay.store.commit(&relay.lease, &relay.instance, &commit).await.unwrap();
     told
 }
@@ -69,7 +69,7 @@ async fn what_commits_late_comes_before_what_follows_while_a_batch_is_under_way(
     let late = slow.queue("triage", 1).await;
     fast.queue("triage", 2).await;
     let under_way = relay.read(10).await;
-    let (_, commit) = relay.project(under_way).await;
+    let commit = relay.plan(under_way).await.commit;
     slow.execute("COMMIT").await;
     runs::mark_running(fast.runs(), late).await.unwrap();
     // The commit is not there yet: its entry is left out, and the earlier one is not.
@@ -194,7 +194,7 @@ async fn the_lease_cannot_be_taken_in_the_middle_of_a_commit(database: &Database
     let relay = Relay::new(database.attach().await.0).await;
     let mut session = database.connect().await;
     session.queue("triage", 1).await;
-    let (_, commit) = relay.project(relay.read(10).await).await;
+    let commit = relay.plan(relay.read(10).await).await.commit;
     let seen = relay.store.lease().await.unwrap();
     // The commit gets stuck behind its fence.
     session.execute("BEGIN; LOCK TABLE runspan.open_runs IN ACCESS EXCLUSIVE MODE").await;

@@ -294,7 +294,7 @@ async fn a_table_named_to_break_out_of_the_sql_does_not(database: &Database) {
         format!("x\n{escape}"),
         format!("'; {escape}"),
         format!("\\'; {escape}"),
-        "{literal} {table} {patience}".to_owned(),
+        "{literal} {table} {stuck_threshold}".to_owned(),
     ] {
         // A name has 63 bytes at most.
         let name: String = name.chars().take(63).collect();

@@ -77,7 +77,7 @@ async fn pending_totals_neither_collide_nor_hide() {
         let (database, relay, mut session) = attached().await;
         for number in 1..=3 {
             session.queue("triage", number).await;
-            let (_, made) = relay.project(relay.read(10).await).await;
+            let made = relay.plan(relay.read(10).await).await.commit;
             assert!(!made.totals.is_empty());
             commit(&relay, &made).await;
         }
@@ -92,7 +92,7 @@ async fn pending_totals_neither_collide_nor_hide() {
         // The journal's position went back too, and it is for its reader to notice.
         let first = session.text("SELECT min(seq) FROM runspan_journal").await.unwrap();
         assert!(first.parse::<i64>().unwrap() <= 3, "{first}");
-        let (_, made) = relay.project(relay.read(10).await).await;
+        let made = relay.plan(relay.read(10).await).await.commit;
         commit(&relay, &made).await;
         let fresh = relay.store.fresh_totals(&relay.lease, last, 10).await.unwrap();
         assert_eq!((fresh.totals.len(), fresh.up_to), (1, 0), "{set_back}");

@@ -1,4 +1,4 @@
-//! What a relay tells of itself while it runs.
+//! The state of a relay while it runs: its tasks write it; health, gauges and `until_idle` read it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -8,73 +8,73 @@ use tokio::sync::{Notify, watch};
 
 use crate::store::{CaptureProblem, Channel, StoreStatus};
 
-/// A relay's view of itself, shared by its tasks and whoever looks on.
+/// The state of a relay, shared by its tasks and its observers.
 #[derive(Clone)]
-pub struct Monitor {
+pub struct RelayStatus {
     state: Arc<watch::Sender<Snapshot>>,
     outbox: Arc<HashMap<Channel, Notify>>,
 }
 
-/// How a relay stands.
+/// The state of a relay at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     /// The lease's epoch, while it is held.
     pub lease_epoch: Option<i64>,
-    /// Whether another relay holds the lease.
+    /// Whether another relay holds the lease, and this one is its standby.
     pub stands_by: bool,
-    /// Which database it is, once that has said so: its `service.instance.id`.
+    /// `service.instance.id` of the database, once it has answered.
     pub database: Option<String>,
-    /// How journal and outbox stood a few seconds ago, unless the database did not answer then.
+    /// The state of journal and outbox at the last poll; `None` if the database did not answer.
     pub status: Option<StoreStatus>,
-    /// Whether transitions reach the journal, as it was a few seconds ago; `None` while that is unknown.
+    /// Whether transitions reached the journal at the last poll; `None` while unknown.
     pub capture: Option<Capture>,
     /// Why the database cannot be used at the moment.
     pub database_problem: Option<String>,
-    /// Whether the journal was empty when it was last looked at.
+    /// Whether the journal was empty at the last read after a reconciliation.
     pub journal_empty: bool,
     /// The senders.
     pub senders: HashMap<Channel, SenderState>,
-    /// What the exporter of the metrics is at, once it has tried.
+    /// The exporter of metrics, once it has tried.
     pub metrics: Option<SenderState>,
     /// When a receiver last acknowledged a request.
     pub acknowledged_at: Option<SystemTime>,
     /// Spans and records that were acknowledged.
     pub delivered_items: u64,
-    /// Spans and records that a receiver took and threw away (`partial_success`).
+    /// Spans and records that a receiver rejected (`partial_success`).
     pub rejected_items: u64,
 }
 
 /// Whether transitions reach the journal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Capture {
-    /// Why they do not, or why the table cannot be compared with the journal; empty while all is well.
+    /// Why they do not, or why the table cannot be reconciled; empty while capture works.
     pub problems: Vec<CaptureProblem>,
-    /// While all is well: since when it has been seen so. Else when it was last seen so, if this relay has seen it. By
-    /// the clock of the relay's host.
+    /// While capture works: since when this relay has seen it work. Otherwise when it last did, if it has. By the clock
+    /// of the relay's host.
     pub since: Option<SystemTime>,
 }
 
 impl Capture {
-    /// Whether all is well.
+    /// Whether capture works.
     pub const fn is_live(&self) -> bool {
         self.problems.is_empty()
     }
 }
 
-/// What a sender is at.
+/// The state of a sender.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SenderState {
-    /// At work.
+    /// Sending.
     Busy,
-    /// Nothing waits.
+    /// Nothing is pending.
     Idle,
-    /// The receiver does not answer well: this is why.
+    /// The last attempt failed and is retried; the reason.
     Waiting(String),
-    /// The receiver takes none of what waits until someone mends it: this is what it says.
+    /// The receiver refuses all that is pending until someone fixes it; its answer.
     Refused(String),
 }
 
-impl Monitor {
+impl RelayStatus {
     pub(super) fn new(channels: impl Iterator<Item = Channel> + Clone) -> Self {
         let state = Snapshot {
             senders: channels.clone().map(|channel| (channel, SenderState::Busy)).collect(),
@@ -86,12 +86,12 @@ impl Monitor {
         }
     }
 
-    /// How the relay stands now.
+    /// The state now.
     pub fn snapshot(&self) -> Snapshot {
         self.state.borrow().clone()
     }
 
-    /// For who looks on for no longer than somebody else does.
+    /// For an observer that must not keep the status alive.
     pub(super) fn downgrade(&self) -> Weak<watch::Sender<Snapshot>> {
         Arc::downgrade(&self.state)
     }
@@ -110,12 +110,12 @@ impl Monitor {
         });
     }
 
-    /// There is something new in the outbox.
+    /// Wakes the senders of these channels.
     pub(super) fn requests_arrived(&self, channels: impl Iterator<Item = Channel>) {
         channels.filter_map(|channel| self.outbox.get(&channel)).for_each(Notify::notify_one);
     }
 
-    /// Waits until there is something new in the outbox for this channel. Cancel safe.
+    /// Waits for a new request of this channel. Cancel safe.
     pub(super) async fn request_arrives(&self, channel: Channel) {
         match self.outbox.get(&channel) {
             Some(arrival) => arrival.notified().await,
@@ -125,13 +125,13 @@ impl Monitor {
 }
 
 impl Snapshot {
-    /// Whether nothing is to be done, or nothing can be.
+    /// Whether nothing is left to do, or nothing more can be done.
     pub(super) fn is_idle(&self) -> bool {
-        let at_rest = |state: &SenderState| matches!(state, SenderState::Idle | SenderState::Refused(_));
-        self.lease_epoch.is_some() && self.journal_empty && self.senders.values().all(at_rest)
+        let is_done = |state: &SenderState| matches!(state, SenderState::Idle | SenderState::Refused(_));
+        self.lease_epoch.is_some() && self.journal_empty && self.senders.values().all(is_done)
     }
 
-    /// What a receiver that takes nothing says.
+    /// The answer of a receiver that refuses everything.
     pub(super) fn refusal(&self) -> Option<&str> {
         self.senders.values().find_map(|state| match state {
             SenderState::Refused(why) => Some(why.as_str()),

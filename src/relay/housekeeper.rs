@@ -1,0 +1,40 @@
+//! Keeps the outbox within its maximum size: the database is worth more than its telemetry.
+
+use std::sync::Arc;
+
+use super::error::RelayError;
+use super::term::Term;
+use crate::store::StoreError;
+
+pub(super) struct Housekeeper {
+    pub(super) term: Arc<Term>,
+}
+
+impl Housekeeper {
+    /// Checks the size after commits, at intervals.
+    pub(super) async fn run(self) -> Result<(), RelayError> {
+        let term = &self.term;
+        while !term.stop.is_cancelled() {
+            term.pause(term.settings.trim_every).await;
+            if term.unless_stopped(term.committed.notified()).await.is_some() {
+                self.trim().await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn trim(&self) -> Result<(), StoreError> {
+        let term = &self.term;
+        let trimmed = term.store.trim(&term.lease, term.settings.max_outbox).await?;
+        if trimmed.requests > 0 {
+            term.counts.dropped(trimmed.items);
+            tracing::error!(
+                requests = trimmed.requests,
+                items = trimmed.items,
+                max_bytes = term.settings.max_outbox,
+                "the outbox is full: dropped its oldest requests; their spans and records are lost"
+            );
+        }
+        Ok(())
+    }
+}
