@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help lint lint-rust lint-deny lint-shell test chaos fuzz bench docs-check collector prometheus
+.PHONY: help lint lint-rust lint-features lint-deny lint-shell test chaos fuzz bench docs-check collector prometheus
 
 # Tools are built once and cached outside the tree, so that a clean clone reuses them.
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/runspan
@@ -12,12 +12,22 @@ DENY := $(CACHE)/cargo-deny-$(DENY_VERSION)
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-lint: lint-shell lint-rust lint-deny ## Format, clippy, rustdoc, licences and sources of dependencies, shell scripts
+lint: lint-shell lint-rust lint-features lint-deny ## Format, clippy, rustdoc, features, licences and sources of dependencies, shell scripts
 
 lint-rust:
 	cargo fmt --check
 	cargo clippy --locked --all-targets --all-features -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings cargo doc --locked --no-deps --all-features --document-private-items
+
+# The library with each useful set of features; lint-rust covers all of them together, `make test` the default. A bot that
+# uses none of them must not compile what only a process of runspan's own needs.
+lint-features:
+	@for features in '' relay runtime redis relay,runtime; do \
+		echo "clippy --no-default-features --features '$$features'"; \
+		cargo clippy --quiet --locked --lib --no-default-features --features "$$features" -- -D warnings; \
+	done
+	@! cargo tree --locked --edges normal --no-default-features --prefix none \
+		| grep -E '^(axum|clap|comfy-table|redis|reqwest|tokio|tonic) '
 
 # Advisories come from the network: if it is unreachable, print a warning and do not fail.
 lint-deny: $(DENY)

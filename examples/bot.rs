@@ -9,12 +9,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, Parser};
+use runspan::DatabaseUrl;
 use runspan::runtime::queue::{QueueError, RedisQueue, RedisSettings};
 use runspan::runtime::{
     BoxError, Context, Database, Delivery, DispatchError, Dispatched, ExecutorSettings, Outcome,
     ReaperSettings, Runtime, Workflow, bundled,
 };
-use runspan::store::DatabaseUrl;
 use runspan::{runs, telemetry};
 use serde_json::{Map, json};
 use tokio::signal::unix::{SignalKind, signal};

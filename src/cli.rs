@@ -22,8 +22,9 @@ use comfy_table::{ContentArrangement, Table};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-use crate::relay::RelayError;
-use crate::store::{self, DatabaseUrl, Store, StoreError};
+use runspan::DatabaseUrl;
+use runspan::relay::RelayError;
+use runspan::store::{self, Store, StoreError};
 
 /// How a command ends, beside success.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -185,7 +186,7 @@ fn shows_a_url(error: &clap::Error, arguments: impl Iterator<Item = OsString>) -
 }
 
 /// Runs the command line of this process.
-pub fn main() -> ExitCode {
+pub(crate) fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) if shows_a_url(&error, std::env::args_os()) => {

@@ -23,22 +23,22 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use self::database::TableOwner;
 use self::receiver::Receiver;
 use self::story::Story;
-use crate::otlp::client::ClientError;
-use crate::otlp::config::{ConfigError, Env};
-use crate::relay::{Ended, Logs, Relay, RelayError, RelayHandle, Settings};
-use crate::runs::RunsError;
-use crate::runtime::{Database, DispatchError, InvalidDelivery, RuntimeError};
-use crate::store::{self, DatabaseUrl, Plan, Store, StoreError};
-use crate::telemetry::{Telemetry, TelemetryError};
+use runspan::DatabaseUrl;
+use runspan::otlp::client::ClientError;
+use runspan::otlp::config::{ConfigError, Env};
+use runspan::relay::{Ended, Logs, Relay, RelayError, RelayHandle, Settings};
+use runspan::runs::RunsError;
+use runspan::runtime::{Database, DispatchError, InvalidDelivery, RuntimeError};
+use runspan::store::{self, Plan, Store, StoreError};
+use runspan::telemetry::{Telemetry, TelemetryError};
 
-pub use self::forward::{Forwarded, Sent};
-pub use self::receiver::{Attributes, Kind, Record, Span};
-pub use self::report::{Counts, Report, Ship, Workflow};
+pub(crate) use self::forward::Sent;
+pub(crate) use self::report::Report;
 
 /// Why the demo did not come to its end.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum DemoError {
+pub(crate) enum DemoError {
     /// Told to stop.
     #[error("interrupted")]
     Interrupted,
@@ -98,7 +98,7 @@ impl From<sqlx::Error> for DemoError {
 /// How far the demo is.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub enum Progress {
+pub(crate) enum Progress {
     /// Everything stands; the first delivery comes.
     Begun {
         /// How many payloads are bundled.
@@ -127,7 +127,7 @@ impl std::fmt::Display for Progress {
 /// reports what was received.
 ///
 /// When `stop` is cancelled the relay is stopped and the file removed before this returns.
-pub async fn run(
+pub(crate) async fn run(
     database: Option<DatabaseUrl>,
     env: Env<'_>,
     stop: &CancellationToken,

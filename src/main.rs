@@ -1,7 +1,10 @@
-//! The command `runspan`.
+//! The command `runspan`. It uses the library as any other program does.
+
+mod cli;
+mod demo;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    runspan::cli::main()
+    cli::main()
 }

@@ -25,6 +25,7 @@ use sqlx::types::Json;
 
 pub use self::connection::Connection;
 pub use self::error::RunsError;
+#[cfg(feature = "relay")]
 pub(crate) use self::error::describe;
 pub use self::lease::{
     Unattended, forget_leases, hold_lease, is_held, orphans, overdue, release_lease, stalled,

@@ -13,7 +13,6 @@ mod rows;
 mod series;
 mod sqlite;
 mod stuck;
-mod url;
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
@@ -31,7 +30,7 @@ pub use self::position::{Pending, Position, Unread};
 use self::postgres::as_owner::Refused;
 pub use self::series::{Fresh, SeriesStore};
 pub use self::stuck::{Stuck, StuckRun};
-pub use self::url::DatabaseUrl;
+use crate::database_url::DatabaseUrl;
 use crate::journal::{Entry, Unreadable};
 use crate::projection::Tracked;
 use crate::run::RunId;

@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
 use futures_util::{StreamExt as _, stream};
+use runspan::DatabaseUrl;
 use runspan::run::{Target, TargetKind};
 use runspan::runs::{self, NewRun, Owner};
 use runspan::runtime::queue::InProcessQueue;
 use runspan::runtime::{Database, Delivery, ExecutorSettings, Outcome, Registry, Runtime, Workflow};
-use runspan::store::{self, DatabaseUrl, Plan};
+use runspan::store::{self, Plan};
 use tokio_util::sync::CancellationToken;
 
 use super::Failure;

@@ -10,11 +10,12 @@ mod record;
 use std::sync::Arc;
 use std::time::Duration;
 
+use runspan::DatabaseUrl;
 use runspan::otlp::config::Resource;
 use runspan::otlp::encode::Encoder;
 use runspan::runs;
 use runspan::runtime::Database;
-use runspan::store::{self, DatabaseUrl, Lease, Plan, Store};
+use runspan::store::{self, Lease, Plan, Store};
 
 use super::Failure;
 

@@ -4,7 +4,7 @@ use clap::Args;
 
 use super::purge::Purge;
 use super::{Database, Failure, print, print_line};
-use crate::store::{Detached, Plan, StoreError};
+use runspan::store::{Detached, Plan, StoreError};
 
 /// Install the journal: triggers on the table, and runspan's own schema beside it
 ///

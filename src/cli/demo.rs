@@ -6,8 +6,8 @@ use clap::Args;
 
 use super::{Exit, Failure, environment, note, print, print_line, stop_on_signal};
 use crate::demo::{self, DemoError, Progress};
-use crate::store::DatabaseUrl;
-use crate::telemetry;
+use runspan::DatabaseUrl;
+use runspan::telemetry;
 
 const EXAMPLES: &str = "\
 Examples:

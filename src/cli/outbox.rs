@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand};
 
 use super::{Database, Failure, counted, listing, print_line};
-use crate::store::{Listed, Selection, StoreStatus};
+use runspan::store::{Listed, Selection, StoreStatus};
 
 /// List what waits to be sent, and what no receiver takes and why; send that again, or drop it
 #[derive(Args)]

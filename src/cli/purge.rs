@@ -3,7 +3,8 @@
 use std::fmt;
 
 use super::{Failure, counted};
-use crate::store::{DatabaseUrl, PurgeLoss};
+use runspan::DatabaseUrl;
+use runspan::store::PurgeLoss;
 
 /// What a purge of a database would remove.
 pub(super) struct Purge {

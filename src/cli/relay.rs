@@ -8,11 +8,11 @@ use clap::{Args, ValueEnum};
 use tokio_util::sync::CancellationToken;
 
 use super::{Database, Exit, Failure, counted, environment, stop_on_signal};
-use crate::projection;
-use crate::relay::{self, Ended, Relay, RelayStatus, Settings};
-use crate::series::Buckets;
-use crate::store::{Store, StoreError};
-use crate::telemetry::RelayMetrics;
+use runspan::projection;
+use runspan::relay::{self, Ended, Relay, RelayStatus, Settings};
+use runspan::series::Buckets;
+use runspan::store::{Store, StoreError};
+use runspan::telemetry::RelayMetrics;
 
 const ABOUT: &str = "\
 Send what the journal holds to an OTLP receiver, until told to stop

@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::{Failure, print_line};
-use crate::semconv;
+use runspan::semconv;
 
 const EXAMPLES: &str = "\
 Examples:

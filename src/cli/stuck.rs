@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::{Database, Failure, counted, listing, print_line};
-use crate::store::{Stuck, StuckRun};
+use runspan::store::{Stuck, StuckRun};
 
 /// The widest cell, in characters. JSON has everything.
 const WIDEST: usize = 60;

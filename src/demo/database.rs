@@ -1,8 +1,8 @@
 //! What the demo asks of its database beside the runtime, and what an operator does to it by hand.
 
-use crate::run::RunId;
-use crate::runs::{self, RunsError};
-use crate::runtime::Database;
+use runspan::run::RunId;
+use runspan::runs::{self, RunsError};
+use runspan::runtime::Database;
 
 /// What the names of the demo's processes begin with, and so the owners of its runs: what else is in the table is
 /// none of its business.

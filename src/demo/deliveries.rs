@@ -3,7 +3,7 @@
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::runtime::{Delivery, InvalidDelivery};
+use runspan::runtime::{Delivery, InvalidDelivery};
 
 /// Each payload under the name of its event and action.
 pub(super) const BUNDLED: [(&str, &str); 9] = [

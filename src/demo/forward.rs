@@ -4,14 +4,14 @@ use serde::Serialize;
 
 use super::DemoError;
 use super::receiver::Receiver;
-use crate::otlp::Signal;
-use crate::otlp::answer::Answer;
-use crate::otlp::client::Client;
-use crate::otlp::config::{Env, SignalConfig};
+use runspan::otlp::Signal;
+use runspan::otlp::answer::Answer;
+use runspan::otlp::client::Client;
+use runspan::otlp::config::{Env, SignalConfig};
 
 /// What became of a signal's requests at the receiver of the environment.
 #[derive(Clone, Debug, Serialize)]
-pub struct Sent {
+pub(crate) struct Sent {
     /// `traces`, `logs` or `metrics`.
     pub signal: Signal,
     /// Where they went.
@@ -28,11 +28,11 @@ pub struct Sent {
 /// What became of all that was forwarded.
 #[derive(Clone, Debug, Serialize)]
 #[serde(transparent)]
-pub struct Forwarded(pub Vec<Sent>);
+pub(crate) struct Forwarded(pub Vec<Sent>);
 
 impl Forwarded {
     /// Why not everything is there.
-    pub fn problem(&self) -> Option<&str> {
+    pub(crate) fn problem(&self) -> Option<&str> {
         self.0.iter().find_map(|sent| sent.problem.as_deref())
     }
 }

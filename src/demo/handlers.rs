@@ -12,7 +12,7 @@ use tokio::time::sleep;
 use tracing::instrument;
 use url::Url;
 
-use crate::runtime::{BoxError, Context, Outcome, Workflow};
+use runspan::runtime::{BoxError, Context, Outcome, Workflow};
 
 /// How long plan may take: a host that it reads from may never answer. (It waits for nothing else that can take long,
 /// such as a busy database.)

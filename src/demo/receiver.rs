@@ -34,19 +34,19 @@ use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
-use crate::otlp::Signal;
-use crate::run::Timestamp;
-use crate::semconv::metric::Metric;
-use crate::semconv::{Level, field};
-use crate::trace_context::SpanContext;
+use runspan::otlp::Signal;
+use runspan::run::Timestamp;
+use runspan::semconv::metric::Metric;
+use runspan::semconv::{Level, field};
+use runspan::trace_context::SpanContext;
 
 /// Attributes, by key.
-pub type Attributes = BTreeMap<String, Value>;
+pub(crate) type Attributes = BTreeMap<String, Value>;
 
 /// What a received span stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Kind {
+pub(crate) enum Kind {
     /// A run: SERVER.
     Run,
     /// A run's first wait: INTERNAL, with an id that follows from the run's.
@@ -60,13 +60,13 @@ pub enum Kind {
 /// A span, as it was received.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Span {
+pub(crate) struct Span {
     /// Its trace, in hex.
     #[serde(rename = "trace_id")]
     pub trace_id: String,
     /// Its id, in hex.
     #[serde(rename = "span_id")]
-    pub span_id: String,
+    pub id: String,
     /// The span it is a child of, in hex.
     #[serde(rename = "parent_span_id", skip_serializing_if = "Option::is_none")]
     pub parent: Option<String>,
@@ -90,7 +90,7 @@ pub struct Span {
 
 /// A log record, as it was received. As JSON it is the line that the relay prints with `--logs stdout`.
 #[derive(Clone, Debug, Serialize)]
-pub struct Record {
+pub(crate) struct Record {
     /// When it happened.
     #[serde(rename = "timestamp", serialize_with = "rfc3339")]
     pub at: Timestamp,
@@ -112,24 +112,24 @@ pub struct Record {
 
 impl Span {
     /// The text of an attribute.
-    pub fn text(&self, key: &str) -> Option<&str> {
+    pub(crate) fn text(&self, key: &str) -> Option<&str> {
         self.attributes.get(key).and_then(Value::as_str)
     }
 
     /// How long it took, in milliseconds.
-    pub fn millis(&self) -> i64 {
+    pub(crate) fn millis(&self) -> i64 {
         self.end.millis_since(self.start)
     }
 }
 
 impl Record {
     /// The text of an attribute.
-    pub fn text(&self, key: &str) -> Option<&str> {
+    pub(crate) fn text(&self, key: &str) -> Option<&str> {
         self.attributes.get(key).and_then(Value::as_str)
     }
 
     /// The event's name.
-    pub fn event(&self) -> &str {
+    pub(crate) fn event(&self) -> &str {
         self.text(field::EVENT).unwrap_or_default()
     }
 }
@@ -292,7 +292,7 @@ fn span(span: &trace::Span) -> Span {
     let attributes = attributes(&span.attributes);
     Span {
         trace_id: hex(&span.trace_id),
-        span_id: hex(&span.span_id),
+        id: hex(&span.span_id),
         parent: (!span.parent_span_id.is_empty()).then(|| hex(&span.parent_span_id)),
         name: span.name.clone(),
         kind: kind(span, &attributes),

@@ -11,8 +11,8 @@ use comfy_table::{CellAlignment, Table};
 use super::receiver::Record;
 use super::report::{Report, Workflow};
 use super::{Progress, Sent};
-use crate::otlp::Signal;
-use crate::semconv::{Event, field};
+use runspan::otlp::Signal;
+use runspan::semconv::{Event, field};
 
 /// How wide a line may be.
 const WIDTH: usize = 110;
@@ -48,7 +48,7 @@ pub(super) fn progress(progress: &Progress, f: &mut fmt::Formatter<'_>) -> fmt::
 
 impl Report {
     /// The report for people, styled for a terminal of 110 columns.
-    pub fn to_text(&self) -> String {
+    pub(crate) fn to_text(&self) -> String {
         report(self)
     }
 }
@@ -184,7 +184,7 @@ fn workflows(workflows: &[Workflow]) -> String {
         // Rounded down: 100 % means that all of them did.
         let rate = (workflow.succeeded * 100).checked_div(workflow.runs);
         table.add_row([
-            workflow.workflow_name.clone(),
+            workflow.name.clone(),
             count(workflow.runs),
             count(workflow.succeeded),
             count(workflow.failed),

@@ -8,14 +8,14 @@ use serde::Serialize;
 use super::forward::Forwarded;
 use super::receiver::{Kind, Receiver, Record, Span};
 use super::story::Told;
-use crate::run::{Outcome, RunId};
-use crate::semconv::{Event, field, metric};
-use crate::trace_context::SpanContext;
+use runspan::run::{Outcome, RunId};
+use runspan::semconv::{Event, field, metric};
+use runspan::trace_context::SpanContext;
 
 /// Everything that the demo shows. As JSON it is `runspan demo --json`.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Report {
+pub(crate) struct Report {
     /// From nothing to the last acknowledgement, in milliseconds.
     pub took_ms: i64,
     /// The numbers that have to agree.
@@ -39,7 +39,7 @@ pub struct Report {
 /// What SQL says, and what was received.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Counts {
+pub(crate) struct Counts {
     /// Deliveries.
     pub deliveries: usize,
     /// Rows of runs that have ended.
@@ -66,12 +66,12 @@ pub struct Counts {
 
 impl Counts {
     /// Runs that have been in the table.
-    pub const fn runs(&self) -> usize {
+    pub(crate) const fn runs(&self) -> usize {
         self.rows + self.deleted
     }
 
     /// Whether everything that happened was received, and nothing else.
-    pub const fn agree(&self) -> bool {
+    pub(crate) const fn agree(&self) -> bool {
         self.runs() == self.run_spans
             && self.runs() == self.completed_records
             && self.runs() == self.measured_runs
@@ -82,7 +82,7 @@ impl Counts {
 /// The composite run.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Ship {
+pub(crate) struct Ship {
     /// Its id.
     pub run_id: RunId,
     /// Its trace, as the span has it.
@@ -96,9 +96,10 @@ pub struct Ship {
 /// The numbers of one workflow, from its spans and the records of refusals.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Workflow {
+pub(crate) struct Workflow {
     /// Its name.
-    pub workflow_name: String,
+    #[serde(rename = "workflowName")]
+    pub name: String,
     /// Runs.
     pub runs: usize,
     /// Those that succeeded.
@@ -135,7 +136,7 @@ impl Report {
         });
         // Sending is at least once: what came twice counts once.
         let of_kind = |kind| {
-            let ids = spans.iter().filter(|span| span.kind == kind).map(|span| &span.span_id);
+            let ids = spans.iter().filter(|span| span.kind == kind).map(|span| &span.id);
             ids.collect::<HashSet<_>>().len()
         };
         let of_event = |event: Event, key| {
@@ -168,7 +169,7 @@ impl Report {
     }
 
     /// What went wrong, in one line.
-    pub fn problem(&self) -> Option<String> {
+    pub(crate) fn problem(&self) -> Option<String> {
         if !self.counts.agree() {
             return Some(format!("what was received is not what is in the table: {:?}", self.counts));
         }
@@ -221,7 +222,7 @@ fn workflows(spans: &[Span], records: &[Record]) -> Vec<Workflow> {
     }
     seen.into_iter()
         .map(|(name, Seen { workflow, mut took, mut waited })| Workflow {
-            workflow_name: name.to_owned(),
+            name: name.to_owned(),
             p50_ms: quantile(&mut took, 50),
             p95_ms: quantile(&mut took, 95),
             wait_p95_ms: quantile(&mut waited, 95),

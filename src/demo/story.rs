@@ -19,10 +19,10 @@ use super::DemoError;
 use super::database::{ByHand, NAME};
 use super::deliveries::{about, deliver, saying};
 use super::handlers::{self, Remarks};
-use crate::run::{RunId, Status};
-use crate::runs;
-use crate::runtime::queue::InProcessQueue;
-use crate::runtime::{
+use runspan::run::{RunId, Status};
+use runspan::runs;
+use runspan::runtime::queue::InProcessQueue;
+use runspan::runtime::{
     Database, Delivery, Dispatched, Dispatcher, ExecutorSettings, ReaperSettings, Registry, Runtime, bundled,
 };
 
@@ -271,7 +271,7 @@ fn credential() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::redact::reason;
+    use runspan::redact::reason;
 
     #[test]
     fn the_credential_is_one_to_the_redaction() {

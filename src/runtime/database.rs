@@ -7,8 +7,8 @@ use sqlx::postgres::{PgConnection, PgPool, PgPoolOptions, Postgres};
 use sqlx::sqlite::{Sqlite, SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions};
 use sqlx::{Connection as _, Transaction};
 
+use crate::database_url::DatabaseUrl;
 use crate::runs::{Connection, RunsError};
-use crate::store::DatabaseUrl;
 
 /// How long to wait for a connection, or for SQLite's lock.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);

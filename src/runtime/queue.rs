@@ -5,6 +5,7 @@
 //! reaper, which finds its run still queued.
 
 mod in_process;
+#[cfg(feature = "redis")]
 mod redis;
 
 use std::time::Duration;
@@ -12,6 +13,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 pub use self::in_process::InProcessQueue;
+#[cfg(feature = "redis")]
 pub use self::redis::{RedisQueue, RedisSettings};
 use crate::redact::url::ENCODE;
 use crate::run::RunId;

@@ -31,7 +31,7 @@ pub enum SamplerError {
 
 /// Reads both variables; the default is the specification's, `parentbased_always_on`.
 pub(super) fn from_env(env: Env<'_>) -> Result<Sampler, SamplerError> {
-    let name = super::set(env, SAMPLER);
+    let name = super::live::set(env, SAMPLER);
     let root = match name.as_deref() {
         Some("always_on") => return Ok(Sampler::AlwaysOn),
         Some("always_off") => return Ok(Sampler::AlwaysOff),
@@ -45,7 +45,7 @@ pub(super) fn from_env(env: Env<'_>) -> Result<Sampler, SamplerError> {
 }
 
 fn ratio(env: Env<'_>) -> Result<f64, SamplerError> {
-    let Some(text) = super::set(env, ARGUMENT) else { return Ok(1.0) };
+    let Some(text) = super::live::set(env, ARGUMENT) else { return Ok(1.0) };
     match text.parse() {
         Ok(ratio) if (0.0..=1.0).contains(&ratio) => Ok(ratio),
         _ => Err(SamplerError::Argument(text)),

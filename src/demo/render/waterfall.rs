@@ -4,8 +4,8 @@ use anstyle::Style;
 
 use super::{BAD, DIM, GOOD, WARN, millis, styled};
 use crate::demo::receiver::{Kind, Span};
-use crate::run::Timestamp;
-use crate::semconv::field;
+use runspan::run::Timestamp;
+use runspan::semconv::field;
 
 /// How wide the names are, with the tree.
 const NAME: usize = 16;
@@ -41,7 +41,7 @@ pub(super) fn waterfall(spans: &[Span], trace_id: &str) -> String {
 }
 
 fn is_parent(parent: &Span, child: &Span) -> bool {
-    child.parent.as_deref() == Some(parent.span_id.as_str())
+    child.parent.as_deref() == Some(parent.id.as_str())
 }
 
 /// Where on the bar a moment is.
@@ -126,13 +126,14 @@ mod tests {
     /// A run from `start` for `took` milliseconds, and its wait; spans arrive in any order.
     fn run(name: &str, parent: Option<&str>, start: i64, waited: i64, took: i64, outcome: &str) -> [Span; 2] {
         let at = |millis: i64| Timestamp::from_micros(1_800_000_000_000_000 + millis * 1_000);
-        let mut attributes = crate::demo::Attributes::from([(field::OUTCOME.to_owned(), json!(outcome))]);
+        let mut attributes =
+            crate::demo::receiver::Attributes::from([(field::OUTCOME.to_owned(), json!(outcome))]);
         if waited < took {
             attributes.insert(field::EXECUTION_MS.to_owned(), json!(took - waited));
         }
         let run = Span {
             trace_id: "7".to_owned(),
-            span_id: name.to_owned(),
+            id: name.to_owned(),
             parent: parent.map(ToOwned::to_owned),
             name: name.to_owned(),
             kind: Kind::Run,
@@ -143,7 +144,7 @@ mod tests {
             attributes,
         };
         let wait = Span {
-            span_id: format!("{name} queued"),
+            id: format!("{name} queued"),
             parent: Some(name.to_owned()),
             name: format!("{name} queued"),
             kind: Kind::Queue,

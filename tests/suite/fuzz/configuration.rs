@@ -4,11 +4,11 @@ use std::collections::HashMap;
 
 use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
 use proptest::prelude::*;
+use runspan::DatabaseUrl;
 use runspan::otlp::Signal;
 use runspan::otlp::config::{MetricsConfig, Resource, SignalConfig};
 use runspan::run::{RunId, Status};
 use runspan::series::Buckets;
-use runspan::store::DatabaseUrl;
 use runspan::trace_context::{SpanContext, SpanId, TraceId};
 
 use super::{fuzz, text};

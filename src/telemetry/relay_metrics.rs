@@ -10,7 +10,8 @@ use opentelemetry_sdk::metrics::exporter::PushMetricExporter;
 use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider, Temporality};
 use tokio::runtime::Runtime;
 
-use super::{TelemetryError, set, transport};
+use super::live::set;
+use super::{TelemetryError, transport};
 use crate::otlp::Signal;
 use crate::otlp::client::ClientError;
 use crate::otlp::config::{Env, MetricsConfig, Protocol, SignalConfig};

@@ -22,15 +22,15 @@ use tracing_subscriber::registry::{LookupSpan, Scope};
 use crate::semconv::field;
 
 /// A layer that writes the lines.
-pub(super) struct Lines<W>(W);
+pub(super) struct JsonLog<W>(W);
 
-impl<W> Lines<W> {
+impl<W> JsonLog<W> {
     pub(super) fn to(writer: W) -> Self {
         Self(writer)
     }
 }
 
-impl<S, W> Layer<S> for Lines<W>
+impl<S, W> Layer<S> for JsonLog<W>
 where
     S: Subscriber + for<'lookup> LookupSpan<'lookup>,
     W: for<'writer> MakeWriter<'writer> + 'static,
@@ -168,7 +168,7 @@ mod tests {
     fn lines(work: impl FnOnce()) -> String {
         let buffer = Buffer::default();
         let writer = buffer.clone();
-        let subscriber = tracing_subscriber::registry().with(Lines::to(move || writer.clone()));
+        let subscriber = tracing_subscriber::registry().with(JsonLog::to(move || writer.clone()));
         tracing::subscriber::with_default(subscriber, work);
         let text = String::from_utf8(buffer.0.lock().unwrap().clone()).unwrap();
         let without_time = |line: &str| {
