@@ -77,31 +77,6 @@ fn each_promise_names_tests_that_are_there() {
     assert!(problems.is_empty(), "docs/guarantees.md:\n{}", problems.join("\n"));
 }
 
-#[test]
-fn each_dependency_has_its_line() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let manifest = fs::read_to_string(root.join("Cargo.toml")).expect("the manifest is there");
-    let page = fs::read_to_string(root.join("docs/dependencies.md")).expect("the page is there");
-    let of_manifest = |section: &str| {
-        let below = manifest.split_once(&format!("\n[{section}]\n")).expect("it has the section").1;
-        let entries = below.lines().take_while(|line| !line.starts_with('['));
-        entries.filter_map(|line| line.split_once(" = ")).map(|(name, _)| name).collect::<Vec<_>>()
-    };
-    let lines = lines(&page);
-    let of_page = |heading: &str| {
-        let [(_, below)] = sections(&lines, heading)[..] else { panic!("{heading} is there once") };
-        let rows = below.iter().filter_map(|line| line.text.strip_prefix("| `")?.split_once("` | "));
-        let rows = rows.inspect(|(name, what)| assert!(what.len() > 8, "{name} has no reason"));
-        rows.map(|(name, _)| name).collect::<Vec<_>>()
-    };
-    let [normal, dev] = ["dependencies", "dev-dependencies"].map(of_manifest);
-    assert_eq!(of_page("## What the program is built of"), normal);
-    assert_eq!(of_page("## What only tests and benches use"), dev);
-    let counts =
-        format!("{} crates are used directly, {} more by tests and benches only", normal.len(), dev.len());
-    assert!(page.contains(&counts), "{counts}");
-}
-
 /// A line of the page.
 struct Line<'a> {
     number: usize,
