@@ -35,7 +35,7 @@ macro_rules! events {
                 }
             }
 
-            /// What gives rise to it.
+            /// When it is emitted.
             pub const fn when(self) -> &'static str {
                 match self {
                     $(Self::$variant => concat!($($doc),*).trim_ascii_start(),)*
@@ -48,25 +48,25 @@ macro_rules! events {
 events! {
     /// A row is inserted as queued or as running, or goes back to queued.
     Queued = "workflow.run.queued";
-    /// A queued run begins to run, or a row is inserted as running.
+    /// A queued run starts to run, or a row is inserted as running.
     Running = "workflow.run.running";
-    /// A child is inserted under this run, which goes on.
+    /// A child is inserted under this run, which stays running.
     HandedOff = "workflow.run.handed_off";
-    /// The run ended well.
+    /// The run ended successfully.
     Succeeded = "workflow.run.succeeded";
     /// The run ended cleanly, but work remains.
     Incomplete = "workflow.run.incomplete";
     /// The run failed.
     Failed = "workflow.run.failed";
-    /// The run failed while it was queued, because publishing it failed; `workflow.run.failed` follows.
+    /// The run failed while it was queued, because it could not be enqueued; `workflow.run.failed` follows.
     EnqueueFailed = "workflow.run.enqueue_failed";
     /// A dispatch was refused before a row existed.
     DispatchRefused = "workflow.run.dispatch_refused";
-    /// The run ended, whichever way: the rollup that follows each ending event, at that event's level.
+    /// The run ended, with any outcome: the rollup that follows each end event, at that event's level.
     Completed = "workflow.run.completed";
     /// The row of a run in flight was deleted, which ends the run.
     Deleted = "workflow.run.deleted";
-    /// The row changed after the run had ended: the first end stands.
+    /// The row changed after the run had ended: the first outcome is final.
     Conflict = "workflow.run.conflict";
 }
 impl Event {
@@ -123,7 +123,7 @@ pub enum Level {
 }
 
 impl Level {
-    /// All three, from the least grave.
+    /// All three, from the least severe.
     pub const ALL: [Self; 3] = [Self::Info, Self::Warn, Self::Error];
 
     /// OTLP's severity number (logs data model, "Displaying Severity").
@@ -245,9 +245,9 @@ pub mod field {
     }
 
     fields! {
-        /// When it happened, by the database's clock (OTLP records carry it in a field of their own).
+        /// The event's time, by the database's clock (OTLP records carry it in a separate field).
         TIMESTAMP = "timestamp": Kind::Time;
-        /// How grave it is (on OTLP records the severity number: 9, 13, 17).
+        /// Severity (on OTLP records the severity number: 9, 13, 17).
         LEVEL = "level": Kind::Level;
         /// The event's name; on OTLP records also `event_name`.
         EVENT = "event": Kind::Event;
@@ -257,7 +257,7 @@ pub mod field {
         WORKFLOW_NAME = "workflowName": Kind::Text;
         /// The target, `acme/widgets#42`.
         TARGET = "target": Kind::Text;
-        /// `issue` or `pr`, or what else the table says.
+        /// `issue` or `pr`, or another value of the table.
         TARGET_TYPE = "targetType": Kind::Text;
         /// The repository's owner.
         TARGET_OWNER = "targetOwner": Kind::Text;
@@ -265,43 +265,43 @@ pub mod field {
         TARGET_REPO = "targetRepo": Kind::Text;
         /// The issue's or pull request's number.
         TARGET_NUMBER = "targetNumber": Kind::Integer;
-        /// The webhook delivery that caused the run; absent for runs that the system itself spawned.
+        /// The webhook delivery that caused the run; absent for runs that the system created itself.
         DELIVERY_ID = "deliveryId": Kind::Text;
-        /// The run that spawned this one.
+        /// The parent run.
         PARENT_RUN_ID = "parentRunId": Kind::Uuid;
-        /// The run at the top of the tree (itself without a parent).
+        /// The run at the top of the tree (the run itself if it has no parent).
         ROOT_RUN_ID = "rootRunId": Kind::Uuid;
-        /// That run's workflow.
+        /// The root run's workflow.
         ROOT_WORKFLOW_NAME = "rootWorkflowName": Kind::Text;
-        /// Queued to end, in milliseconds.
+        /// From queued to the end, in milliseconds.
         DURATION_MS = "durationMs": Kind::Integer;
         /// The first wait, in milliseconds.
         QUEUE_WAIT_MS = "queueWaitMs": Kind::Integer;
-        /// First running to end, in milliseconds; absent if it never ran.
+        /// From the first running to the end, in milliseconds; absent if it never ran.
         EXECUTION_MS = "executionMs": Kind::Integer;
         /// How the run ended.
         OUTCOME = "outcome": Kind::Outcome;
-        /// Why it failed or was refused, in few words: the same on span, record and metric.
+        /// The class of the failure or refusal, with low cardinality: the same on span, record and metric.
         ERROR_TYPE = "error.type": Kind::ErrorType;
         /// Why it failed, was refused, or is incomplete: redacted, at most 1 KiB.
         REASON = "reason": Kind::Text;
         /// The run in flight that a refused dispatch collided with.
         INFLIGHT_RUN_ID = "inflightRunId": Kind::Uuid;
-        /// The child handed off to.
+        /// The child's id.
         CHILD_RUN_ID = "childRunId": Kind::Uuid;
-        /// That child's workflow.
+        /// The child's workflow.
         CHILD_WORKFLOW_NAME = "childWorkflowName": Kind::Text;
-        /// On a conflict: the state that the row left.
+        /// On a conflict: the previous status of the row.
         FROM_STATUS = "fromStatus": Kind::Status;
-        /// On a conflict: the state that the row took (absent: it was deleted).
+        /// On a conflict: the new status of the row (absent if it was deleted).
         TO_STATUS = "toStatus": Kind::Status;
-        /// `true` where the journal missed the transition and the table told of it later.
+        /// `true` if the journal missed the transition and reconciliation recovered it from the table.
         RECONCILED = "reconciled": Kind::Boolean;
-        /// The trace's id, on JSON lines (OTLP records carry it in a field of their own).
+        /// The trace id, on JSON lines (OTLP records carry it in a separate field).
         TRACE_ID = "trace_id": Kind::Hex(32);
-        /// The span's id, on JSON lines.
+        /// The span id, on JSON lines.
         SPAN_ID = "span_id": Kind::Hex(16);
-        /// One readable line that holds event and run (on OTLP records the body).
+        /// One readable line with event and run (on OTLP records the body).
         MESSAGE = "message": Kind::Text;
     }
 }

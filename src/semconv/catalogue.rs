@@ -13,7 +13,7 @@ pub struct Field {
     pub name: &'static str,
     /// What its values are.
     pub kind: Kind,
-    /// What it tells.
+    /// Its description.
     pub meaning: &'static str,
 }
 
@@ -136,9 +136,9 @@ impl Set {
             ],
             Self::Run => &[
                 Carried(field::RUN_ID, Always),
-                Carried(field::PARENT_RUN_ID, If("another run spawned it")),
+                Carried(field::PARENT_RUN_ID, If("it has a parent")),
                 Carried(field::ROOT_RUN_ID, Always),
-                Carried(field::ROOT_WORKFLOW_NAME, If("the root's row was there")),
+                Carried(field::ROOT_WORKFLOW_NAME, If("the root's row exists")),
                 Carried(field::TRACE_ID, Always),
                 Carried(field::SPAN_ID, Always),
                 Carried(field::RECONCILED, If("the journal missed it")),
@@ -146,8 +146,8 @@ impl Set {
             Self::End => &[
                 Carried(field::OUTCOME, Always),
                 Carried(field::DURATION_MS, Always),
-                Carried(field::QUEUE_WAIT_MS, If("the end of its wait was seen")),
-                Carried(field::EXECUTION_MS, If("it was seen to begin")),
+                Carried(field::QUEUE_WAIT_MS, If("the end of its wait was journalled")),
+                Carried(field::EXECUTION_MS, If("its start was journalled")),
             ],
         }
     }
@@ -177,7 +177,7 @@ impl Event {
             Self::HandedOff => &[
                 Carried(field::CHILD_RUN_ID, Always),
                 Carried(field::CHILD_WORKFLOW_NAME, Always),
-                // What a child's entry tells of a parent that has ended: see `projection::Subject::EndedParent`.
+                // A child's entry lacks the workflow of an ended parent: see `projection::Subject::EndedParent`.
                 Carried(field::WORKFLOW_NAME, If("this run is in flight, or the root")),
             ],
             Self::Incomplete => &[Carried(field::REASON, If("one was given"))],
@@ -188,9 +188,9 @@ impl Event {
             Self::DispatchRefused => &[
                 Carried(field::ERROR_TYPE, Always),
                 Carried(field::REASON, If("one was given")),
-                Carried(field::INFLIGHT_RUN_ID, If("a run is in its way")),
-                Carried(field::TRACE_ID, If("a run is in its way: that run's")),
-                Carried(field::SPAN_ID, If("a run is in its way: that run's")),
+                Carried(field::INFLIGHT_RUN_ID, If("a run is in flight")),
+                Carried(field::TRACE_ID, If("a run is in flight: that run's")),
+                Carried(field::SPAN_ID, If("a run is in flight: that run's")),
             ],
             Self::Conflict => &[
                 Carried(field::FROM_STATUS, Always),
@@ -207,7 +207,7 @@ impl Event {
         others.chain(own).copied().collect()
     }
 
-    /// The levels that it can have, from the least grave.
+    /// The levels that it can have, from the least severe.
     pub fn levels(self) -> Vec<Level> {
         let error_types = || [None].into_iter().chain(ErrorType::ALL.map(Some));
         let mut levels: Vec<Level> = Outcome::ALL

@@ -1,5 +1,6 @@
-//! The metrics: names, units, attributes. Those of the runs are durable and belong to the application; the relay's own
-//! tell of the relay.
+//! The metrics: names, units, attributes.
+//!
+//! Those of the runs are durable and belong to the application; the relay's own describe one relay process.
 
 use std::fmt;
 
@@ -47,11 +48,11 @@ pub struct Metric {
     pub instrument: Instrument,
     /// Its unit, in UCUM.
     pub unit: &'static str,
-    /// Its attributes. Never a run, a target or a delivery: those are without number.
+    /// Its attributes. Never a run, a target or a delivery: their cardinality is unbounded.
     pub attributes: &'static [&'static str],
     /// Whose it is.
     pub source: Source,
-    /// What it tells.
+    /// Its description.
     pub meaning: &'static str,
 }
 
@@ -88,14 +89,14 @@ metrics! {
     /// From the first running to the end.
     EXECUTION_DURATION = Runs Histogram "workflow.run.execution.duration" ["s"]
         { field::WORKFLOW_NAME, field::OUTCOME };
-    /// Events, one for each record.
+    /// Events, one per record.
     EVENTS = Runs Counter "workflow.run.events" ["{event}"]
         { field::WORKFLOW_NAME, field::EVENT, field::ERROR_TYPE };
     /// Runs in flight now, read from the table.
     ACTIVE = Runs UpDownCounter "workflow.run.active" ["{run}"] { field::WORKFLOW_NAME, STATUS };
-    /// The age of the oldest run in flight now, read from the table; 0 where there is none.
+    /// The age of the oldest run in flight now, read from the table; 0 if there is none.
     OLDEST_AGE = Runs Gauge "workflow.run.oldest.age" ["s"] { field::WORKFLOW_NAME, STATUS };
-    /// Transitions that the triggers could not write down, since attach.
+    /// Transitions that the triggers could not journal, since attach.
     SKIPPED = Runs Counter "runspan.journal.skipped" ["{entry}"] {};
 
     /// 1 while this relay holds the lease, 0 while it stands by.
@@ -104,32 +105,32 @@ metrics! {
     JOURNAL_LIVE = Relay Gauge "runspan.journal.live" [""] { DATABASE };
     /// Entries of the journal that are not projected yet.
     JOURNAL_ENTRIES = Relay Gauge "runspan.journal.entries" ["{entry}"] { DATABASE };
-    /// The age of the oldest of them; 0 where there is none.
+    /// The age of the oldest of them; 0 if there is none.
     JOURNAL_OLDEST_AGE = Relay Gauge "runspan.journal.oldest.age" ["s"] { DATABASE };
-    /// Entries that could not be understood and are kept aside.
+    /// Entries that could not be parsed and are set aside.
     JOURNAL_SET_ASIDE = Relay Gauge "runspan.journal.set_aside" ["{entry}"] { DATABASE };
-    /// Encoded requests in the outbox: `waiting`, or `dead`, which no receiver will take.
+    /// Encoded requests in the outbox: `waiting`, or `dead`, rejected by the receiver as invalid.
     OUTBOX_REQUESTS = Relay Gauge "runspan.outbox.requests" ["{request}"] { DATABASE, STATUS };
-    /// The size of the waiting ones.
+    /// The size of the waiting requests.
     OUTBOX_SIZE = Relay Gauge "runspan.outbox.size" ["By"] { DATABASE };
     /// The size at which the oldest requests are dropped.
     OUTBOX_LIMIT = Relay Gauge "runspan.outbox.limit" ["By"] { DATABASE };
-    /// The age of the oldest waiting request; 0 where there is none.
+    /// The age of the oldest waiting request; 0 if there is none.
     OUTBOX_OLDEST_AGE = Relay Gauge "runspan.outbox.oldest.age" ["s"] { DATABASE };
     /// Entries that reconciliation added because the journal had missed them.
     RECONCILED = Relay Counter "runspan.relay.reconciled" ["{entry}"] { DATABASE };
     /// Spans, records and points that a receiver acknowledged.
     EXPORTED = Relay Counter "runspan.relay.exported" ["{item}"] { DATABASE, SIGNAL };
-    /// Those of them that it took and threw away (`partial_success`).
+    /// Those of them that the receiver rejected (`partial_success`).
     REJECTED = Relay Counter "runspan.relay.rejected" ["{item}"] { DATABASE, SIGNAL };
-    /// Requests that were sent again because no acknowledgement came.
+    /// Requests that were sent again because they were not acknowledged.
     RESENT = Relay Counter "runspan.relay.resent" ["{request}"] { DATABASE, SIGNAL };
     /// Spans and records that were dropped because the outbox was full.
     DROPPED = Relay Counter "runspan.relay.dropped" ["{item}"] { DATABASE };
-    /// How long a request took, until its answer.
+    /// The time from sending a request to its answer.
     EXPORT_DURATION = Relay Histogram "runspan.relay.export.duration" ["s"]
         { DATABASE, SIGNAL, field::ERROR_TYPE };
-    /// How long it took to read, project and commit a batch of the journal.
+    /// The time to read, project and commit a batch of the journal.
     CYCLE_DURATION = Relay Histogram "runspan.relay.cycle.duration" ["s"] { DATABASE };
 }
 

@@ -335,7 +335,7 @@ fn what_is_wrong_is_named_with_its_line() {
         ("| `durationMs` | integer |", "| `durationMs` | string |"),
         ("- Of an end: `outcome`, ", "- Of an end: "),
         ("### `workflow.run.deleted`", "### `workflow.run.gone`"),
-        ("- When: The run ended well.", "- When: The run was fine."),
+        ("- When: The run ended successfully.", "- When: The run was fine."),
         ("- Level: warn, error", "- Level: warn"),
         ("- Fields: of a dispatch, of a run\n", ""),
         ("```traceql\nworkflow.run.conflict\n```\n", ""),
@@ -363,15 +363,15 @@ fn what_is_wrong_is_named_with_its_line() {
         ## Fields lacks: | `outcome` | `succeeded`, `failed`, `incomplete`, `deleted` | How the run ended. |
         line 20: `result` is no field of the catalogue
     "| `durationMs` | integer |" → "| `durationMs` | string |"
-        line 17: the catalogue says: | `durationMs` | integer | Queued to end, in milliseconds. |
+        line 17: the catalogue says: | `durationMs` | integer | From queued to the end, in milliseconds. |
     "- Of an end: `outcome`, " → "- Of an end: "
-        line 35: the catalogue says: - Of an end: `outcome`, `durationMs`, `queueWaitMs` (if the end of its wait was seen), `executionMs` (if it was seen to begin)
+        line 35: the catalogue says: - Of an end: `outcome`, `durationMs`, `queueWaitMs` (if the end of its wait was journalled), `executionMs` (if its start was journalled)
     "### `workflow.run.deleted`" → "### `workflow.run.gone`"
         0 sections, instead of one, of workflow.run.deleted
         line 189: no event of the catalogue: ### `workflow.run.gone`
         line 189: not in the catalogue: workflow.run.gone
-    "- When: The run ended well." → "- When: The run was fine."
-        line 88: the catalogue says: - When: The run ended well.
+    "- When: The run ended successfully." → "- When: The run was fine."
+        line 88: the catalogue says: - When: The run ended successfully.
     "- Level: warn, error" → "- Level: warn"
         line 123: the catalogue says: - Level: warn, error
     "- Fields: of a dispatch, of a run\n" → ""
