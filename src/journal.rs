@@ -1,58 +1,19 @@
-//! What the triggers write: one entry a transition, in the writer's own transaction.
+//! What the triggers write: one entry per transition, in the writer's own transaction.
 //!
-//! A [`Row`] is a journal row as a store reads it; [`Entry`] is what it means. Every entry carries its run's
-//! whole context, so that a run whose beginning the journal missed still becomes a complete span.
+//! A [`Row`] is a row of the journal as a store reads it; an [`Entry`] is what it means. Every entry carries the whole
+//! context of its run, so that a run whose beginning the journal missed still becomes a complete span.
+
+mod row;
 
 use serde::{Deserialize, Serialize};
-use uuid::Uuid;
+
+pub use self::row::Row;
+pub(crate) use self::row::{Source, journal_columns};
 
 use crate::run::{RunId, Status, Timestamp, UnknownStatus};
 use crate::trace_context::SpanContext;
 
-/// A row of the journal, as stored.
-#[derive(Clone, Debug, Default)]
-pub struct Row {
-    /// The position in the journal: rises with each transition of one run.
-    pub seq: i64,
-    /// When the transition happened, in microseconds since the epoch.
-    pub at: i64,
-    /// When the run's row was created, in microseconds since the epoch.
-    pub created_at: Option<i64>,
-    /// The run; absent on a refusal.
-    pub run_id: Option<Uuid>,
-    /// The workflow's name.
-    pub workflow_name: Option<String>,
-    /// The status before; absent on an insert.
-    pub from_status: Option<String>,
-    /// The status after; absent on a delete.
-    pub to_status: Option<String>,
-    /// `issue` or `pr`.
-    pub target_type: Option<String>,
-    /// The repository's owner.
-    pub target_owner: Option<String>,
-    /// The repository's name.
-    pub target_repo: Option<String>,
-    /// The issue's or pull request's number.
-    pub target_number: Option<i64>,
-    /// The delivery that caused the run.
-    pub delivery_id: Option<String>,
-    /// The parent, if any.
-    pub parent_run_id: Option<Uuid>,
-    /// The root, if the run has a parent (on a refusal: the root of the run in flight).
-    pub root_run_id: Option<Uuid>,
-    /// The root's workflow.
-    pub root_workflow_name: Option<String>,
-    /// `state.failedReason`, `state.incompleteReason`, or a refusal's reason.
-    pub reason: Option<String>,
-    /// `state.traceparent`.
-    pub traceparent: Option<String>,
-    /// On a refusal: the run in flight.
-    pub inflight_run_id: Option<Uuid>,
-    /// Written by reconciliation, not by a trigger.
-    pub reconciled: bool,
-}
-
-/// Why a row cannot be understood. It is set aside with this, and the rest goes on.
+/// Why a row cannot be parsed. It is set aside with this error, and the rest goes on.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unreadable {
     /// A column that the entry needs is empty.
@@ -86,7 +47,7 @@ pub struct Entry {
     pub change: Change,
 }
 
-/// What an entry tells.
+/// What an entry records.
 #[derive(Clone, Debug)]
 pub enum Change {
     /// A run changed its state.
@@ -116,11 +77,11 @@ pub enum Before {
     Absent,
     /// One of the five.
     Known(Status),
-    /// A status of the application's own: in flight, for all that is known.
+    /// A status that runspan does not know. The run is taken for one in flight.
     Unknown,
 }
 
-/// What is known of a run beside its state: the attributes that every span and record of it carries.
+/// What is known of a run beside its status: the attributes of every span and record of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Context {
     /// The workflow's name.
@@ -201,7 +162,7 @@ impl TryFrom<Row> for Entry {
             },
         };
         let lineage = match (&change, row.parent_run_id) {
-            // Its own parent it cannot be: no span may be its own.
+            // A run cannot be its own parent, nor a span its own.
             (Change::Transition { run, .. }, Some(parent)) if parent != run.uuid() => Some(Lineage {
                 parent: parent.into(),
                 root: row.root_run_id.unwrap_or(parent).into(),
@@ -229,6 +190,8 @@ impl TryFrom<Row> for Entry {
 
 #[cfg(test)]
 mod tests {
+    use uuid::Uuid;
+
     use super::*;
 
     fn row() -> Row {
@@ -242,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_understood_says_why() {
+    fn a_row_that_cannot_be_parsed_names_the_cause() {
         let error = |row: Row| Entry::try_from(row).unwrap_err().to_string();
         assert_eq!(error(Row { run_id: None, ..row() }), "run_id is missing");
         assert_eq!(error(Row { workflow_name: None, ..row() }), "workflow_name is missing");
@@ -253,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn a_state_of_the_applications_own_does_not_hide_the_end() {
+    fn an_unknown_status_before_does_not_hide_the_end() {
         let entry = Entry::try_from(Row {
             from_status: Some("paused".into()),
             to_status: Some("succeeded".into()),

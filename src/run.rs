@@ -150,6 +150,9 @@ pub enum Status {
     Incomplete,
 }
 
+/// How many levels of parents are walked at most to find a root: a row may be its own ancestor.
+pub const MAX_ANCESTORS: i32 = 32;
+
 impl Status {
     /// All five, in the order of a run's life.
     pub const ALL: [Self; 5] = [Self::Queued, Self::Running, Self::Succeeded, Self::Failed, Self::Incomplete];

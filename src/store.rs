@@ -5,6 +5,7 @@
 
 mod attach;
 mod capture;
+mod columns;
 mod outbox;
 mod position;
 mod postgres;
@@ -13,6 +14,7 @@ mod rows;
 mod series;
 mod sqlite;
 mod stuck;
+mod template;
 
 use std::cmp::Ordering;
 use std::collections::HashMap;

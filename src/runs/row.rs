@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::{Connection, FAILED_REASON, INCOMPLETE_REASON, Owner, Parent, RunsError};
-use crate::run::{RunId, Status, Target, TargetKind};
+use crate::run::{MAX_ANCESTORS, RunId, Status, Target, TargetKind};
 
 /// A run's row.
 #[derive(Clone, Debug, PartialEq)]
@@ -123,15 +123,14 @@ pub async fn last_child<'c>(
 /// The run at the top of a run's tree: itself, without a parent. As for the triggers that is the highest whose row is
 /// there, and a parent whose row is gone for want of any.
 pub async fn root<'c>(connection: impl Into<Connection<'c>>, id: RunId) -> Result<RunId, RunsError> {
-    // Nobody nests deeper; a row that is its own ancestor must not be walked for ever.
     const SQL: &str = "WITH RECURSIVE above (id, depth) AS (
              SELECT parent_run_id, 1 FROM workflow_runs WHERE id = $1 AND parent_run_id IS NOT NULL
              UNION ALL
              SELECT p.id, above.depth + 1 FROM above JOIN workflow_runs r ON r.id = above.id
                  JOIN workflow_runs p ON p.id = r.parent_run_id
-             WHERE above.depth < 32)
+             WHERE above.depth < $2)
          SELECT id FROM above ORDER BY depth DESC LIMIT 1";
-    let top: Option<(RunId,)> = query!(connection.into(), fetch_optional, SQL, SQL, id)?;
+    let top: Option<(RunId,)> = query!(connection.into(), fetch_optional, SQL, SQL, id, MAX_ANCESTORS)?;
     Ok(top.map_or(id, |(id,)| id))
 }
 

@@ -56,22 +56,6 @@ pub struct PurgeLoss {
     pub callers: Option<Vec<String>>,
 }
 
-/// Everything a table needs to have: the columns that the triggers read.
-pub(super) const COLUMNS: [&str; 12] = [
-    "id",
-    "workflow_name",
-    "target_type",
-    "target_owner",
-    "target_repo",
-    "target_number",
-    "parent_run_id",
-    "status",
-    "state",
-    "delivery_id",
-    "created_at",
-    "updated_at",
-];
-
 /// Says that runspan is on `other`, and how it gets to `table`.
 pub(super) fn attached_elsewhere(other: &str, table: &str) -> StoreError {
     StoreError::Unfit(format!(

@@ -3,6 +3,7 @@
 pub(super) mod as_owner;
 mod attach;
 mod capture;
+mod functions;
 mod grants;
 mod inspect;
 mod outbox;
@@ -190,7 +191,7 @@ impl Store for PgStore {
 
     async fn read(&self, position: Position, limit: usize) -> Result<Batch, StoreError> {
         let (above, below) = unread(&position);
-        let read = || sqlx::query(rows::READ).bind(&above).bind(&below).bind(stored(limit));
+        let read = || sqlx::query(rows::READ.as_str()).bind(&above).bind(&below).bind(stored(limit));
         let rows = self.pool.fetch_texts(read).await?;
         let Some(last) = rows.last() else { return Ok(Batch { entries: Vec::new(), position }) };
         let (xmin, bound) = (last.try_get("xmin")?, last.try_get("bound")?);

@@ -196,7 +196,7 @@ impl Store for SqliteStore {
 
     async fn read(&self, position: Position, limit: usize) -> Result<Batch, StoreError> {
         // One writer at a time: nothing appears late.
-        let rows = sqlx::query(AssertSqlSafe(rows::read()))
+        let rows = sqlx::query(rows::READ.as_str())
             .bind(position.highest())
             .bind(stored(limit))
             .fetch_all(&self.pool)

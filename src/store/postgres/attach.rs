@@ -7,10 +7,10 @@ use backon::{ExponentialBuilder, Retryable};
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::super::attach::{Attach, Attached, Detached, Plan, PurgeLoss, attached_elsewhere};
-use super::super::stuck::STUCK_THRESHOLD;
 use super::super::{CaptureProblem, SCHEMA_VERSION, Store, StoreError};
 use super::as_owner::read_as_owner;
 use super::capture::{self, MARK, Trigger, triggers};
+use super::functions::{functions, literal};
 use super::grants::Grants;
 use super::inspect::{Table, inspect};
 use super::{PgStore, purge};
@@ -18,7 +18,6 @@ use super::{PgStore, purge};
 /// runspan's schema, version by version. Append-only.
 const MIGRATIONS: [&str; SCHEMA_VERSION as usize] =
     [include_str!("schema.sql"), include_str!("schema_2.sql")];
-const FUNCTIONS: &str = concat!(include_str!("functions.sql"), include_str!("relay_functions.sql"));
 const CREATE_TRIGGER: &str = include_str!("trigger.sql");
 
 /// Its name, quoted. It sorts before those of the application's triggers, which fire after it.
@@ -168,14 +167,7 @@ impl PgStore {
             "{owned}SET LOCAL ROLE {};\n{}{version}{}",
             table.owner,
             MIGRATIONS[known.min(MIGRATIONS.len())..].concat(),
-            fill(
-                FUNCTIONS,
-                &[
-                    ("{table}", &table.name),
-                    ("{literal}", &literal(&table.name)),
-                    ("{stuck_threshold}", STUCK_THRESHOLD)
-                ]
-            )
+            functions(&table.name)
         ))
     }
 
@@ -361,27 +353,4 @@ async fn trigger_sql(
 fn drop_triggers<'a>(triggers: impl Iterator<Item = &'a Trigger>) -> String {
     let drop = |Trigger { name, table, .. }: &Trigger| format!("DROP TRIGGER IF EXISTS {name} ON {table};\n");
     triggers.filter(|trigger| !trigger.is_of_partition).map(drop).collect()
-}
-
-/// `template` with values in the place of their keys. In one pass: a table may be called `{literal}`.
-fn fill(template: &str, values: &[(&str, &str)]) -> String {
-    let mut filled = String::with_capacity(template.len());
-    let mut rest = template;
-    while let Some(brace) = rest.find('{') {
-        filled += &rest[..brace];
-        rest = &rest[brace..];
-        let (value, length) = values
-            .iter()
-            .find(|(key, _)| rest.starts_with(key))
-            .map_or((&rest[..1], 1), |(key, value)| (*value, key.len()));
-        filled += value;
-        rest = &rest[length..];
-    }
-    filled + rest
-}
-
-/// A text as SQL can hold it, whatever `standard_conforming_strings` says.
-fn literal(text: &str) -> String {
-    let quoted = text.replace('\'', "''");
-    if quoted.contains('\\') { format!("E'{}'", quoted.replace('\\', "\\\\")) } else { format!("'{quoted}'") }
 }

@@ -9,7 +9,7 @@ AS $function$
     WHERE t.tgfoid = to_regproc('runspan.journal_run') AND t.tgparentid = 0 LIMIT 1
 $function$;
 
--- The root above a run and its workflow: parents walked, 32 levels at most, so that a cycle ends too.
+-- The root above a run and its workflow: parents are walked, {max_ancestors} levels at most, so that a cycle ends too.
 CREATE OR REPLACE FUNCTION runspan.root_above(parent uuid, OUT root_id uuid, OUT root_name text)
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
 AS $function$
@@ -32,12 +32,12 @@ BEGIN
             RETURN;
         END IF;
     END IF;
-    FOR depth IN 1..32 LOOP
+    FOR depth IN 1..{max_ancestors} LOOP
         IF renamed IS NULL THEN
-            SELECT w.id, w.parent_run_id, left(w.workflow_name::text, 1024) INTO found_id, above, found_name
+            SELECT w.id, w.parent_run_id, left(w.workflow_name::text, {text_limit}) INTO found_id, above, found_name
             FROM {table} w WHERE w.id = above;
         ELSE
-            EXECUTE format('SELECT w.id, w.parent_run_id, left(w.workflow_name::text, 1024) FROM %s w WHERE w.id = $1',
+            EXECUTE format('SELECT w.id, w.parent_run_id, left(w.workflow_name::text, {text_limit}) FROM %s w WHERE w.id = $1',
                 renamed)
             INTO found_id, above, found_name USING above;
         END IF;
@@ -200,13 +200,15 @@ AS $function$
 DECLARE
     this jsonb := coalesce(new_row, old_row);
     parent uuid := runspan.as_uuid(this ->> 'parent_run_id');
+    reason text;
+    link text;
     old_status text := rtrim(old_row ->> 'status'); -- a char(n) is padded
     new_status text := rtrim(new_row ->> 'status');
     root_id uuid;
     root_name text;
     state jsonb;
 BEGIN
-    IF new_row IS NULL AND old_status NOT IN ('queued', 'running') THEN
+    IF new_row IS NULL AND old_status NOT IN ({in_flight}) THEN
         RETURN;
     END IF;
     IF parent IS NOT NULL THEN
@@ -223,19 +225,12 @@ BEGIN
             WHEN 'string' THEN runspan.as_jsonb(this ->> 'state')
         END;
     END IF;
-    INSERT INTO runspan.journal (
-        at, created_at, run_id, workflow_name, from_status, to_status, target_type, target_owner,
-        target_repo, target_number, delivery_id, parent_run_id, root_run_id, root_workflow_name, reason,
-        traceparent, reconciled
-    ) VALUES (
-        clock_timestamp(), runspan.as_time(this ->> 'created_at'), runspan.as_uuid(this ->> 'id'),
-        left(rtrim(this ->> 'workflow_name'), 1024), old_status, new_status, left(rtrim(this ->> 'target_type'), 1024),
-        left(rtrim(this ->> 'target_owner'), 1024), left(rtrim(this ->> 'target_repo'), 1024),
-        runspan.as_number(this ->> 'target_number'), left(rtrim(this ->> 'delivery_id'), 1024), parent, root_id, root_name,
-        left(state ->> CASE new_status WHEN 'failed' THEN 'failedReason' WHEN 'incomplete' THEN 'incompleteReason' END,
-            8192),
-        left(state ->> 'traceparent', 128), false
-    );
+    reason := left(
+        state ->> CASE new_status WHEN 'failed' THEN 'failedReason' WHEN 'incomplete' THEN 'incompleteReason' END,
+        {reason_limit});
+    link := left(state ->> 'traceparent', {traceparent_limit});
+    INSERT INTO runspan.journal ({altered.columns})
+    VALUES ({altered.values});
     IF skipping <> '' OR pg_trigger_depth() > 1 THEN
         PERFORM runspan.in_order(relation, runspan.as_uuid(this ->> 'id'), old_status, new_status, skipping);
     END IF;
@@ -274,9 +269,9 @@ BEGIN
             AND coalesce(current_setting('runspan.skipping', true), '') = '' THEN
             -- The state may be large; a run that begins to run has nothing in it that is needed.
             link := CASE WHEN NEW.status::text <> 'running' OR OLD.status IS NULL
-                THEN left(NEW.state ->> 'traceparent', 128) END;
+                THEN left(NEW.state ->> 'traceparent', {traceparent_limit}) END;
         ELSE
-            IF TG_OP = 'DELETE' AND OLD.status::text NOT IN ('queued', 'running') THEN
+            IF TG_OP = 'DELETE' AND OLD.status::text NOT IN ({in_flight}) THEN
                 RETURN NULL;
             END IF;
             skipping := coalesce(current_setting('runspan.skipping', true), '');
@@ -287,16 +282,8 @@ BEGIN
             IF TG_OP = 'DELETE' THEN
                 SELECT r.root_id, r.root_name INTO root_id, root_name
                 FROM runspan.root_above(OLD.parent_run_id) r;
-                INSERT INTO runspan.journal (
-                    at, created_at, run_id, workflow_name, from_status, to_status, target_type, target_owner,
-                    target_repo, target_number, delivery_id, parent_run_id, root_run_id, root_workflow_name, reason,
-                    traceparent, reconciled
-                ) VALUES (
-                    clock_timestamp(), OLD.created_at, OLD.id, left(OLD.workflow_name::text, 1024), OLD.status, NULL,
-                    left(OLD.target_type::text, 1024), left(OLD.target_owner::text, 1024),
-                    left(OLD.target_repo::text, 1024), OLD.target_number, left(OLD.delivery_id::text, 1024),
-                    OLD.parent_run_id, root_id, root_name, NULL, NULL, false
-                );
+                INSERT INTO runspan.journal ({deleted.columns})
+                VALUES ({deleted.values});
                 IF pg_trigger_depth() > 1 THEN
                     PERFORM runspan.in_order(TG_RELID, OLD.id, OLD.status::text, NULL, skipping);
                 END IF;
@@ -308,28 +295,20 @@ BEGIN
             END IF;
             IF NEW.status::text <> 'running' OR OLD.status IS NULL THEN
                 BEGIN
-                    link := left(NEW.state ->> 'traceparent', 128);
+                    link := left(NEW.state ->> 'traceparent', {traceparent_limit});
                     IF NEW.status::text = 'failed' THEN
-                        reason := left(NEW.state ->> 'failedReason', 8192);
+                        reason := left(NEW.state ->> 'failedReason', {reason_limit});
                     ELSIF NEW.status::text = 'incomplete' THEN
-                        reason := left(NEW.state ->> 'incompleteReason', 8192);
+                        reason := left(NEW.state ->> 'incompleteReason', {reason_limit});
                     END IF;
                 EXCEPTION WHEN data_exception THEN
                     NULL; -- json's \u0000, which no text can hold
                 END;
             END IF;
         END IF;
-        INSERT INTO runspan.journal (
-            at, created_at, run_id, workflow_name, from_status, to_status, target_type, target_owner,
-            target_repo, target_number, delivery_id, parent_run_id, root_run_id, root_workflow_name, reason,
-            traceparent, reconciled
-        ) VALUES (
-            -- Of an INSERT, OLD is NULL throughout.
-            clock_timestamp(), NEW.created_at, NEW.id, left(NEW.workflow_name::text, 1024), OLD.status::text,
-            NEW.status::text, left(NEW.target_type::text, 1024), left(NEW.target_owner::text, 1024),
-            left(NEW.target_repo::text, 1024), NEW.target_number, left(NEW.delivery_id::text, 1024),
-            NEW.parent_run_id, root_id, root_name, reason, link, false
-        );
+        -- Of an INSERT, OLD is NULL throughout.
+        INSERT INTO runspan.journal ({new.columns})
+        VALUES ({new.values});
         IF skipping <> '' OR pg_trigger_depth() > 1 THEN
             PERFORM runspan.in_order(TG_RELID, NEW.id, OLD.status::text, NEW.status::text, skipping);
         END IF;
@@ -394,13 +373,8 @@ BEGIN
         IF inflight_run_id IS NOT NULL THEN
             SELECT r.root_id INTO root_id FROM runspan.root_above(inflight_run_id) r;
         END IF;
-        INSERT INTO runspan.journal (
-            at, workflow_name, target_type, target_owner, target_repo, target_number, reason, delivery_id,
-            inflight_run_id, root_run_id, reconciled
-        ) VALUES (
-            clock_timestamp(), left(workflow_name, 1024), left(target_type, 1024), left(target_owner, 1024),
-            left(target_repo, 1024), target_number, left(reason, 8192), left(delivery_id, 1024), inflight_run_id, root_id, false
-        );
+        INSERT INTO runspan.journal ({refused.columns})
+        VALUES ({refused.values});
     EXCEPTION
         WHEN serialization_failure THEN
             RAISE;

@@ -2,12 +2,10 @@
 
 use sqlx::{Connection as _, PgConnection, Row as _};
 
-use super::super::StoreError;
-use super::super::attach::{COLUMNS, Plan, lacks};
+use super::super::attach::{Plan, lacks};
+use super::super::{StoreError, columns};
 use super::capture::triggers;
-
-/// What a status can be.
-const STATUSES: [&str; 5] = ["queued", "running", "succeeded", "failed", "incomplete"];
+use crate::run::Status;
 
 /// SQLSTATE `invalid_name`, `syntax_error`, `feature_not_supported`: what a name with spaces or dots leads to.
 const NO_NAME: [&str; 3] = ["42602", "42601", "0A000"];
@@ -121,7 +119,7 @@ async fn inspect_columns(
     .await?;
     let type_of =
         |wanted: &str| columns.iter().find(|(column, ..)| column == wanted).map(|(_, kind, _)| kind.as_str());
-    let missing: Vec<&str> = COLUMNS.into_iter().filter(|column| type_of(column).is_none()).collect();
+    let missing: Vec<&str> = columns::required().filter(|column| type_of(column).is_none()).collect();
     if !missing.is_empty() {
         return unfit(lacks(name, &missing));
     }
@@ -166,7 +164,7 @@ async fn inherited(connection: &mut PgConnection, oid: i64) -> Result<Option<Str
 
 /// Whether a trigger would not see what the column holds: its name, its type, and whether it is computed when read.
 fn is_unseen((column, _, is_virtual): &(String, String, bool)) -> bool {
-    *is_virtual && COLUMNS.contains(&column.as_str())
+    *is_virtual && columns::required().any(|required| required == column)
 }
 
 /// Finds a table by its name, by the search path that the role, the database or the URL gives: nothing else is looked
@@ -238,8 +236,11 @@ async fn inspect_enum(
             "{table}.status has the type {kind}, and has to be text, varchar or an enum"
         )));
     }
-    let missing: Vec<&str> =
-        STATUSES.into_iter().filter(|status| !labels.iter().any(|label| label == status)).collect();
+    let missing: Vec<&str> = Status::ALL
+        .map(Status::as_str)
+        .into_iter()
+        .filter(|status| !labels.iter().any(|label| label == status))
+        .collect();
     if !missing.is_empty() {
         return Err(StoreError::Unfit(format!(
             "{table}.status has the type {kind}, which lacks {}: ALTER TYPE {kind} ADD VALUE …",
@@ -247,7 +248,7 @@ async fn inspect_enum(
         )));
     }
     let own: Vec<&str> =
-        labels.iter().map(String::as_str).filter(|label| !STATUSES.contains(label)).collect();
+        labels.iter().map(String::as_str).filter(|label| label.parse::<Status>().is_err()).collect();
     Ok((!own.is_empty()).then(|| {
         format!(
             "runs that end in a status of your own ({}) are not understood: their spans stay open, see docs/table.md",

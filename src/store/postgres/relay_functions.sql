@@ -20,7 +20,7 @@ BEGIN
     RETURN QUERY EXECUTE format($sql$
         SELECT run_id FROM (
             SELECT id, created_at, parent_run_id IS NOT NULL, true FROM %s
-            WHERE status IN ('queued', 'running')
+            WHERE status IN ({in_flight})
               AND workflow_name IS NOT NULL -- or each time would make an entry that is set aside
             UNION ALL SELECT run_id, NULL, NULL, false FROM runspan.open_runs
             UNION ALL SELECT run_id, NULL, NULL, false FROM runspan.journal
@@ -47,19 +47,12 @@ BEGIN
     EXECUTE format($sql$
     WITH missed AS MATERIALIZED (
         SELECT w.* FROM %s w
-        WHERE w.id = ANY ($1) AND w.status IN ('queued', 'running') AND w.workflow_name IS NOT NULL
+        WHERE w.id = ANY ($1) AND w.status IN ({in_flight}) AND w.workflow_name IS NOT NULL
           AND NOT EXISTS (SELECT FROM runspan.open_runs o WHERE o.run_id = w.id)
         FOR SHARE OF w SKIP LOCKED
     )
-    INSERT INTO runspan.journal (
-        at, created_at, run_id, workflow_name, to_status, target_type, target_owner, target_repo,
-        target_number, delivery_id, parent_run_id, root_run_id, root_workflow_name, traceparent, reconciled
-    )
-    SELECT runspan.as_time(CASE m.status::text WHEN 'queued' THEN m.created_at::text ELSE m.updated_at::text END),
-        runspan.as_time(m.created_at::text), m.id, left(m.workflow_name::text, 1024), m.status::text,
-        left(m.target_type::text, 1024), left(m.target_owner::text, 1024), left(m.target_repo::text, 1024),
-        runspan.as_number(m.target_number::text), left(m.delivery_id::text, 1024), m.parent_run_id, r.root_id,
-        r.root_name, runspan.in_state(m.state, 'traceparent', 128), true
+    INSERT INTO runspan.journal ({adopted.columns})
+    SELECT {adopted.values}
     FROM missed m CROSS JOIN LATERAL runspan.root_above(m.parent_run_id) r
     ORDER BY m.created_at, m.parent_run_id IS NOT NULL, m.id
     $sql$, attached) USING runs;
@@ -83,22 +76,19 @@ BEGIN
     END IF;
     EXECUTE format($sql$
     WITH made AS (
-        INSERT INTO runspan.journal (
-            at, created_at, run_id, workflow_name, from_status, to_status, reason, reconciled
-        )
-        SELECT coalesce(min(updated_at), clock_timestamp()), min(created_at), run_id,
-            min(state)::jsonb -> 'context' ->> 'workflow_name', min(from_status), min(to_status), min(reason), true
+        INSERT INTO runspan.journal ({caught_up.columns})
+        SELECT {caught_up.values}
         FROM (
             SELECT o.run_id, runspan.as_time(w.updated_at::text), runspan.as_time(w.created_at::text), o.state, o.status,
                 w.status::text,
                 CASE w.status::text
-                    WHEN 'failed' THEN runspan.in_state(w.state, 'failedReason', 8192)
-                    WHEN 'incomplete' THEN runspan.in_state(w.state, 'incompleteReason', 8192)
+                    WHEN 'failed' THEN runspan.in_state(w.state, 'failedReason', {reason_limit})
+                    WHEN 'incomplete' THEN runspan.in_state(w.state, 'incompleteReason', {reason_limit})
                 END, true
             FROM runspan.open_runs o LEFT JOIN %s w ON w.id = o.run_id
             WHERE w.id IS NULL
                OR w.status::text <> o.status
-                  AND w.status::text IN ('queued', 'running', 'succeeded', 'failed', 'incomplete')
+                  AND w.status::text IN ({statuses})
             UNION ALL SELECT run_id, NULL, NULL, NULL, NULL, NULL, NULL, false FROM runspan.journal
         ) known (run_id, updated_at, created_at, state, from_status, to_status, reason, has_moved)
         GROUP BY run_id HAVING bool_and(has_moved)
@@ -163,9 +153,9 @@ DECLARE
 BEGIN
     IF attached IS NOT NULL THEN
         RETURN QUERY EXECUTE format($sql$
-        SELECT left(w.workflow_name::text, 1024), w.status::text, count(*),
+        SELECT left(w.workflow_name::text, {text_limit}), w.status::text, count(*),
             coalesce(extract(epoch FROM clock_timestamp() - min(w.created_at) FILTER (WHERE isfinite(w.created_at)))::float8, 0)
-        FROM %s w WHERE w.status IN ('queued', 'running') AND w.workflow_name IS NOT NULL
+        FROM %s w WHERE w.status IN ({in_flight}) AND w.workflow_name IS NOT NULL
         GROUP BY 1, 2
         $sql$, attached);
     END IF;
@@ -188,7 +178,7 @@ BEGIN
         RETURN;
     END IF;
     RETURN QUERY EXECUTE format($sql$
-    SELECT w.id, left(w.workflow_name::text, 1024), w.target_owner::text || '/' || w.target_repo || '#' || w.target_number,
+    SELECT w.id, left(w.workflow_name::text, {text_limit}), w.target_owner::text || '/' || w.target_repo || '#' || w.target_number,
         w.target_owner::text, w.target_repo::text, w.status::text,
         coalesce((
             SELECT max('epoch'::timestamptz + (e ->> 'at')::bigint * interval '1 microsecond')
@@ -203,9 +193,9 @@ BEGIN
     ) age (seconds)
     LEFT JOIN (
         SELECT u.key, u.value::float8 FROM jsonb_each_text((SELECT s.usual FROM runspan.series s)) u
-    ) usual (workflow_name, seconds) ON usual.workflow_name = left(w.workflow_name::text, 1024)
+    ) usual (workflow_name, seconds) ON usual.workflow_name = left(w.workflow_name::text, {text_limit})
     LEFT JOIN runspan.open_runs o ON o.run_id = w.id
-    WHERE w.status IN ('queued', 'running') AND w.workflow_name IS NOT NULL AND age.seconds > {stuck_threshold}
+    WHERE w.status IN ({in_flight}) AND w.workflow_name IS NOT NULL AND age.seconds > {stuck_threshold}
     ORDER BY age.seconds DESC, w.id
     $sql$, attached);
 END

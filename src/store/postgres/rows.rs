@@ -1,6 +1,7 @@
 //! Rows to values and back.
 
 use std::borrow::Cow;
+use std::sync::LazyLock;
 
 use chrono::{DateTime, Utc};
 use sqlx::error::BoxDynError;
@@ -8,25 +9,26 @@ use sqlx::postgres::{PgRow, PgTypeInfo, PgValueRef};
 use sqlx::{Decode, Postgres, Row as _, Type};
 use uuid::Uuid;
 
-use super::super::StoreError;
 use super::super::rows::{decode_open_run, encode_open_run};
+use super::super::{StoreError, columns};
 use super::pool::Session;
-use crate::journal::Row;
+use crate::journal::{Row, journal_columns};
 use crate::projection::Tracked;
 use crate::run::RunId;
 
 /// The entries of what is unread, with the beginning of the very snapshot that sees them and a transaction id drawn
 /// after it (and only if there are any: an empty journal costs none).
-pub(super) const READ: &str = "
-    SELECT seq,
-           at, created_at, run_id, workflow_name, from_status, to_status, target_type, target_owner, target_repo, target_number,
-           delivery_id, parent_run_id, root_run_id, root_workflow_name, reason, traceparent, inflight_run_id,
-           coalesce(reconciled, false),
-           (SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint) AS xmin,
-           (SELECT pg_current_xact_id()::text::bigint) AS bound
-    FROM unnest($1::bigint[], $2::bigint[]) unread (above, below) CROSS JOIN LATERAL (
-        SELECT * FROM runspan.journal WHERE seq > above AND seq < below ORDER BY seq LIMIT $3) entry
-    ORDER BY seq LIMIT $3";
+pub(super) static READ: LazyLock<String> = LazyLock::new(|| {
+    let columns = columns::names();
+    format!(
+        "SELECT seq, {columns},
+                (SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint) AS xmin,
+                (SELECT pg_current_xact_id()::text::bigint) AS bound
+         FROM unnest($1::bigint[], $2::bigint[]) unread (above, below) CROSS JOIN LATERAL (
+             SELECT * FROM runspan.journal WHERE seq > above AND seq < below ORDER BY seq LIMIT $3) entry
+         ORDER BY seq LIMIT $3"
+    )
+});
 
 /// How journal and outbox stand, in one statement.
 pub(super) const STATUS: &str = "
@@ -42,28 +44,47 @@ pub(super) const STATUS: &str = "
                  count(*) FILTER (WHERE dead IS NOT NULL) AS dead
           FROM runspan.outbox) o";
 
-pub(super) fn read_row(row: &PgRow) -> Result<Row, StoreError> {
-    Ok(Row {
-        seq: row.try_get(0)?,
-        at: micros(row.try_get(1)?).unwrap_or_default(),
-        created_at: micros(row.try_get(2)?),
-        run_id: row.try_get(3)?,
-        workflow_name: text(row, 4)?,
-        from_status: text(row, 5)?,
-        to_status: text(row, 6)?,
-        target_type: text(row, 7)?,
-        target_owner: text(row, 8)?,
-        target_repo: text(row, 9)?,
-        target_number: row.try_get(10)?,
-        delivery_id: text(row, 11)?,
-        parent_run_id: row.try_get(12)?,
-        root_run_id: row.try_get(13)?,
-        root_workflow_name: text(row, 14)?,
-        reason: text(row, 15)?,
-        traceparent: text(row, 16)?,
-        inflight_run_id: row.try_get(17)?,
-        reconciled: row.try_get(18)?,
-    })
+macro_rules! declare_read_row {
+    ($($(#[$doc:meta])* $name:ident: $kind:ident = $source:expr;)*) => {
+        /// Reads a row of [`READ`].
+        pub(super) fn read_row(row: &PgRow) -> Result<Row, StoreError> {
+            Ok(Row {
+                seq: row.try_get(0)?,
+                $($name: read::$kind(row, const { 1 + columns::index(stringify!($name)) })?,)*
+            })
+        }
+    };
+}
+journal_columns!(declare_read_row);
+
+/// A value of each kind of column.
+mod read {
+    use sqlx::Row as _;
+
+    use super::{PgRow, StoreError, Uuid, micros};
+
+    pub(super) fn instant(row: &PgRow, index: usize) -> Result<i64, StoreError> {
+        Ok(time(row, index)?.unwrap_or_default())
+    }
+
+    pub(super) fn time(row: &PgRow, index: usize) -> Result<Option<i64>, StoreError> {
+        Ok(micros(row.try_get(index)?))
+    }
+
+    pub(super) fn key(row: &PgRow, index: usize) -> Result<Option<Uuid>, StoreError> {
+        Ok(row.try_get(index)?)
+    }
+
+    pub(super) use super::text;
+    pub(super) use key as id;
+
+    pub(super) fn number(row: &PgRow, index: usize) -> Result<Option<i64>, StoreError> {
+        Ok(row.try_get(index)?)
+    }
+
+    pub(super) fn flag(row: &PgRow, index: usize) -> Result<bool, StoreError> {
+        Ok(row.try_get::<Option<bool>, _>(index)?.unwrap_or_default())
+    }
 }
 
 /// A text of the application's. A database in `SQL_ASCII` keeps whatever bytes it is given, and cuts them anywhere: what

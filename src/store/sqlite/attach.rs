@@ -7,7 +7,8 @@ use async_trait::async_trait;
 use sqlx::{AssertSqlSafe, Row as _, SqliteConnection};
 use tokio::time::Instant;
 
-use super::super::attach::{Attach, Attached, COLUMNS, Detached, Plan, PurgeLoss, attached_elsewhere, lacks};
+use super::super::attach::{Attach, Attached, Detached, Plan, PurgeLoss, attached_elsewhere, lacks};
+use super::super::columns::required;
 use super::super::{CaptureProblem, SCHEMA_VERSION, StoreError};
 use super::capture::{MARK, Placed, TRIGGERS, attached_table, same};
 use super::sql::quoted;
@@ -208,7 +209,7 @@ async fn inspect(connection: &mut SqliteConnection, plan: &Plan) -> Result<Table
         .fetch_all(&mut *connection)
         .await?;
     let missing: Vec<&str> =
-        COLUMNS.into_iter().filter(|wanted| !columns.iter().any(|column| column == wanted)).collect();
+        required().filter(|wanted| !columns.iter().any(|column| column == wanted)).collect();
     if !missing.is_empty() {
         return unfit(lacks(&shown, &missing));
     }

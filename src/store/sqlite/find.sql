@@ -8,7 +8,7 @@ CREATE TEMP TABLE runspan_found (place INTEGER PRIMARY KEY, id, run TEXT, is_ope
 INSERT INTO temp.runspan_found (id, run, is_open)
 SELECT w.id, lower(w.id), 0
 FROM {table} w
-WHERE w.status IN ('queued', 'running')
+WHERE w.status IN ({in_flight})
   AND w.workflow_name IS NOT NULL
   AND {is_run}
   AND lower(w.id) NOT IN (SELECT run_id FROM runspan_open_runs)
@@ -20,7 +20,7 @@ INSERT INTO temp.runspan_found (id, run, is_open)
 SELECT w.id, o.run_id, 1
 FROM runspan_open_runs o LEFT JOIN {table} w ON w.id IN (o.run_id, upper(o.run_id))
 WHERE (w.id IS NULL
-       OR w.status <> o.status AND w.status IN ('queued', 'running', 'succeeded', 'failed', 'incomplete'))
+       OR w.status <> o.status AND w.status IN ({statuses}))
   AND o.run_id NOT IN (SELECT lower(run_id) FROM runspan_journal WHERE run_id IS NOT NULL)
 ORDER BY coalesce({updated_at}, {now}), o.run_id;
 

@@ -10,9 +10,10 @@ use sqlx::{Row as _, SqliteConnection};
 use uuid::Uuid;
 
 use super::super::StoreError;
+use super::super::columns::{self, COLUMNS, Column, Kind};
 use super::super::rows::{decode_open_run, encode_open_run};
-use super::sql::{COLUMNS, NOW, micros};
-use crate::journal::{Row, Unreadable};
+use super::sql::{NOW, micros};
+use crate::journal::{Row, Source, Unreadable, journal_columns};
 use crate::projection::Tracked;
 use crate::run::RunId;
 
@@ -35,9 +36,12 @@ pub(super) const STATUS: &str = "
 /// Keeps entries aside, whole: `?1` holds pairs of position and error. JSON cannot hold a BLOB; its quoted form
 /// (`X'…'`) it can. A position that is there already, since the journal's were set back, is replaced by one above all.
 pub(super) static SET_ASIDE: LazyLock<String> = LazyLock::new(|| {
-    let fields = COLUMNS.map(|column| {
-        format!("'{column}', CASE typeof(j.{column}) WHEN 'blob' THEN quote(j.{column}) ELSE j.{column} END")
-    });
+    let fields: Vec<String> = COLUMNS
+        .iter()
+        .map(|Column { name, .. }| {
+            format!("'{name}', CASE typeof(j.{name}) WHEN 'blob' THEN quote(j.{name}) ELSE j.{name} END")
+        })
+        .collect();
     format!(
         "INSERT INTO runspan_set_aside (seq, error, entry, set_aside_at)
          SELECT CASE WHEN j.seq IN (SELECT seq FROM runspan_set_aside)
@@ -51,7 +55,7 @@ pub(super) static SET_ASIDE: LazyLock<String> = LazyLock::new(|| {
 
 /// Writes all entries up to the position `?1` once more, behind all others and in their order.
 pub(super) static MOVE_ALL: LazyLock<String> = LazyLock::new(|| {
-    let columns = COLUMNS.join(", ");
+    let columns = columns::names();
     format!(
         "INSERT INTO runspan_journal ({columns})
          SELECT {columns} FROM runspan_journal WHERE seq <= ?1 ORDER BY seq"
@@ -59,54 +63,85 @@ pub(super) static MOVE_ALL: LazyLock<String> = LazyLock::new(|| {
 });
 
 /// Entries after a position.
-pub(super) fn read() -> String {
-    format!(
-        "SELECT seq, at, {}, CASE typeof(run_id) WHEN 'blob' THEN quote(run_id) ELSE run_id END, workflow_name,
-                from_status, to_status, target_type, target_owner, target_repo,
-                CASE typeof(target_number) WHEN 'integer' THEN target_number END, delivery_id, parent_run_id,
-                root_run_id, root_workflow_name, reason, traceparent, inflight_run_id, reconciled
-         FROM runspan_journal WHERE seq > ?1 ORDER BY seq LIMIT ?2",
-        micros("created_at")
-    )
+pub(super) static READ: LazyLock<String> = LazyLock::new(|| {
+    let fields: Vec<String> = COLUMNS.iter().map(selected).collect();
+    let fields = fields.join(", ");
+    format!("SELECT seq, {fields} FROM runspan_journal WHERE seq > ?1 ORDER BY seq LIMIT ?2")
+});
+
+/// A column as it can be read, whatever the application wrote into it.
+fn selected(Column { name, kind, source }: &Column) -> String {
+    match kind {
+        // Ours is a number already.
+        Kind::Time if *source == Source::Now => (*name).to_owned(),
+        Kind::Time => micros(name),
+        Kind::Id => format!("CASE typeof({name}) WHEN 'blob' THEN quote({name}) ELSE {name} END"),
+        Kind::Number => format!("CASE typeof({name}) WHEN 'integer' THEN {name} END"),
+        Kind::Text | Kind::Flag => (*name).to_owned(),
+    }
 }
 
-/// A row of the journal, or why it cannot be understood.
+/// A row of the journal, or why it cannot be parsed.
 pub(super) type Read = Result<Row, Unreadable>;
 
-pub(super) fn read_row(row: &SqliteRow) -> Result<Read, StoreError> {
-    let mut unreadable = None;
-    let mut id = |index, column| -> Result<Option<Uuid>, StoreError> {
-        let Some(value) = text(row, index)? else { return Ok(None) };
+macro_rules! declare_read_row {
+    ($($(#[$doc:meta])* $name:ident: $kind:ident = $source:expr;)*) => {
+        /// Reads a row of [`READ`].
+        pub(super) fn read_row(row: &SqliteRow) -> Result<Read, StoreError> {
+            let mut reader = Reader { row, unreadable: None };
+            let read = Row {
+                seq: row.try_get(0)?,
+                $($name: reader.$kind(const { columns::index(stringify!($name)) })?,)*
+            };
+            Ok(reader.unreadable.map_or(Ok(read), Err))
+        }
+    };
+}
+journal_columns!(declare_read_row);
+
+/// Reads a value of each kind of column, given its index in the declaration.
+struct Reader<'a> {
+    row: &'a SqliteRow,
+    /// The first value that an entry needs and that cannot be parsed.
+    unreadable: Option<Unreadable>,
+}
+
+impl Reader<'_> {
+    fn instant(&self, index: usize) -> Result<i64, StoreError> {
+        Ok(self.time(index)?.unwrap_or_default())
+    }
+
+    fn time(&self, index: usize) -> Result<Option<i64>, StoreError> {
+        Ok(self.row.try_get(1 + index)?)
+    }
+
+    fn key(&mut self, index: usize) -> Result<Option<Uuid>, StoreError> {
+        let Some(value) = self.text(index)? else { return Ok(None) };
         let id = uuid(&value);
         if id.is_none() {
+            let column = COLUMNS[index].origin().unwrap_or(COLUMNS[index].name);
             let value = value.chars().take(MAX_SHOWN).collect();
-            unreadable.get_or_insert(Unreadable::NotUuid { column, value });
+            self.unreadable.get_or_insert(Unreadable::NotUuid { column, value });
         }
         Ok(id)
-    };
-    let read = Row {
-        seq: row.try_get(0)?,
-        at: row.try_get::<Option<i64>, _>(1)?.unwrap_or_default(),
-        created_at: row.try_get(2)?,
-        run_id: id(3, "id")?,
-        workflow_name: text(row, 4)?,
-        from_status: text(row, 5)?,
-        to_status: text(row, 6)?,
-        target_type: text(row, 7)?,
-        target_owner: text(row, 8)?,
-        target_repo: text(row, 9)?,
-        target_number: row.try_get(10)?,
-        delivery_id: text(row, 11)?,
-        // A run is worth more than its place in a tree.
-        parent_run_id: text(row, 12)?.and_then(|id| uuid(&id)),
-        root_run_id: text(row, 13)?.and_then(|id| uuid(&id)),
-        root_workflow_name: text(row, 14)?,
-        reason: text(row, 15)?,
-        traceparent: text(row, 16)?,
-        inflight_run_id: id(17, "inflight_run_id")?,
-        reconciled: row.try_get::<Option<bool>, _>(18)?.unwrap_or_default(),
-    };
-    Ok(unreadable.map_or(Ok(read), Err))
+    }
+
+    /// A run is worth more than its place in a tree.
+    fn id(&self, index: usize) -> Result<Option<Uuid>, StoreError> {
+        Ok(self.text(index)?.and_then(|id| uuid(&id)))
+    }
+
+    fn text(&self, index: usize) -> Result<Option<String>, StoreError> {
+        text(self.row, 1 + index)
+    }
+
+    fn number(&self, index: usize) -> Result<Option<i64>, StoreError> {
+        Ok(self.row.try_get(1 + index)?)
+    }
+
+    fn flag(&self, index: usize) -> Result<bool, StoreError> {
+        Ok(self.row.try_get::<Option<bool>, _>(1 + index)?.unwrap_or_default())
+    }
 }
 
 /// Hyphenated, in one case: as [`reconcile`](super::super::Store::reconcile) finds the row again.

@@ -1,7 +1,12 @@
 //! The SQL that has to be built: SQLite has neither functions nor a catch, so every trigger spells all of it
 //! out. Nothing here needs a SQLite newer than 3.38, for writers of other programs run the triggers too.
 
+use super::super::columns::{
+    self, Column, Insert, Kind, REASON_LIMIT, TEXT_LIMIT, TRACEPARENT_LIMIT, Values,
+};
 use super::super::stuck::STUCK_THRESHOLD;
+use super::super::template::render;
+use crate::run::MAX_ANCESTORS;
 
 /// runspan's tables, version by version. Append-only.
 pub(super) const MIGRATIONS: [&str; super::super::SCHEMA_VERSION as usize] =
@@ -18,28 +23,6 @@ pub(super) const IS_RUN: &str = "typeof(w.id) = 'text' AND w.id IN (lower(w.id),
     AND w.id LIKE '________-____-____-____-____________' \
     AND length(replace(w.id, '-', '')) = 32 AND replace(w.id, '-', '') NOT GLOB '*[^0-9A-Fa-f]*'";
 
-/// The journal's columns, but for `seq`.
-pub(super) const COLUMNS: [&str; 18] = [
-    "at",
-    "created_at",
-    "run_id",
-    "workflow_name",
-    "from_status",
-    "to_status",
-    "target_type",
-    "target_owner",
-    "target_repo",
-    "target_number",
-    "delivery_id",
-    "parent_run_id",
-    "root_run_id",
-    "root_workflow_name",
-    "reason",
-    "traceparent",
-    "inflight_run_id",
-    "reconciled",
-];
-
 /// The present, in microseconds (of a clock of milliseconds).
 pub(super) const NOW: &str = "CAST(round((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER) * 1000";
 
@@ -53,8 +36,9 @@ pub(super) fn in_flight(table: &str) -> String {
     format!(
         "SELECT CAST(workflow_name AS TEXT), CAST(status AS TEXT), count(*),
                 coalesce(({NOW} - min({})) / 1e6, 0.0)
-         FROM {table} WHERE status IN ('queued', 'running') AND workflow_name IS NOT NULL GROUP BY 1, 2",
-        micros("created_at")
+         FROM {table} WHERE status IN ({}) AND workflow_name IS NOT NULL GROUP BY 1, 2",
+        micros("created_at"),
+        columns::in_flight()
     )
 }
 
@@ -74,31 +58,103 @@ pub(super) fn schema(installed: usize) -> String {
 /// The triggers of `table` (quoted).
 pub(super) fn triggers(table: &str) -> String {
     let entry = |row: &str, from: &str, to: &str, state: &str| {
-        render(
-            ENTRY,
-            &[
-                ("now", NOW),
-                ("row", row),
-                ("from", from),
-                ("to", to),
-                ("failed_reason", &reason(state, "failedReason")),
-                ("incomplete_reason", &reason(state, "incompleteReason")),
-                ("traceparent", &traceparent(state)),
-                ("root_above", &root_above(table, &format!("{row}.parent_run_id"))),
-                ("table", table),
-            ],
-        )
-    };
-    render(
-        TRIGGERS,
-        &[
-            ("columns", &COLUMNS.join(", ")),
-            ("inserted", &entry("NEW", "NULL", "NEW.status", "NEW.state")),
-            ("changed", &entry("NEW", "OLD.status", "NEW.status", "NEW.state")),
-            ("deleted", &entry("OLD", "OLD.status", "NULL", "NULL")),
+        let Insert { columns, values } = entry(row, from, to, state);
+        let placeholders: [(&str, &str); 8] = [
+            ("entry.columns", &columns),
+            ("entry.values", &values),
+            ("now", NOW),
+            ("row", row),
+            ("from", from),
+            ("to", to),
+            ("root_above", &root_above(table, &format!("{row}.parent_run_id"))),
             ("table", table),
-        ],
-    )
+        ];
+        render(ENTRY, &placeholders)
+    };
+    let placeholders: [(&str, &str); 6] = [
+        ("columns", &columns::names()),
+        ("in_flight", &columns::in_flight()),
+        ("inserted", &entry("NEW", "NULL", "NEW.status", "NEW.state")),
+        ("changed", &entry("NEW", "OLD.status", "NEW.status", "NEW.state")),
+        ("deleted", &entry("OLD", "OLD.status", "NULL", "NULL")),
+        ("table", table),
+    ];
+    render(TRIGGERS, &placeholders)
+}
+
+/// A text as the journal keeps it.
+fn text(value: &str) -> String {
+    format!("substr({value}, 1, {TEXT_LIMIT})")
+}
+
+/// A value of a row of the application's, as the journal keeps it: the reader copes with any type.
+fn of_row(row: &str, column: &Column, origin: &str) -> String {
+    let value = format!("{row}.{origin}");
+    if column.kind == Kind::Text { text(&value) } else { value }
+}
+
+/// The entry of a transition.
+fn entry(row: &str, before: &str, after: &str, state: &str) -> Insert {
+    // The state may be large; that of a run that begins to run has nothing in it that is needed.
+    let traceparent =
+        format!("CASE WHEN {before} IS NULL OR {after} <> 'running' THEN {} END", traceparent(state));
+    Values {
+        now: NOW,
+        row: &|column, origin| Some(of_row(row, column, origin)),
+        before: Some(before),
+        after: Some(after),
+        root_id: Some("root.id"),
+        root_name: Some(&text("root.name")),
+        reason: Some(&reasons(after, state)),
+        traceparent: Some(&traceparent),
+        inflight: None,
+        reconciled: "0",
+    }
+    .insert()
+}
+
+/// The beginning of a run that the journal missed.
+fn missing_entry(table: &str) -> Insert {
+    let root = root_above(table, "w.parent_run_id");
+    Values {
+        now: &format!(
+            "coalesce(CASE w.status WHEN 'queued' THEN {} ELSE {} END, {NOW})",
+            micros("w.created_at"),
+            micros("w.updated_at")
+        ),
+        row: &|column, origin| Some(of_row("w", column, origin)),
+        before: None,
+        after: Some("w.status"),
+        root_id: Some(&format!("(SELECT id FROM ({root}))")),
+        root_name: Some(&format!("(SELECT {} FROM ({root}))", text("name"))),
+        reason: None,
+        traceparent: Some(&traceparent("w.state")),
+        inflight: None,
+        reconciled: "1",
+    }
+    .insert()
+}
+
+/// What an open run has become. The projection knows the rest of it.
+fn changed_entry() -> Insert {
+    Values {
+        now: &format!("coalesce({}, {NOW})", micros("w.updated_at")),
+        row: &|_, origin| match origin {
+            "created_at" => Some("w.created_at".to_owned()),
+            "id" => Some("o.run_id".to_owned()),
+            "workflow_name" => Some("json_extract(o.state, '$.context.workflow_name')".to_owned()),
+            _ => None,
+        },
+        before: Some("o.status"),
+        after: Some("w.status"),
+        root_id: None,
+        root_name: None,
+        reason: Some(&reasons("w.status", "w.state")),
+        traceparent: None,
+        inflight: None,
+        reconciled: "1",
+    }
+    .insert()
 }
 
 /// Finds what the journal of `table` (quoted) missed, for [`missing`] and [`changed`].
@@ -128,22 +184,22 @@ pub(super) fn reconcile(table: &str) -> String {
 }
 
 fn compared(template: &str, table: &str, after: &str, last: &str) -> String {
-    render(
-        template,
-        &[
-            ("now", NOW),
-            ("created_at", &micros("w.created_at")),
-            ("updated_at", &micros("w.updated_at")),
-            ("failed_reason", &reason("w.state", "failedReason")),
-            ("incomplete_reason", &reason("w.state", "incompleteReason")),
-            ("traceparent", &traceparent("w.state")),
-            ("root_above", &root_above(table, "w.parent_run_id")),
-            ("is_run", IS_RUN),
-            ("after", after),
-            ("last", last),
-            ("table", table),
-        ],
-    )
+    let (missing, changed) = (missing_entry(table), changed_entry());
+    let placeholders: [(&str, &str); 12] = [
+        ("missing.columns", &missing.columns),
+        ("missing.values", &missing.values),
+        ("changed.columns", &changed.columns),
+        ("changed.values", &changed.values),
+        ("in_flight", &columns::in_flight()),
+        ("statuses", &columns::statuses()),
+        ("now", NOW),
+        ("updated_at", &micros("w.updated_at")),
+        ("is_run", IS_RUN),
+        ("after", after),
+        ("last", last),
+        ("table", table),
+    ];
+    render(template, &placeholders)
 }
 
 /// The first `?1` of the runs of `table` (quoted) that are stuck.
@@ -155,36 +211,30 @@ pub(super) fn stuck(table: &str) -> String {
             ("created_at", &micros("w.created_at")),
             ("updated_at", &micros("w.updated_at")),
             ("is_run", IS_RUN),
+            ("in_flight", &columns::in_flight()),
+            ("text_limit", &TEXT_LIMIT.to_string()),
             ("stuck_threshold", STUCK_THRESHOLD),
             ("table", table),
         ],
     )
 }
 
-/// Puts values in the places of their names, in one pass: a table may have any name, `{now}` too.
-fn render(template: &str, values: &[(&str, &str)]) -> String {
-    let mut sql = String::with_capacity(template.len() * 2);
-    let mut rest = template;
-    while let Some((before, after)) = rest.split_once('{') {
-        let (name, after) = after.split_once('}').expect("each brace of a template is closed");
-        let value = values.iter().find(|(known, _)| *known == name).map(|(_, value)| *value);
-        sql += before;
-        sql += value.expect("each name of a template has a value");
-        rest = after;
-    }
-    sql + rest
-}
-
-/// The root above a run and its workflow: parents walked, 32 levels at most, so that a cycle ends too.
+/// The root above a run and its workflow. The number of levels has a limit, so that a cycle ends too.
 fn root_above(table: &str, parent: &str) -> String {
     format!(
         "WITH RECURSIVE runspan_up (id, name, above, depth) AS (
             SELECT p.id, p.workflow_name, p.parent_run_id, 1 FROM {table} p WHERE p.id = {parent}
             UNION ALL
             SELECT p.id, p.workflow_name, p.parent_run_id, up.depth + 1
-            FROM runspan_up up JOIN {table} p ON p.id = up.above WHERE up.depth < 32
+            FROM runspan_up up JOIN {table} p ON p.id = up.above WHERE up.depth < {MAX_ANCESTORS}
         ) SELECT id, name FROM runspan_up ORDER BY depth DESC LIMIT 1"
     )
+}
+
+/// The reason of a status, in a state that may be anything.
+fn reasons(status: &str, state: &str) -> String {
+    let (failed, incomplete) = (reason(state, "failedReason"), reason(state, "incompleteReason"));
+    format!("CASE {status} WHEN 'failed' THEN {failed} WHEN 'incomplete' THEN {incomplete} END")
 }
 
 /// A reason in a state that may be anything: as text, whatever it is (as PostgreSQL's `->>` gives it).
@@ -192,7 +242,7 @@ fn reason(state: &str, key: &str) -> String {
     format!(
         "CASE WHEN typeof({state}) = 'text' THEN CASE WHEN json_valid({state}) THEN \
          substr(CASE json_type({state}, '$.{key}') WHEN 'true' THEN 'true' WHEN 'false' THEN 'false' \
-         ELSE json_extract({state}, '$.{key}') END, 1, 8192) END END"
+         ELSE json_extract({state}, '$.{key}') END, 1, {REASON_LIMIT}) END END"
     )
 }
 
@@ -201,7 +251,7 @@ fn traceparent(state: &str) -> String {
     format!(
         "CASE WHEN typeof({state}) = 'text' THEN CASE WHEN json_valid({state}) THEN \
          CASE json_type({state}, '$.traceparent') WHEN 'text' THEN \
-         substr(json_extract({state}, '$.traceparent'), 1, 128) END END END"
+         substr(json_extract({state}, '$.traceparent'), 1, {TRACEPARENT_LIMIT}) END END END"
     )
 }
 

@@ -45,5 +45,5 @@ DROP TRIGGER IF EXISTS runspan_changed;
 CREATE TRIGGER runspan_changed AFTER UPDATE ON {table} WHEN OLD.status IS NOT NEW.status BEGIN
 {changed}END;
 DROP TRIGGER IF EXISTS runspan_deleted;
-CREATE TRIGGER runspan_deleted AFTER DELETE ON {table} WHEN OLD.status IN ('queued', 'running') BEGIN
+CREATE TRIGGER runspan_deleted AFTER DELETE ON {table} WHEN OLD.status IN ({in_flight}) BEGIN
 {deleted}END;
