@@ -11,6 +11,8 @@
 
 #[cfg(any(feature = "relay", feature = "runtime"))]
 mod backoff;
+#[cfg(any(feature = "relay", feature = "runtime"))]
+mod error_chain;
 pub mod run;
 pub mod runs;
 pub mod semconv;

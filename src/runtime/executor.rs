@@ -18,6 +18,7 @@ use super::registry::{Work, Workflow};
 use super::scoped::Scoped;
 use super::{End, Runtime, RuntimeError};
 use crate::backoff::backoff;
+use crate::error_chain::chain;
 use crate::run::{RunId, Status};
 use crate::runs::{self, Owner, Run, RunsError};
 use crate::semconv::Level;
@@ -379,13 +380,10 @@ fn uncaught(what: &str) -> Outcome {
 }
 
 fn with_causes(error: &BoxError) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
+    let mut texts: Vec<String> = chain(&**error).map(ToString::to_string).collect();
+    // An io::Error has the text of its contents.
+    texts.dedup();
+    texts.join(": ")
 }
 
 fn panicked(ended: JoinError) -> String {

@@ -2,7 +2,6 @@
 
 use std::time::{Duration, SystemTime};
 
-use chrono::{DateTime, NaiveDateTime, Utc};
 use http::{HeaderMap, StatusCode, header};
 use prost::Message as _;
 
@@ -146,22 +145,10 @@ fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let wait = if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
         text.parse().map_or(LONGEST_WAIT, Duration::from_secs)
     } else {
-        // The receiver's own idea of now, where it says it: then a wrong clock on either side does not matter.
+        // The receiver's own clock, if it shows it: then a wrong clock on either side does not matter.
         let date = headers.get(header::DATE).and_then(|value| value.to_str().ok());
-        let now = date.and_then(http_date).unwrap_or_else(|| DateTime::<Utc>::from(now));
-        (http_date(text)? - now).to_std().unwrap_or_default()
+        let now = date.and_then(|date| httpdate::parse_http_date(date).ok()).unwrap_or(now);
+        httpdate::parse_http_date(text).ok()?.duration_since(now).unwrap_or_default()
     };
     Some(wait.min(LONGEST_WAIT))
-}
-
-/// The three forms of a date that RFC 9110, 5.6.7 asks every recipient to accept.
-fn http_date(text: &str) -> Option<DateTime<Utc>> {
-    let text = text.trim();
-    if let Ok(date) = DateTime::parse_from_rfc2822(text) {
-        return Some(date.to_utc());
-    }
-    ["%A, %d-%b-%y %H:%M:%S GMT", "%a %b %e %H:%M:%S %Y"]
-        .iter()
-        .find_map(|format| NaiveDateTime::parse_from_str(text, format).ok())
-        .map(|date| date.and_utc())
 }

@@ -5,6 +5,7 @@ use std::{error::Error, io};
 use rustls::CertificateError;
 
 use super::{Answer, Cause, Kind};
+use crate::error_chain::{chain, describe};
 use crate::otlp::config::{Protocol, SignalConfig};
 
 /// The configured time for one request has passed.
@@ -15,21 +16,20 @@ pub fn timed_out(config: &SignalConfig) -> Answer {
 
 /// Reads an error of the connection, or of TLS or HTTP on it, from the chain of its sources.
 pub fn from_transport(config: &SignalConfig, error: &(dyn Error + 'static)) -> Answer {
-    let chain = chain(error);
-    // rustls says exactly what is wrong, so it is asked first; it sits inside an io::Error of another kind.
+    // rustls reports the exact problem, inside an io::Error of an unspecific kind.
     if let Some(answer) =
-        chain.iter().find_map(|error| error.downcast_ref::<rustls::Error>()).and_then(|e| tls(config, e))
+        chain(error).find_map(|error| error.downcast_ref::<rustls::Error>()).and_then(|e| tls(config, e))
     {
         return answer;
     }
-    let words = words(&chain);
-    if let Some(answer) = alert(config, &words).or_else(|| wrong_protocol(config, &words)) {
+    let text = describe(error);
+    if let Some(answer) = alert(config, &text).or_else(|| wrong_protocol(config, &text)) {
         return answer;
     }
-    let io = chain.iter().find_map(|error| error.downcast_ref::<io::Error>()).map(io::Error::kind);
+    let io = chain(error).find_map(|error| error.downcast_ref::<io::Error>()).map(io::Error::kind);
     let variable = &config.endpoint_variable;
     let (kind, what) = match io {
-        _ if words.contains("dns error") => {
+        _ if text.contains("dns error") => {
             (Kind::Unreachable, format!("the host name was not found, check {variable} or the name service"))
         }
         Some(io::ErrorKind::ConnectionRefused) => (
@@ -42,7 +42,7 @@ pub fn from_transport(config: &SignalConfig, error: &(dyn Error + 'static)) -> A
         Some(io::ErrorKind::TimedOut) => (Kind::Timeout, "the connection timed out".to_owned()),
         _ => (Kind::Broken, format!("the connection broke before an answer came{}", port_hint(config))),
     };
-    Answer::Retry { cause: Cause::new(config, kind, &what, &words), after: None }
+    Answer::Retry { cause: Cause::new(config, kind, &what, &text), after: None }
 }
 
 /// A word on a port that is usually the other protocol's: some servers just hang up on the wrong one.
@@ -102,8 +102,8 @@ fn tls_variable(config: &SignalConfig, option: &str) -> String {
 
 /// What the other side says in a TLS alert. With TLS 1.3 it judges our certificate after the handshake, where h2 keeps
 /// only the text of an error; so the text decides.
-fn alert(config: &SignalConfig, words: &str) -> Option<Answer> {
-    let (_, after) = words.split_once("received fatal alert: ")?;
+fn alert(config: &SignalConfig, text: &str) -> Option<Answer> {
+    let (_, after) = text.split_once("received fatal alert: ")?;
     let alert = after.split(|c: char| !c.is_ascii_alphanumeric()).next()?;
     let (kind, what) = match alert {
         "CertificateRequired"
@@ -124,25 +124,25 @@ fn alert(config: &SignalConfig, words: &str) -> Option<Answer> {
         "NoApplicationProtocol" => (Kind::WrongProtocol, other_protocol(config)),
         _ => return None,
     };
-    Some(Answer::Misconfigured(Cause::new(config, kind, &what, words)))
+    Some(Answer::Misconfigured(Cause::new(config, kind, &what, text)))
 }
 
 /// Whether the other side speaks another HTTP version. hyper and h2 have no types for it that reach us, so their
-/// words decide; the integration tests hold them against real sockets.
-fn wrong_protocol(config: &SignalConfig, words: &str) -> Option<Answer> {
+/// text decide; the integration tests hold them against real sockets.
+fn wrong_protocol(config: &SignalConfig, text: &str) -> Option<Answer> {
     let what = match config.protocol {
         // An HTTP/1 answer read as a frame has a length of "HTT", 4.7 MB.
         Protocol::Grpc
-            if words.contains("frame with invalid size") || words.contains("HTTP/2 was not negotiated") =>
+            if text.contains("frame with invalid size") || text.contains("HTTP/2 was not negotiated") =>
         {
             other_protocol(config)
         }
         // HTTP/2 servers speak first.
-        Protocol::HttpProtobuf if words.contains("unexpected message from connection") => {
+        Protocol::HttpProtobuf if text.contains("unexpected message from connection") => {
             other_protocol(config)
         }
         // Their frame, read as an answer; but the alert of a TLS server looks the same.
-        Protocol::HttpProtobuf if words.contains("invalid HTTP version parsed") => {
+        Protocol::HttpProtobuf if text.contains("invalid HTTP version parsed") => {
             let tls = if config.endpoint.is_tls() { "" } else { "; or it wants TLS: write https://" };
             format!("{}{tls}", other_protocol(config))
         }
@@ -163,31 +163,4 @@ pub(super) fn other_protocol(config: &SignalConfig) -> String {
         config.endpoint_variable,
         config.protocol.usual_port(),
     )
-}
-
-/// An error and its sources, the contents of `io::Error`s included, which `source` skips.
-fn chain<'a>(error: &'a (dyn Error + 'static)) -> Vec<&'a (dyn Error + 'static)> {
-    let mut chain = Vec::new();
-    let mut next = Some(error);
-    while let Some(error) = next {
-        chain.push(error);
-        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        next = match inner {
-            Some(inner) => Some(inner),
-            None => error.source(),
-        };
-    }
-    chain
-}
-
-/// The words of a chain. Many errors repeat their source, so each is said once.
-fn words(chain: &[&(dyn Error + 'static)]) -> String {
-    let mut said: Vec<String> = Vec::new();
-    for error in chain {
-        let words = error.to_string();
-        if !words.is_empty() && !said.iter().any(|earlier| earlier.contains(&words)) {
-            said.push(words);
-        }
-    }
-    said.join(": ")
 }

@@ -7,6 +7,7 @@ use flate2::write::GzEncoder;
 use http::{HeaderValue, header};
 
 use super::{ClientError, USER_AGENT, tls::Tls};
+use crate::error_chain::describe;
 use crate::otlp::{
     answer::{self, Answer},
     config::{Compression, SignalConfig},
@@ -42,7 +43,7 @@ impl Http {
             // HTTP_PROXY and its kin are for other machines, also where NO_PROXY forgets to say so.
             builder = builder.no_proxy();
         }
-        let client = builder.build().map_err(|error| ClientError::Setup(chain(&error)))?;
+        let client = builder.build().map_err(|error| ClientError::Setup(describe(&error)))?;
         Ok(Self { client })
     }
 
@@ -93,14 +94,4 @@ impl Http {
 fn gzip(body: &[u8]) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), flate2::Compression::default());
     encoder.write_all(body).and_then(|()| encoder.finish()).expect("writing to a Vec does not fail")
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(error) = next {
-        text = format!("{text}: {error}");
-        next = error.source();
-    }
-    text
 }
