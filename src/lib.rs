@@ -28,9 +28,9 @@ pub mod series;
 #[cfg(feature = "relay")]
 pub mod projection;
 #[cfg(feature = "relay")]
-pub mod otlp;
-#[cfg(feature = "relay")]
 pub mod store;
+#[cfg(feature = "relay")]
+pub mod otlp;
 #[cfg(feature = "relay")]
 pub mod relay;
 pub mod telemetry;

@@ -4,6 +4,7 @@
 //! and [`answer`] says what the answer means for whoever holds the request.
 
 pub mod answer;
+pub mod body;
 pub mod client;
 pub mod config;
 pub mod encode;

@@ -12,7 +12,8 @@ use self::grpc::Grpc;
 pub(crate) use self::{grpc::endpoint as grpc_endpoint, http::Http};
 use super::{
     answer::{self, Answer},
-    config::{Protocol, SignalConfig},
+    body::{Body, DecodeError},
+    config::{Compression, Protocol, SignalConfig},
 };
 
 /// What we call ourselves in every request (OTLP exporter specification, "User Agent").
@@ -62,10 +63,28 @@ impl Client {
     /// Dropping the future abandons the request: whether the receiver has it is then unknown, as after a timeout, so
     /// send the same bytes again. The client itself stays usable.
     pub async fn send(&self, request: Bytes) -> Answer {
+        self.exchange(Body::Plain(request)).await
+    }
+
+    /// The same for a request as the outbox stores it.
+    ///
+    /// # Errors
+    /// The stored bytes are not a request.
+    pub async fn send_stored(&self, stored: &Bytes) -> Result<Answer, DecodeError> {
+        // tonic compresses messages itself.
+        let takes_gzip =
+            matches!(self.transport, Transport::Http(_)) && self.config.compression == Compression::Gzip;
+        Ok(self.exchange(Body::stored(stored, takes_gzip)?).await)
+    }
+
+    async fn exchange(&self, body: Body) -> Answer {
         let exchange = async {
-            match &self.transport {
-                Transport::Grpc(grpc) => grpc.send(&self.config, request).await,
-                Transport::Http(http) => http.send(&self.config, request).await,
+            match (&self.transport, body) {
+                // Never gzip: see `send_stored`.
+                (Transport::Grpc(grpc), Body::Plain(request) | Body::Gzip(request)) => {
+                    grpc.send(&self.config, request).await
+                }
+                (Transport::Http(http), body) => http.send(&self.config, body).await,
             }
         };
         if let Ok(answer) = tokio::time::timeout(self.config.timeout, exchange).await {

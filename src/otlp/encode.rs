@@ -7,13 +7,9 @@ mod metrics;
 mod pack;
 
 use std::collections::{HashMap, HashSet};
-use std::io::{Read as _, Write as _};
 use std::sync::Arc;
 
-use bytes::Bytes;
 use flate2::Compression;
-use flate2::read::GzDecoder;
-use flate2::write::GzEncoder;
 use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, InstrumentationScope, KeyValue, any_value};
@@ -23,12 +19,13 @@ use opentelemetry_proto::tonic::trace::v1 as trace;
 use prost::Message;
 
 pub use self::metrics::Points;
-use super::Signal;
+use super::body::{DecodeError, gzip, unpack};
 use super::config::Resource;
 use crate::journal::Context;
 use crate::projection::{Attributes, Record, RecordedEvent, Span, SpanKind, Subject, Value, run_attributes};
 use crate::run::RunId;
 use crate::semconv::field;
+use crate::store::{Channel, NewRequest};
 use crate::trace_context::SpanContext;
 
 /// The most bytes of a request before compression: below the 4 MiB that a gRPC server takes by default.
@@ -36,28 +33,6 @@ pub const MAX_REQUEST: usize = 3 * 1024 * 1024;
 
 /// The flags of a link hold W3C's in their low byte, and that it leads to another process (`trace.proto`).
 const LINK_IS_REMOTE: u32 = 0x300;
-
-/// An encoded request.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Encoded {
-    /// How many spans or records it holds.
-    pub items: usize,
-    /// How many runs those tell of.
-    pub runs: usize,
-    /// The request, gzipped.
-    pub body: Bytes,
-}
-
-/// What is stored is no request that this program wrote.
-#[derive(Debug, thiserror::Error)]
-pub enum DecodeError {
-    /// Not gzip, or cut off.
-    #[error("the stored request cannot be unpacked: {0}")]
-    Gzip(#[from] std::io::Error),
-    /// Not the message that it should be.
-    #[error("the stored request cannot be decoded: {0}")]
-    Protobuf(#[from] prost::DecodeError),
-}
 
 /// Encodes for one resource: the application whose runs these are.
 #[derive(Clone, Debug)]
@@ -88,30 +63,40 @@ impl Encoder {
     }
 
     /// Spans as `ExportTraceServiceRequest`s.
-    pub fn spans(&self, spans: &[Span]) -> Vec<Encoded> {
-        self.pack(spans.iter().map(|span| Part {
-            run: Some(span.run),
-            context: Some(&span.context),
-            own: encode_span(span),
-        }))
+    pub fn spans(&self, spans: &[Span]) -> Vec<NewRequest> {
+        self.pack(
+            Channel::Traces,
+            spans.iter().map(|span| Part {
+                run: Some(span.run),
+                context: Some(&span.context),
+                own: encode_span(span),
+            }),
+        )
     }
 
     /// Records as `ExportLogsServiceRequest`s.
-    pub fn records(&self, records: &[Record]) -> Vec<Encoded> {
-        self.pack(records.iter().map(|record| Part {
-            run: record.run(),
-            context: match &record.subject {
-                Subject::Run { context, .. } => Some(context),
-                Subject::EndedParent { .. } | Subject::Dispatch(_) => None,
-            },
-            own: encode_record(record),
-        }))
+    pub fn records(&self, records: &[Record]) -> Vec<NewRequest> {
+        self.pack(
+            Channel::Logs,
+            records.iter().map(|record| Part {
+                run: record.run(),
+                context: match &record.subject {
+                    Subject::Run { context, .. } => Some(context),
+                    Subject::EndedParent { .. } | Subject::Dispatch(_) => None,
+                },
+                own: encode_record(record),
+            }),
+        )
     }
 
     /// Packs items into as few requests as the size allows.
-    fn pack<'a, T: Item>(&self, parts: impl Iterator<Item = Part<'a, T>>) -> Vec<Encoded> {
+    fn pack<'a, T: Item>(
+        &self,
+        channel: Channel,
+        parts: impl Iterator<Item = Part<'a, T>>,
+    ) -> Vec<NewRequest> {
         let mut requests = Vec::new();
-        let mut batch = pack::Batch::new(&self.resource, &self.scope);
+        let mut batch = pack::Batch::new(channel, &self.resource, &self.scope);
         // The attributes of a run are most of its items, so they are encoded once.
         let mut shared: HashMap<RunId, (&Arc<Context>, Vec<u8>)> = HashMap::new();
         let mut item = Vec::new();
@@ -151,36 +136,28 @@ struct Part<'a, T> {
     own: T,
 }
 
-/// Records as JSON lines, in one body.
-pub fn lines(records: &[Record]) -> Option<Encoded> {
+/// Records as JSON lines, in one request.
+pub fn lines(records: &[Record]) -> Option<NewRequest> {
     let mut text = Vec::new();
     for record in records {
         serde_json::to_writer(&mut text, record).expect("a record has text keys and plain values only");
         text.push(b'\n');
     }
-    (!records.is_empty()).then(|| Encoded { items: records.len(), runs: records.len(), body: gzip(&[&text]) })
+    let (items, runs) = (records.len(), records.len());
+    (!records.is_empty()).then(|| NewRequest { channel: Channel::Stdout, items, runs, body: text.into() })
 }
 
-/// The body of a stored request as it goes on the wire.
-pub fn unpack(body: &[u8]) -> Result<Bytes, DecodeError> {
-    // The trailer says how much it is (RFC 1952, 2.3.1): room for it at once, as far as that can be true.
-    let said = body.last_chunk().map_or(0, |size| u32::from_le_bytes(*size)) as usize;
-    let mut wire = Vec::with_capacity(said.min(2 * MAX_REQUEST));
-    GzDecoder::new(body).read_to_end(&mut wire)?;
-    Ok(wire.into())
-}
-
-/// The two halves of a stored request; `None` if it holds a single item, or is of a signal that is not stored.
-pub fn halve(signal: Signal, body: &[u8]) -> Result<Option<[Encoded; 2]>, DecodeError> {
-    match signal {
-        Signal::Traces => halves::<ExportTraceServiceRequest>(body),
-        Signal::Logs => halves::<ExportLogsServiceRequest>(body),
-        Signal::Metrics => Ok(None),
+/// The two halves of a stored request; `None` if it cannot be halved: a single item, or lines.
+pub fn halve(channel: Channel, stored: &[u8]) -> Result<Option<[NewRequest; 2]>, DecodeError> {
+    match channel {
+        Channel::Traces => halves::<ExportTraceServiceRequest>(channel, stored),
+        Channel::Logs => halves::<ExportLogsServiceRequest>(channel, stored),
+        Channel::Stdout => Ok(None),
     }
 }
 
 /// An `Export…ServiceRequest` of one resource and one scope, the only kind that is written here.
-trait Request: Message + Default + Clone {
+trait Export: Message + Default + Clone {
     type Item: Item;
 
     /// Its items; `None` if it has no resource or scope.
@@ -195,7 +172,7 @@ trait Item: Message + Clone {
     fn with_attributes(attributes: Vec<KeyValue>) -> Self;
 }
 
-impl Request for ExportTraceServiceRequest {
+impl Export for ExportTraceServiceRequest {
     type Item = trace::Span;
 
     fn items(&mut self) -> Option<&mut Vec<trace::Span>> {
@@ -203,7 +180,7 @@ impl Request for ExportTraceServiceRequest {
     }
 }
 
-impl Request for ExportLogsServiceRequest {
+impl Export for ExportLogsServiceRequest {
     type Item = LogRecord;
 
     fn items(&mut self) -> Option<&mut Vec<LogRecord>> {
@@ -231,24 +208,25 @@ impl Item for LogRecord {
     }
 }
 
-fn encode<R: Request>(envelope: &R, items: Vec<R::Item>) -> Encoded {
+fn encode<R: Export>(channel: Channel, envelope: &R, items: Vec<R::Item>) -> NewRequest {
     let runs = items.iter().filter_map(run_id).collect::<HashSet<_>>().len();
     let count = items.len();
     let mut request = envelope.clone();
     if let Some(place) = request.items() {
         *place = items;
     }
-    Encoded { items: count, runs, body: gzip(&[&request.encode_to_vec()]) }
+    let body = gzip(&[&request.encode_to_vec()], Compression::fast());
+    NewRequest { channel, items: count, runs, body }
 }
 
-fn halves<R: Request>(body: &[u8]) -> Result<Option<[Encoded; 2]>, DecodeError> {
-    let mut envelope = R::decode(unpack(body)?)?;
+fn halves<R: Export>(channel: Channel, stored: &[u8]) -> Result<Option<[NewRequest; 2]>, DecodeError> {
+    let mut envelope = R::decode(unpack(stored)?)?;
     let mut items = envelope.items().map(std::mem::take).unwrap_or_default();
     if items.len() < 2 {
         return Ok(None);
     }
     let rest = items.split_off(items.len() / 2);
-    Ok(Some([items, rest].map(|items| encode(&envelope, items))))
+    Ok(Some([items, rest].map(|items| encode(channel, &envelope, items))))
 }
 
 fn run_id(item: &impl Item) -> Option<&str> {
@@ -257,13 +235,6 @@ fn run_id(item: &impl Item) -> Option<&str> {
         any_value::Value::StringValue(id) => Some(id),
         _ => None,
     }
-}
-
-fn gzip(parts: &[&[u8]]) -> Bytes {
-    let size: usize = parts.iter().map(|part| part.len()).sum();
-    let mut encoder = GzEncoder::new(Vec::with_capacity(size / 8), Compression::fast());
-    let written = parts.iter().try_for_each(|part| encoder.write_all(part));
-    written.and_then(|()| encoder.finish()).expect("writing to memory does not fail").into()
 }
 
 /// Without the attributes of its run.

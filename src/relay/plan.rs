@@ -5,10 +5,10 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::journal::{Change, Entry};
-use crate::otlp::encode::{self, Encoded, Encoder};
+use crate::otlp::encode::{self, Encoder};
 use crate::projection::{Projected, Record, Settings, Span, Tracked, project};
 use crate::run::RunId;
-use crate::store::{Batch, Channel, Commit, NewRequest};
+use crate::store::{Batch, Channel, Commit};
 
 /// A projected batch.
 #[derive(Debug)]
@@ -40,20 +40,13 @@ impl Plan {
     /// Encodes spans and records into the requests of `channels`.
     pub fn encode(&mut self, encoder: &Encoder, channels: &[Channel]) {
         for &channel in channels {
-            let parts = match channel {
+            self.commit.requests.extend(match channel {
                 Channel::Traces => encoder.spans(&self.spans),
                 Channel::Logs => encoder.records(&self.records),
                 Channel::Stdout => encode::lines(&self.records).into_iter().collect(),
-            };
-            self.commit.requests.extend(parts.into_iter().map(|part| new_request(channel, part)));
+            });
         }
     }
-}
-
-/// A request for the outbox.
-pub(super) fn new_request(channel: Channel, encoded: Encoded) -> NewRequest {
-    let Encoded { items, runs, body } = encoded;
-    NewRequest { channel, items, runs, body }
 }
 
 /// The runs that a batch may change: those of its entries, and their parents.

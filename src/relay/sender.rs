@@ -10,13 +10,12 @@ use tokio::time::Instant;
 
 use super::delivery_policy::{Decision, DeliveryPolicy, Facts};
 use super::error::RelayError;
-use super::plan::new_request;
 use super::sink::Sink;
 use super::status::SenderState;
 use super::term::Term;
 use crate::backoff::backoff;
-use crate::otlp::Signal;
 use crate::otlp::answer::Answer;
+use crate::otlp::body::DecodeError;
 use crate::otlp::encode;
 use crate::store::{Channel, Request, Settlement, StoreError};
 
@@ -58,19 +57,19 @@ impl Sender {
             };
             let started = Instant::now();
             let facts = Facts { id: request.id, place: request.place, items: request.items };
-            let wire = match encode::unpack(&request.body) {
-                Ok(wire) => wire,
-                Err(error) => {
-                    self.abandon(&request, &error.to_string()).await?;
-                    continue;
-                }
-            };
             let ahead = self.term.store.next_request(self.channel, Some((request.place, request.id)));
             if !unsettled.insert(request.id) {
                 self.term.counts.resent(self.channel.as_str());
             }
-            let (answer, next) = tokio::join!(self.send(&request, wire), ahead);
-            let answer = answer?;
+            let (answer, next) = tokio::join!(self.send(&request), ahead);
+            let answer = match answer? {
+                Ok(answer) => answer,
+                Err(error) => {
+                    unsettled.remove(&request.id);
+                    self.abandon(&request, &error.to_string()).await?;
+                    continue;
+                }
+            };
             let cause = answer.cause().map(ToString::to_string).unwrap_or_default();
             let decision = policy.decide(facts, &answer);
             if matches!(decision, Decision::Delivered | Decision::Halve | Decision::Dead) {
@@ -112,10 +111,12 @@ impl Sender {
         Ok(())
     }
 
-    async fn send(&self, request: &Request, wire: bytes::Bytes) -> Result<Answer, RelayError> {
+    async fn send(&self, request: &Request) -> Result<Result<Answer, DecodeError>, RelayError> {
         let began = Instant::now();
-        let answer = self.sink.send(wire).await?;
-        self.term.counts.answered(self.channel.as_str(), request.items, &answer, began.elapsed());
+        let answer = self.sink.send(&request.body).await?;
+        if let Ok(answer) = &answer {
+            self.term.counts.answered(self.channel.as_str(), request.items, answer, began.elapsed());
+        }
         Ok(answer)
     }
 
@@ -140,17 +141,17 @@ impl Sender {
     }
 
     async fn halve(&self, request: &Request, cause: &str) -> Result<(), StoreError> {
-        let halves = match self.channel.signal().map(|signal| encode::halve(signal, &request.body)) {
-            Some(Ok(Some(halves))) => halves,
-            Some(Err(error)) => return self.abandon(request, &error.to_string()).await,
-            Some(Ok(None)) | None => return self.abandon(request, cause).await,
+        let halves = match encode::halve(request.channel, &request.body) {
+            Ok(Some(halves)) => halves,
+            Ok(None) => return self.abandon(request, cause).await,
+            Err(error) => return self.abandon(request, &error.to_string()).await,
         };
         tracing::warn!(request = request.id, items = request.items, "{cause}; trying its halves");
         let settlement = Settlement::Halved {
             id: request.id,
             place: request.place,
             created_at: request.created_at,
-            halves: halves.map(|half| new_request(self.channel, half)),
+            halves,
         };
         self.term.store.settle(&self.term.lease, &[settlement]).await
     }
@@ -205,17 +206,6 @@ fn spread(request: &Request, rate: u32) -> Duration {
         return Duration::ZERO;
     }
     Duration::from_secs(1) * u32::try_from(request.runs).unwrap_or(u32::MAX) / rate
-}
-
-impl Channel {
-    /// The OTLP signal of the channel; standard output has none.
-    fn signal(self) -> Option<Signal> {
-        match self {
-            Self::Traces => Some(Signal::Traces),
-            Self::Logs => Some(Signal::Logs),
-            Self::Stdout => None,
-        }
-    }
 }
 
 #[cfg(test)]

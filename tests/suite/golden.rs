@@ -12,6 +12,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use runspan::journal::{Entry, Row};
+use runspan::otlp::body;
 use runspan::otlp::config::Resource;
 use runspan::otlp::encode::{self, Encoder, MAX_REQUEST};
 use runspan::projection::{Projected, Settings, Tracked, project};
@@ -103,15 +104,15 @@ fn spans_records_and_open_runs_are_the_recorded_ones() {
         }
         for request in replay.encoder.spans(&projected.spans) {
             writeln!(spans, "items={} runs={}", request.items, request.runs).unwrap();
-            spans += &render::excerpt(&render::spans(&encode::unpack(&request.body).unwrap()), 280);
+            spans += &render::excerpt(&render::spans(&body::unpack(&request.body).unwrap()), 280);
         }
         for request in replay.encoder.records(&projected.records) {
             writeln!(records, "items={} runs={}", request.items, request.runs).unwrap();
-            records += &render::excerpt(&render::records(&encode::unpack(&request.body).unwrap()), 50);
+            records += &render::excerpt(&render::records(&body::unpack(&request.body).unwrap()), 50);
         }
         if let Some(request) = encode::lines(&projected.records) {
             writeln!(lines, "items={} runs={}", request.items, request.runs).unwrap();
-            let text = String::from_utf8(encode::unpack(&request.body).unwrap().into()).unwrap();
+            let text = String::from_utf8(request.body.into()).unwrap();
             lines += &render::excerpt(&text, 50);
         }
         let opened: Vec<RunId> = projected.opened.iter().map(|(run, _)| *run).collect();

@@ -4,8 +4,8 @@ use std::fs;
 use std::path::Path;
 
 /// The design's order. `src/lib.rs` may lack some of these, and has no other.
-const DESIGN: &str = "backoff error_chain run runs semconv trace_context redact database_url journal series projection otlp \
-                      store relay telemetry runtime";
+const DESIGN: &str = "backoff error_chain run runs semconv trace_context redact database_url journal series projection store \
+                      otlp relay telemetry runtime";
 
 #[test]
 fn each_module_uses_only_those_above_it() {

@@ -1,8 +1,9 @@
 //! The OTLP client against a real socket: every row of the answer table, over both protocols.
 
-use std::{collections::HashMap, fs, path::Path, time::Duration};
+use std::{collections::HashMap, fs, io::Write as _, path::Path, time::Duration};
 
 use bytes::Bytes;
+use flate2::{Compression, write::GzEncoder};
 use http::{HeaderName, HeaderValue};
 use runspan::otlp::{
     Signal,
@@ -43,6 +44,12 @@ fn client(protocol: Protocol, endpoint: &str, options: &[(&str, &str)]) -> Clien
 
 async fn send(client: &Client) -> Answer {
     client.send(Bytes::from_static(REQUEST)).await
+}
+
+/// As the outbox stores requests.
+fn gzip(request: &[u8]) -> Bytes {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+    encoder.write_all(request).and_then(|()| encoder.finish()).unwrap().into()
 }
 
 fn full_success() -> Answer {
@@ -203,11 +210,18 @@ async fn a_request_arrives_byte_for_byte_with_and_without_compression() {
             for compression in ["none", "gzip"] {
                 let options = [("COMPRESSION", compression)];
                 let client = try_client(signal, protocol, &receiver.endpoint(), &options).unwrap();
-                assert_eq!(send(&client).await, full_success(), "{protocol} {signal} {compression}");
-                let request = receiver.requests().pop().unwrap();
-                assert_eq!(request.body, REQUEST);
-                assert_eq!(request.signal, signal);
-                assert_eq!(request.gzipped, compression == "gzip");
+                for is_stored in [false, true] {
+                    let answer = if is_stored {
+                        client.send_stored(&gzip(REQUEST)).await.unwrap()
+                    } else {
+                        send(&client).await
+                    };
+                    assert_eq!(answer, full_success(), "{protocol} {signal} {compression} {is_stored}");
+                    let request = receiver.requests().pop().unwrap();
+                    assert_eq!(request.body, REQUEST);
+                    assert_eq!(request.signal, signal);
+                    assert_eq!(request.gzipped, compression == "gzip");
+                }
             }
         }
     }

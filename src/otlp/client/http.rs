@@ -1,15 +1,16 @@
 //! OTLP over HTTP with protobuf bodies, with reqwest.
 
-use std::{io::Write as _, time::SystemTime};
+use std::time::SystemTime;
 
 use bytes::Bytes;
-use flate2::write::GzEncoder;
+use flate2::Compression as Level;
 use http::{HeaderValue, header};
 
 use super::{ClientError, USER_AGENT, tls::Tls};
 use crate::error_chain::describe;
 use crate::otlp::{
     answer::{self, Answer},
+    body::{Body, gzip},
     config::{Compression, SignalConfig},
 };
 
@@ -47,10 +48,12 @@ impl Http {
         Ok(Self { client })
     }
 
-    pub(super) async fn send(&self, config: &SignalConfig, body: Bytes) -> Answer {
-        let (encoding, body) = match config.compression {
-            Compression::None => (None, body),
-            Compression::Gzip => (Some(HeaderValue::from_static("gzip")), gzip(&body).into()),
+    pub(super) async fn send(&self, config: &SignalConfig, body: Body) -> Answer {
+        let gzip_encoding = Some(HeaderValue::from_static("gzip"));
+        let (encoding, body) = match (config.compression, body) {
+            (_, Body::Gzip(gzipped)) => (gzip_encoding, gzipped),
+            (Compression::Gzip, Body::Plain(plain)) => (gzip_encoding, gzip(&[&plain], Level::default())),
+            (Compression::None, Body::Plain(plain)) => (None, plain),
         };
         match self.post(config, encoding, body).await {
             Ok(response) => {
@@ -89,9 +92,4 @@ impl Http {
         std::mem::swap(read.headers_mut(), response.headers_mut());
         Ok(read)
     }
-}
-
-fn gzip(body: &[u8]) -> Vec<u8> {
-    let mut encoder = GzEncoder::new(Vec::new(), flate2::Compression::default());
-    encoder.write_all(body).and_then(|()| encoder.finish()).expect("writing to a Vec does not fail")
 }

@@ -203,8 +203,8 @@ fn exemplar(exemplar: &Exemplar) -> ProtoExemplar {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::otlp::body::gzip;
     use crate::otlp::config::Resource;
-    use crate::otlp::encode::gzip;
     use crate::run::{Outcome, RunId};
     use crate::series::{Buckets, Key, Totals};
     use crate::trace_context::SpanContext;
@@ -234,7 +234,7 @@ mod tests {
         let requests = encoder.series(&series, true, crate::otlp::encode::MAX_REQUEST);
         let (mut kept, mut gzipped) = (Vec::new(), 0);
         for request in requests {
-            gzipped += gzip(&[&request.wire]).len();
+            gzipped += gzip(&[&request.wire], flate2::Compression::fast()).len();
             let request = ExportMetricsServiceRequest::decode(request.wire).unwrap();
             for metric in &request.resource_metrics[0].scope_metrics[0].metrics {
                 let Some(Data::Histogram(histogram)) = &metric.data else { panic!("{metric:?}") };

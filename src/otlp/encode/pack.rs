@@ -4,13 +4,15 @@
 
 use std::collections::HashSet;
 
+use flate2::Compression;
 use opentelemetry_proto::tonic::common::v1::InstrumentationScope;
 use opentelemetry_proto::tonic::resource::v1::Resource;
 use prost::Message as _;
 use prost::encoding::{WireType, encode_key, encode_varint};
 
-use super::{Encoded, gzip};
+use super::gzip;
 use crate::run::RunId;
+use crate::store::{Channel, NewRequest};
 
 // The same in `trace_service.proto` and `trace.proto` as in their kin for logs.
 /// `resource_spans` of a request.
@@ -26,6 +28,7 @@ const ITEMS: u32 = 2;
 
 /// The items of one request.
 pub(super) struct Batch {
+    channel: Channel,
     /// The field `resource`, whole.
     resource: Vec<u8>,
     /// The field `scope`, whole.
@@ -36,11 +39,12 @@ pub(super) struct Batch {
 }
 
 impl Batch {
-    pub(super) fn new(resource: &Resource, scope: &InstrumentationScope) -> Self {
+    pub(super) fn new(channel: Channel, resource: &Resource, scope: &InstrumentationScope) -> Self {
         let (mut resource_field, mut scope_field) = (Vec::new(), Vec::new());
         put(RESOURCE, &resource.encode_to_vec(), &mut resource_field);
         put(SCOPE, &scope.encode_to_vec(), &mut scope_field);
         Self {
+            channel,
             resource: resource_field,
             scope: scope_field,
             items: Vec::new(),
@@ -67,18 +71,19 @@ impl Batch {
     }
 
     /// The request; the next begins empty.
-    pub(super) fn finish(&mut self) -> Encoded {
+    pub(super) fn finish(&mut self) -> NewRequest {
         let mut of_scope = Vec::new();
         head(SCOPE_ITEMS, self.scope.len() + self.items.len(), &mut of_scope);
         let mut beginning = Vec::new();
         let length = self.resource.len() + of_scope.len() + self.scope.len() + self.items.len();
         head(RESOURCE_ITEMS, length, &mut beginning);
-        let body = gzip(&[&beginning, &self.resource, &of_scope, &self.scope, &self.items]);
-        let encoded = Encoded { items: self.count, runs: self.runs.len(), body };
+        let parts: [&[u8]; 5] = [&beginning, &self.resource, &of_scope, &self.scope, &self.items];
+        let body = gzip(&parts, Compression::fast());
+        let request = NewRequest { channel: self.channel, items: self.count, runs: self.runs.len(), body };
         self.items.clear();
         self.runs.clear();
         self.count = 0;
-        encoded
+        request
     }
 }
 

@@ -8,13 +8,14 @@ use proptest::prelude::*;
 use proptest::test_runner::TestCaseResult;
 use prost::Message;
 use runspan::journal::{Entry, Row};
-use runspan::otlp::Signal;
+use runspan::otlp::body;
 use runspan::otlp::config::Resource;
-use runspan::otlp::encode::{self, Encoded, Encoder, MAX_REQUEST};
+use runspan::otlp::encode::{self, Encoder, MAX_REQUEST};
 use runspan::projection::{MAX_EVENTS, Projected, Record, Settings, Span, SpanKind, Tracked, project};
 use runspan::run::{RunId, Timestamp};
 use runspan::semconv::Event;
 use runspan::series::{Buckets, Key, Kind, Totals};
+use runspan::store::NewRequest;
 use uuid::Uuid;
 
 use super::{fuzz, text};
@@ -313,10 +314,10 @@ fn of_requests(spans: &[Span], records: &[Record]) -> TestCaseResult {
         let request = ExportLogsServiceRequest::decode(body).unwrap();
         request.resource_logs[0].scope_logs[0].log_records.len()
     };
-    prop_assert_eq!(items(Signal::Traces, encoder.spans(spans), &in_spans), spans.len());
-    prop_assert_eq!(items(Signal::Logs, encoder.records(records), &in_records), records.len());
+    prop_assert_eq!(items(encoder.spans(spans), &in_spans), spans.len());
+    prop_assert_eq!(items(encoder.records(records), &in_records), records.len());
 
-    let lines = encode::lines(records).map(|lines| encode::unpack(&lines.body).unwrap()).unwrap_or_default();
+    let lines = encode::lines(records).map(|lines| lines.body).unwrap_or_default();
     let lines = String::from_utf8(lines.to_vec()).unwrap();
     prop_assert_eq!(lines.lines().count(), records.len());
     for (line, record) in lines.lines().zip(records) {
@@ -328,14 +329,14 @@ fn of_requests(spans: &[Span], records: &[Record]) -> TestCaseResult {
 }
 
 /// How many items the requests hold, counted in their smallest parts.
-fn items(signal: Signal, requests: Vec<Encoded>, count: &dyn Fn(&[u8]) -> usize) -> usize {
+fn items(requests: Vec<NewRequest>, count: &dyn Fn(&[u8]) -> usize) -> usize {
     let mut singles = 0;
     for request in requests {
-        let wire = encode::unpack(&request.body).unwrap();
+        let wire = body::unpack(&request.body).unwrap();
         assert!(request.items == 1 || wire.len() <= MAX_REQUEST + 64 * 1024, "{} bytes", wire.len());
         assert_eq!(count(&wire), request.items);
-        singles += match encode::halve(signal, &request.body).unwrap() {
-            Some(halves) => items(signal, halves.into(), count),
+        singles += match encode::halve(request.channel, &request.body).unwrap() {
+            Some(halves) => items(halves.into(), count),
             None => 1,
         };
     }
