@@ -177,7 +177,7 @@ impl Relay {
                 waits = backoff(longest);
                 continue;
             }
-            if matches!(error, StoreError::Database(_)) {
+            if matches!(error, StoreError::Database(_) | StoreError::Newer { .. }) {
                 self.status.update(|state| state.database_problem = Some(error.to_string()));
             }
             if began.elapsed() > self.settings.lease_term {

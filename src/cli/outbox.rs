@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand};
 
 use super::{Database, Failure, counted, listing, print_line};
-use runspan::store::{Listed, Selection, StoreStatus};
+use runspan::store::{OutboxEntry, Selection, StoreStatus};
 
 /// List what waits to be sent, and what no receiver takes and why; send that again, or drop it
 #[derive(Args)]
@@ -103,7 +103,7 @@ fn all_were_dead(chosen: &Selection, count: u64) -> Result<(), Failure> {
 }
 
 /// How all stands, and below it a line for each request.
-fn table(status: &StoreStatus, requests: &[Listed]) -> String {
+fn table(status: &StoreStatus, requests: &[OutboxEntry]) -> String {
     let summary = format!(
         "journal: {} entries; outbox: {} waiting ({}), {} dead; set aside: {} entries; skipped: {} entries",
         status.journal_entries,
@@ -116,7 +116,7 @@ fn table(status: &StoreStatus, requests: &[Listed]) -> String {
     if requests.is_empty() {
         return summary;
     }
-    let row = |request: &Listed| {
+    let row = |request: &OutboxEntry| {
         let state =
             request.dead.as_ref().map_or_else(|| "waiting".to_owned(), |said| format!("dead: {said}"));
         [

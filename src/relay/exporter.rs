@@ -159,7 +159,7 @@ impl Exporter {
     async fn receive(&self, ledger: &mut Ledger, is_set_back: &mut bool) -> Result<Timestamp, StoreError> {
         let mut is_reopened = false;
         loop {
-            let fresh = self.term.store.fresh_totals(&self.term.lease, ledger.last(), READ_AT_ONCE).await?;
+            let fresh = self.term.store.pending_totals(&self.term.lease, ledger.last(), READ_AT_ONCE).await?;
             if fresh.up_to != ledger.stored() && ledger.attempt().is_none() && !is_reopened {
                 is_reopened = true;
                 // This repeats until the new numbers have passed the old ones: one line is enough.

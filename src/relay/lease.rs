@@ -63,7 +63,7 @@ pub(super) async fn keep(store: &dyn Store, lease: &Lease, term: Duration) -> St
             }
             Ok(Err(StoreError::LeaseLost)) => return StoreError::LeaseLost,
             Ok(Err(error)) => error,
-            Err(_) => sqlx::Error::PoolTimedOut.into(),
+            Err(_) => StoreError::timed_out(),
         };
         if renewed.elapsed() > term {
             return why;

@@ -3,9 +3,11 @@
 use std::fmt;
 use std::str::FromStr;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use serde::Serialize;
 
+use super::{Lease, StoreError};
 use crate::run::Timestamp;
 
 /// Where a request is going. Each channel is sent by itself: one that is stuck stops no other.
@@ -125,7 +127,7 @@ pub struct Trimmed {
 /// A request, as `runspan outbox` lists it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Listed {
+pub struct OutboxEntry {
     /// Its key.
     pub id: i64,
     /// Where it is going.
@@ -147,4 +149,30 @@ pub enum Selection {
     All,
     /// Those with these keys.
     Ids(Vec<i64>),
+}
+
+/// Sends and manages the requests of the outbox.
+#[async_trait]
+pub trait OutboxStore: Send + Sync + 'static {
+    /// The first waiting request of a channel after `after` (its place and id), with its body.
+    async fn next_request(
+        &self,
+        channel: Channel,
+        after: Option<(i64, i64)>,
+    ) -> Result<Option<Request>, StoreError>;
+
+    /// Writes down what became of requests.
+    async fn settle(&self, lease: &Lease, settlements: &[Settlement]) -> Result<(), StoreError>;
+
+    /// Drops the oldest requests until the rest is at most `max_bytes`.
+    async fn trim(&self, lease: &Lease, max_bytes: u64) -> Result<Trimmed, StoreError>;
+
+    /// The requests in the outbox, oldest first, at most `limit`.
+    async fn list(&self, limit: usize) -> Result<Vec<OutboxEntry>, StoreError>;
+
+    /// Makes dead requests wait again; how many.
+    async fn retry(&self, selection: &Selection) -> Result<u64, StoreError>;
+
+    /// Removes dead requests for good; how many.
+    async fn discard(&self, selection: &Selection) -> Result<u64, StoreError>;
 }

@@ -72,6 +72,12 @@ pub(super) fn count(stored: i64) -> usize {
     usize::try_from(stored).unwrap_or_default()
 }
 
+/// An event, an outcome or an error type that this version does not know is no damage: a newer one wrote it.
 fn corrupt(what: String, cause: &serde_json::Error) -> StoreError {
-    StoreError::Corrupt { what, cause: cause.to_string() }
+    let cause = cause.to_string();
+    if cause.starts_with("unknown variant") {
+        StoreError::Newer { what, cause }
+    } else {
+        StoreError::Corrupt { what, cause }
+    }
 }

@@ -1,4 +1,4 @@
-//! Where the durable metrics live.
+//! The durable metrics: sums that were acknowledged, and totals that are pending.
 
 use async_trait::async_trait;
 
@@ -6,10 +6,10 @@ use super::{Lease, StoreError};
 use crate::run::Timestamp;
 use crate::series::{Change, InFlight, Recorded, Totals};
 
-/// What came since the exporter last looked.
+/// Totals that the exporter has not merged yet.
 #[derive(Debug)]
-pub struct Fresh {
-    /// The database's time: no relay's clock decides when a point was so.
+pub struct PendingTotals {
+    /// The database's time: the time of the points, whatever a relay's clock says.
     pub now: Timestamp,
     /// Pending totals, with their places, rising.
     pub totals: Vec<(i64, Totals)>,
@@ -25,9 +25,14 @@ pub trait SeriesStore: Send + Sync + 'static {
     async fn recorded(&self) -> Result<Option<Recorded>, StoreError>;
 
     /// The time, and up to `limit` pending totals after the place `after`: one statement, for the lease's holder.
-    async fn fresh_totals(&self, lease: &Lease, after: i64, limit: usize) -> Result<Fresh, StoreError>;
+    async fn pending_totals(
+        &self,
+        lease: &Lease,
+        after: i64,
+        limit: usize,
+    ) -> Result<PendingTotals, StoreError>;
 
-    /// Writes down what has changed.
+    /// Records what has changed.
     async fn record(&self, lease: &Lease, change: &Change) -> Result<(), StoreError>;
 
     /// The runs in flight, as the table has them.

@@ -9,9 +9,9 @@ use runspan::projection::Tracked;
 use runspan::run::RunId;
 use runspan::series::{Change, InFlight, Recorded};
 use runspan::store::{
-    Attach, Attached, Batch, CaptureProblem, Channel, Commit, Detached, Fresh, Lease, LeaseView, Listed,
-    Plan, Position, PurgeLoss, Reconciled, Request, Selection, SeriesStore, Settlement, Store, StoreError,
-    StoreStatus, Stuck, Trimmed,
+    Admin, Attached, Batch, CaptureProblem, Channel, Commit, Detached, JournalStore, Lease, LeaseStore,
+    LeaseView, OutboxEntry, OutboxStore, PendingTotals, Plan, Position, PurgeLoss, Reconciled, Request,
+    Selection, SeriesStore, Settlement, StatusStore, Store, StoreError, StoreStatus, Stuck, Trimmed,
 };
 
 /// What happens on either side of a call.
@@ -47,41 +47,18 @@ macro_rules! hooked {
 }
 
 #[async_trait]
-impl<H: Hooks> Attach for Hooked<H> {
-    async fn attach_sql(&self, plan: &Plan) -> Result<String, StoreError> {
-        self.store.attach_sql(plan).await
-    }
-
-    async fn attach(&self, plan: &Plan) -> Result<Attached, StoreError> {
-        hooked!(self.attach(plan))
-    }
-
-    async fn attached_table(&self) -> Result<Option<String>, StoreError> {
-        hooked!(self.attached_table())
-    }
-
-    async fn capture(&self) -> Result<Vec<CaptureProblem>, StoreError> {
-        let found = hooked!(self.capture());
-        self.hooks.capture().unwrap_or(found)
-    }
-
-    async fn purge_loss(&self) -> Result<Option<PurgeLoss>, StoreError> {
-        self.store.purge_loss().await
-    }
-
-    async fn detach(&self, purge: bool) -> Result<Detached, StoreError> {
-        self.store.detach(purge).await
-    }
-}
-
-#[async_trait]
 impl<H: Hooks> SeriesStore for Hooked<H> {
     async fn recorded(&self) -> Result<Option<Recorded>, StoreError> {
         hooked!(self.recorded())
     }
 
-    async fn fresh_totals(&self, lease: &Lease, after: i64, limit: usize) -> Result<Fresh, StoreError> {
-        hooked!(self.fresh_totals(lease, after, limit))
+    async fn pending_totals(
+        &self,
+        lease: &Lease,
+        after: i64,
+        limit: usize,
+    ) -> Result<PendingTotals, StoreError> {
+        hooked!(self.pending_totals(lease, after, limit))
     }
 
     async fn record(&self, lease: &Lease, change: &Change) -> Result<(), StoreError> {
@@ -107,15 +84,7 @@ impl<H: Hooks> SeriesStore for Hooked<H> {
 }
 
 #[async_trait]
-impl<H: Hooks> Store for Hooked<H> {
-    async fn check(&self) -> Result<(), StoreError> {
-        hooked!(self.check())
-    }
-
-    async fn instance(&self) -> Result<String, StoreError> {
-        hooked!(self.instance())
-    }
-
+impl<H: Hooks> LeaseStore for Hooked<H> {
     async fn lease(&self) -> Result<LeaseView, StoreError> {
         hooked!(self.lease())
     }
@@ -136,7 +105,10 @@ impl<H: Hooks> Store for Hooked<H> {
     async fn release_lease(&self, lease: &Lease) -> Result<(), StoreError> {
         hooked!(self.release_lease(lease))
     }
+}
 
+#[async_trait]
+impl<H: Hooks> JournalStore for Hooked<H> {
     async fn position(&self, instance: &str) -> Result<Position, StoreError> {
         hooked!(self.position(instance))
     }
@@ -153,14 +125,17 @@ impl<H: Hooks> Store for Hooked<H> {
         hooked!(self.commit(lease, instance, commit))
     }
 
-    async fn bring_forward(&self, position: &Position, everywhere: bool) -> Result<Option<u64>, StoreError> {
-        hooked!(self.bring_forward(position, everywhere))
-    }
-
     async fn reconcile(&self) -> Result<Reconciled, StoreError> {
         Ok(self.hooks.reconciled(hooked!(self.reconcile())?))
     }
 
+    async fn bring_forward(&self, position: &Position, everywhere: bool) -> Result<Option<u64>, StoreError> {
+        hooked!(self.bring_forward(position, everywhere))
+    }
+}
+
+#[async_trait]
+impl<H: Hooks> OutboxStore for Hooked<H> {
     async fn next_request(
         &self,
         channel: Channel,
@@ -177,15 +152,7 @@ impl<H: Hooks> Store for Hooked<H> {
         hooked!(self.trim(lease, max_bytes))
     }
 
-    async fn status(&self) -> Result<StoreStatus, StoreError> {
-        hooked!(self.status())
-    }
-
-    async fn stuck(&self, limit: usize) -> Result<Stuck, StoreError> {
-        self.store.stuck(limit).await
-    }
-
-    async fn list(&self, limit: usize) -> Result<Vec<Listed>, StoreError> {
+    async fn list(&self, limit: usize) -> Result<Vec<OutboxEntry>, StoreError> {
         self.store.list(limit).await
     }
 
@@ -195,5 +162,52 @@ impl<H: Hooks> Store for Hooked<H> {
 
     async fn discard(&self, selection: &Selection) -> Result<u64, StoreError> {
         self.store.discard(selection).await
+    }
+}
+
+#[async_trait]
+impl<H: Hooks> StatusStore for Hooked<H> {
+    async fn check(&self) -> Result<(), StoreError> {
+        hooked!(self.check())
+    }
+
+    async fn instance(&self) -> Result<String, StoreError> {
+        hooked!(self.instance())
+    }
+
+    async fn status(&self) -> Result<StoreStatus, StoreError> {
+        hooked!(self.status())
+    }
+
+    async fn stuck(&self, limit: usize) -> Result<Stuck, StoreError> {
+        self.store.stuck(limit).await
+    }
+
+    async fn attached_table(&self) -> Result<Option<String>, StoreError> {
+        hooked!(self.attached_table())
+    }
+
+    async fn capture(&self) -> Result<Vec<CaptureProblem>, StoreError> {
+        let found = hooked!(self.capture());
+        self.hooks.capture().unwrap_or(found)
+    }
+}
+
+#[async_trait]
+impl<H: Hooks> Admin for Hooked<H> {
+    async fn attach_sql(&self, plan: &Plan) -> Result<String, StoreError> {
+        self.store.attach_sql(plan).await
+    }
+
+    async fn attach(&self, plan: &Plan) -> Result<Attached, StoreError> {
+        hooked!(self.attach(plan))
+    }
+
+    async fn purge_loss(&self) -> Result<Option<PurgeLoss>, StoreError> {
+        self.store.purge_loss().await
+    }
+
+    async fn detach(&self, purge: bool) -> Result<Detached, StoreError> {
+        self.store.detach(purge).await
     }
 }

@@ -82,7 +82,7 @@ async fn a_stale_holder_changes_nothing(database: &Database) {
         relay.store.trim(&relay.lease, 0).await.map(|_| ()),
         relay.store.renew_lease(&relay.lease, TERM).await,
         relay.store.record(&relay.lease, &ledger.change()).await,
-        relay.store.fresh_totals(&relay.lease, 0, 1).await.map(|_| ()),
+        relay.store.pending_totals(&relay.lease, 0, 1).await.map(|_| ()),
     ] {
         assert!(matches!(result, Err(StoreError::LeaseLost)), "{result:?}");
     }

@@ -32,6 +32,7 @@ mod journal;
 mod lease;
 mod logged;
 mod module_order;
+mod newer;
 mod otlp;
 mod outbox;
 #[cfg(feature = "services")]

@@ -25,7 +25,7 @@ impl Bench {
                 let mut took = [0.0; 3];
                 let log = self.logged().await?;
                 let began = Instant::now();
-                let fresh = self.store.fresh_totals(&self.lease, ledger.last(), 100).await?;
+                let fresh = self.store.pending_totals(&self.lease, ledger.last(), 100).await?;
                 took[0] = millis(began.elapsed());
                 ledger.receive(fresh.totals);
                 ledger.begin(fresh.now, INTERVAL, 0);

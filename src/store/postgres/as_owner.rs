@@ -5,14 +5,11 @@
 //! role that can do more than the owner does not use them; where `attach` and `detach` have to read one, they read it
 //! as the owner, from inside a function that runs as the owner and cannot become anyone else.
 
-use sqlx::error::DatabaseError;
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgExecutor, Row as _};
 
 use super::super::StoreError;
-
-/// SQLSTATE `insufficient_privilege`.
-const INSUFFICIENT_PRIVILEGE: &str = "42501";
+use super::super::error::is_denied;
 
 /// A session's role beside the owner of the schema `runspan`.
 pub(super) struct Roles {
@@ -121,12 +118,12 @@ pub(super) async fn read_as_owner(
              ALTER FUNCTION pg_temp.runspan_read() OWNER TO {owner};"
         ))))
         .await
-        .map_err(|error| match error.as_database_error().and_then(DatabaseError::code) {
-            Some(code) if code == INSUFFICIENT_PRIVILEGE => StoreError::Unfit(format!(
+        .map_err(|error| match error {
+            error if is_denied(&error) => StoreError::Unfit(format!(
                 "what is {owner}'s can only be read with a temporary function ({error}): run this as {owner}, or GRANT \
                  TEMPORARY ON DATABASE … TO both roles"
             )),
-            _ => error.into(),
+            error => error.into(),
         })?;
         let value = sqlx::query_scalar("SELECT pg_temp.runspan_read()").fetch_one(&mut *tx).await?;
         tx.rollback().await?;

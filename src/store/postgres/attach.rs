@@ -6,14 +6,14 @@ use async_trait::async_trait;
 use backon::{ExponentialBuilder, Retryable};
 use sqlx::{AssertSqlSafe, PgConnection};
 
-use super::super::attach::{Attach, Attached, Detached, Plan, PurgeLoss, attached_elsewhere};
-use super::super::{CaptureProblem, SCHEMA_VERSION, Store, StoreError};
+use super::super::admin::{Admin, Attached, Detached, Plan, PurgeLoss, attached_elsewhere};
+use super::super::{SCHEMA_VERSION, StoreError, error};
 use super::as_owner::read_as_owner;
 use super::capture::{self, MARK, Trigger, triggers};
 use super::functions::{functions, literal};
 use super::grants::Grants;
 use super::inspect::{Table, inspect};
-use super::{PgStore, purge};
+use super::{PgStore, purge, reconcile};
 
 /// runspan's schema, version by version. Append-only.
 const MIGRATIONS: [&str; SCHEMA_VERSION as usize] =
@@ -39,9 +39,6 @@ const RELATIONS: [&str; 12] = [
     "stuck",
 ];
 
-/// SQLSTATE `lock_not_available`.
-const LOCK_NOT_AVAILABLE: &str = "55P03";
-
 /// While a trigger's creation waits for its table lock, writers queue behind it: so it waits briefly, often. Less than
 /// an application's own `lock_timeout` of 50 ms.
 const LOCK_TABLE_BRIEFLY: &str = "SET LOCAL lock_timeout = '20ms'";
@@ -55,7 +52,7 @@ struct Install {
 }
 
 #[async_trait]
-impl Attach for PgStore {
+impl Admin for PgStore {
     async fn attach_sql(&self, plan: &Plan) -> Result<String, StoreError> {
         let mut tx = self.pool.begin_admin().await?;
         let Install { schema, trigger, .. } = self.install(&mut tx, plan).await?;
@@ -76,7 +73,7 @@ impl Attach for PgStore {
         self.locking_the_table(&trigger, &table.name).await?;
         // Reconciling runs functions that are the owner's: with the owner's rights, or not at all.
         let adopted = if table.is_mine {
-            match self.reconcile().await {
+            match reconcile::reconcile(&self.pool).await {
                 Ok(reconciled) => Some(reconciled.entries),
                 Err(error) => return Err(self.undo(&table, error).await),
             }
@@ -84,15 +81,6 @@ impl Attach for PgStore {
             None
         };
         Ok(Attached { table: table.name, adopted, warnings })
-    }
-
-    async fn attached_table(&self) -> Result<Option<String>, StoreError> {
-        let triggers = triggers(&self.pool.for_catalogue()).await?;
-        Ok(triggers.into_iter().next().map(|trigger| trigger.table))
-    }
-
-    async fn capture(&self) -> Result<Vec<CaptureProblem>, StoreError> {
-        capture::capture(self).await
     }
 
     async fn purge_loss(&self) -> Result<Option<PurgeLoss>, StoreError> {
@@ -256,8 +244,7 @@ impl PgStore {
 }
 
 fn is_locked(error: &StoreError) -> bool {
-    let StoreError::Database(sqlx::Error::Database(error)) = error else { return false };
-    error.code().as_deref() == Some(LOCK_NOT_AVAILABLE)
+    matches!(error, StoreError::Database(error) if error::is_locked(error))
 }
 
 async fn run(connection: &mut PgConnection, sql: String) -> Result<(), StoreError> {

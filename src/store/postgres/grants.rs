@@ -3,7 +3,7 @@
 use sqlx::PgConnection;
 
 use super::super::StoreError;
-use super::super::attach::{Plan, PurgeLoss};
+use super::super::admin::{Plan, PurgeLoss};
 
 /// The functions of a relay that older versions did not have, and the one whose callers may call them.
 const RELAY_FUNCTIONS: &str = "runspan.missed_runs(), runspan.adopt(uuid[]), runspan.catch_up(), \

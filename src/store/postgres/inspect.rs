@@ -1,14 +1,12 @@
 //! Finding the application's table, and what attaching to it would come to.
 
+use sqlx::error::DatabaseError;
 use sqlx::{Connection as _, PgConnection, Row as _};
 
-use super::super::attach::{Plan, lacks};
-use super::super::{StoreError, columns};
+use super::super::admin::{Plan, missing_columns};
+use super::super::{StoreError, columns, error};
 use super::capture::triggers;
 use crate::run::Status;
-
-/// SQLSTATE `invalid_name`, `syntax_error`, `feature_not_supported`: what a name with spaces or dots leads to.
-const NO_NAME: [&str; 3] = ["42602", "42601", "0A000"];
 
 /// A table that can be attached to.
 pub(super) struct Table {
@@ -121,7 +119,7 @@ async fn inspect_columns(
         |wanted: &str| columns.iter().find(|(column, ..)| column == wanted).map(|(_, kind, _)| kind.as_str());
     let missing: Vec<&str> = columns::required().filter(|column| type_of(column).is_none()).collect();
     if !missing.is_empty() {
-        return unfit(lacks(name, &missing));
+        return unfit(missing_columns(name, &missing));
     }
     if let Some((column, ..)) = columns.iter().find(|column| is_unseen(column)) {
         return unfit(format!(
@@ -179,14 +177,11 @@ async fn resolve(connection: &mut PgConnection, table: &str) -> Result<Option<i6
             .await;
     tx.rollback().await?;
     match found {
-        Err(sqlx::Error::Database(error))
-            if error.code().is_some_and(|code| NO_NAME.contains(&code.as_ref())) =>
-        {
-            Err(StoreError::Unfit(format!(
-                "{table} names no table ({}): quote what is no plain word, as in --table '\"My Schema\".\"Workflow Runs\"'",
-                error.message()
-            )))
-        }
+        // Spaces and dots, for example.
+        Err(error) if error::is_not_a_name(&error) => Err(StoreError::Unfit(format!(
+            "{table} names no table ({}): quote what is no plain word, as in --table '\"My Schema\".\"Workflow Runs\"'",
+            error.as_database_error().map(DatabaseError::message).unwrap_or_default()
+        ))),
         found => Ok(found?),
     }
 }

@@ -23,6 +23,7 @@ use sqlx::{
     AssertSqlSafe, ConnectOptions as _, Either, Error, Execute, Executor, Postgres, SqlStr, Transaction,
 };
 
+use super::super::error::is_untranslatable;
 use super::as_owner::Roles;
 
 /// What every transaction begins with; a setting of the session would stay with a pooler's connection.
@@ -35,9 +36,6 @@ const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED;
     SET LOCAL search_path = pg_catalog, pg_temp;
     SELECT set_config('client_encoding',
         CASE current_setting('server_encoding') WHEN 'SQL_ASCII' THEN 'SQL_ASCII' ELSE 'UTF8' END, true)";
-
-/// SQLSTATE `untranslatable_character`, `character_not_in_repertoire`.
-const UNTRANSLATABLE: [&str; 2] = ["22P05", "22021"];
 
 /// How long a superuser relies on being no more than the schema's owner is.
 const ASK_SUPERUSERS_EVERY: Duration = Duration::from_secs(5);
@@ -135,14 +133,10 @@ impl Pool {
         query: impl Fn() -> Query<'q, Postgres, PgArguments>,
     ) -> Result<Vec<PgRow>, Error> {
         let untranslatable = match query().fetch_all(self).await {
-            Err(Error::Database(error))
-                if error.code().is_some_and(|code| UNTRANSLATABLE.contains(&code.as_ref())) =>
-            {
-                error
-            }
+            Err(error) if is_untranslatable(&error) => error,
             fetched => return fetched,
         };
-        tracing::debug!("reading texts as they are: {}", untranslatable.message());
+        tracing::debug!("reading texts as they are: {}", untranslatable);
         let mut tx = self.begin().await?;
         sqlx::query("SET LOCAL client_encoding = 'SQL_ASCII'").execute(&mut *tx).await?;
         let rows = query().fetch_all(&mut *tx).await?;

@@ -2,7 +2,7 @@
 
 use sqlx::PgConnection;
 
-use super::super::attach::PurgeLoss;
+use super::super::admin::PurgeLoss;
 use super::super::{StoreError, rows};
 use super::as_owner::{Roles, read_as_owner};
 use super::{PgStore, grants};

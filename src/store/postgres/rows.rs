@@ -30,20 +30,6 @@ pub(super) static READ: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-/// How journal and outbox stand, in one statement.
-pub(super) const STATUS: &str = "
-    SELECT j.entries, extract(epoch FROM clock_timestamp() - j.oldest)::float8,
-           o.waiting, o.bytes, extract(epoch FROM clock_timestamp() - o.oldest)::float8, o.dead,
-           (SELECT count(*) FROM runspan.set_aside),
-           (SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM runspan.journal_skipped),
-           (SELECT count(*) FROM runspan.open_runs)
-    FROM (SELECT count(*) AS entries, min(at) AS oldest FROM runspan.journal) j,
-         (SELECT count(*) FILTER (WHERE dead IS NULL) AS waiting,
-                 coalesce(sum(bytes) FILTER (WHERE dead IS NULL), 0)::bigint AS bytes,
-                 min(created_at) FILTER (WHERE dead IS NULL) AS oldest,
-                 count(*) FILTER (WHERE dead IS NOT NULL) AS dead
-          FROM runspan.outbox) o";
-
 macro_rules! declare_read_row {
     ($($(#[$doc:meta])* $name:ident: $kind:ident = $source:expr;)*) => {
         /// Reads a row of [`READ`].

@@ -6,7 +6,7 @@ use sqlx::{AssertSqlSafe, Row as _};
 use super::super::rows::{
     count, decode_recorded, decode_totals, encode_change, encode_series, in_flight, stored,
 };
-use super::super::{Fresh, Lease, SeriesStore, StoreError};
+use super::super::{Lease, PendingTotals, SeriesStore, StoreError};
 use super::PgStore;
 use super::pool::Session;
 use super::rows::text;
@@ -21,7 +21,12 @@ impl SeriesStore for PgStore {
         row.map(|(head, totals)| decode_recorded(&head, &totals)).transpose()
     }
 
-    async fn fresh_totals(&self, lease: &Lease, after: i64, limit: usize) -> Result<Fresh, StoreError> {
+    async fn pending_totals(
+        &self,
+        lease: &Lease,
+        after: i64,
+        limit: usize,
+    ) -> Result<PendingTotals, StoreError> {
         let rows = sqlx::query(
             "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, d.id, d.delta,
                     (SELECT count(*) FROM runspan.deltas WHERE id <= $3)
@@ -36,17 +41,17 @@ impl SeriesStore for PgStore {
         .fetch_all(&self.pool)
         .await?;
         let first = rows.first().ok_or(StoreError::LeaseLost)?;
-        let mut fresh = Fresh {
+        let mut pending = PendingTotals {
             now: Timestamp::from_micros(first.try_get(0)?),
             totals: Vec::new(),
             up_to: count(first.try_get(3)?),
         };
         for row in &rows {
             if let (Some(id), Some(delta)) = (row.try_get(1)?, row.try_get(2)?) {
-                fresh.totals.push((id, decode_totals(delta)?));
+                pending.totals.push((id, decode_totals(delta)?));
             }
         }
-        Ok(fresh)
+        Ok(pending)
     }
 
     async fn record(&self, lease: &Lease, change: &Change) -> Result<(), StoreError> {

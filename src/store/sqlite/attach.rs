@@ -7,10 +7,10 @@ use async_trait::async_trait;
 use sqlx::{AssertSqlSafe, Row as _, SqliteConnection};
 use tokio::time::Instant;
 
-use super::super::attach::{Attach, Attached, Detached, Plan, PurgeLoss, attached_elsewhere, lacks};
+use super::super::admin::{Admin, Attached, Detached, Plan, PurgeLoss, attached_elsewhere, missing_columns};
 use super::super::columns::required;
-use super::super::{CaptureProblem, SCHEMA_VERSION, StoreError};
-use super::capture::{MARK, Placed, TRIGGERS, attached_table, same};
+use super::super::{SCHEMA_VERSION, StoreError};
+use super::capture::{MARK, Placed, TRIGGERS, same};
 use super::sql::quoted;
 use super::{BUSY_TIMEOUT, SqliteStore, reconcile, sql};
 
@@ -22,7 +22,7 @@ struct Table {
 }
 
 #[async_trait]
-impl Attach for SqliteStore {
+impl Admin for SqliteStore {
     async fn attach_sql(&self, plan: &Plan) -> Result<String, StoreError> {
         self.file()?;
         let mut connection = self.pool.acquire().await?;
@@ -54,18 +54,6 @@ impl Attach for SqliteStore {
         tx.commit().await?;
         let adopted = reconcile::reconcile(self).await?.entries;
         Ok(Attached { table: quoted(&name), adopted: Some(adopted), warnings })
-    }
-
-    async fn attached_table(&self) -> Result<Option<String>, StoreError> {
-        self.file()?;
-        let mut connection = self.pool.acquire().await?;
-        Ok(attached_table(&mut connection).await?.map(|name| quoted(&name)))
-    }
-
-    async fn capture(&self) -> Result<Vec<CaptureProblem>, StoreError> {
-        self.file()?;
-        let mut snapshot = self.pool.begin().await?;
-        Ok(Placed::read(&mut snapshot).await?.problems())
     }
 
     async fn purge_loss(&self) -> Result<Option<PurgeLoss>, StoreError> {
@@ -211,7 +199,7 @@ async fn inspect(connection: &mut SqliteConnection, plan: &Plan) -> Result<Table
     let missing: Vec<&str> =
         required().filter(|wanted| !columns.iter().any(|column| column == wanted)).collect();
     if !missing.is_empty() {
-        return unfit(lacks(&shown, &missing));
+        return unfit(missing_columns(&shown, &missing));
     }
     let mut warnings = Vec::new();
     let placed = Placed::read(connection).await?;

@@ -20,19 +20,6 @@ use crate::run::RunId;
 /// How much of a value that is no UUID an error repeats.
 const MAX_SHOWN: usize = 64;
 
-/// How journal and outbox stand, in one statement.
-pub(super) const STATUS: &str = "
-    SELECT j.entries, ({now} - j.oldest) / 1e6,
-           o.waiting, o.bytes, ({now} - o.oldest) / 1e6, o.dead,
-           (SELECT count(*) FROM runspan_set_aside),
-           (SELECT count(*) FROM runspan_open_runs)
-    FROM (SELECT count(*) AS entries, min(at) AS oldest FROM runspan_journal) j,
-         (SELECT count(*) FILTER (WHERE dead IS NULL) AS waiting,
-                 coalesce(sum(bytes) FILTER (WHERE dead IS NULL), 0) AS bytes,
-                 min(created_at) FILTER (WHERE dead IS NULL) AS oldest,
-                 count(*) FILTER (WHERE dead IS NOT NULL) AS dead
-          FROM runspan_outbox) o";
-
 /// Keeps entries aside, whole: `?1` holds pairs of position and error. JSON cannot hold a BLOB; its quoted form
 /// (`X'…'`) it can. A position that is there already, since the journal's were set back, is replaced by one above all.
 pub(super) static SET_ASIDE: LazyLock<String> = LazyLock::new(|| {

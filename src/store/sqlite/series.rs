@@ -6,7 +6,7 @@ use sqlx::{AssertSqlSafe, Row as _, SqliteConnection};
 use super::super::rows::{
     count, decode_recorded, decode_totals, encode_change, encode_series, in_flight, stored,
 };
-use super::super::{Fresh, Lease, SeriesStore, StoreError};
+use super::super::{Lease, PendingTotals, SeriesStore, StoreError};
 use super::ids::Ids;
 use super::sql::NOW;
 use super::{SqliteStore, capture, rows, sql};
@@ -21,7 +21,12 @@ impl SeriesStore for SqliteStore {
         row.map(|(head, totals)| decode_recorded(&head, &totals)).transpose()
     }
 
-    async fn fresh_totals(&self, lease: &Lease, after: i64, limit: usize) -> Result<Fresh, StoreError> {
+    async fn pending_totals(
+        &self,
+        lease: &Lease,
+        after: i64,
+        limit: usize,
+    ) -> Result<PendingTotals, StoreError> {
         let sql = format!(
             "SELECT {NOW}, d.id, d.delta, (SELECT count(*) FROM runspan_deltas WHERE id <= ?3)
              FROM runspan_lease LEFT JOIN (
@@ -37,14 +42,14 @@ impl SeriesStore for SqliteStore {
             .await?;
         let first = rows.first().ok_or(StoreError::LeaseLost)?;
         let (now, up_to) = (Timestamp::from_micros(first.try_get(0)?), count(first.try_get(3)?));
-        let mut fresh = Fresh { now, totals: Vec::new(), up_to };
+        let mut pending = PendingTotals { now, totals: Vec::new(), up_to };
         for row in &rows {
             if let (Some(id), Some(delta)) = (row.try_get(1)?, row.try_get(2)?) {
                 self.deltas.seen(id);
-                fresh.totals.push((id, decode_totals(delta)?));
+                pending.totals.push((id, decode_totals(delta)?));
             }
         }
-        Ok(fresh)
+        Ok(pending)
     }
 
     async fn record(&self, lease: &Lease, change: &Change) -> Result<(), StoreError> {

@@ -113,7 +113,7 @@ async fn all_that_a_relay_does(store: &dyn Store, admin: &mut Session) -> Result
     store.in_flight().await?;
     store.skipped_entries().await?;
     store.recorded().await?;
-    let fresh = store.fresh_totals(&lease, 0, 1_000).await?;
+    let fresh = store.pending_totals(&lease, 0, 1_000).await?;
     let removed: Vec<i64> = fresh.totals.into_iter().map(|(place, _)| place).collect();
     let merged = removed.last().map(|place| (*place, totals.clone())).into_iter().collect();
     let usual = Some(BTreeMap::from([("triage".to_owned(), 1.0)]));

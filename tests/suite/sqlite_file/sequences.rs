@@ -81,10 +81,10 @@ async fn pending_totals_neither_collide_nor_hide() {
             assert!(!made.totals.is_empty());
             commit(&relay, &made).await;
         }
-        let fresh = relay.store.fresh_totals(&relay.lease, 0, 10).await.unwrap();
+        let fresh = relay.store.pending_totals(&relay.lease, 0, 10).await.unwrap();
         assert_eq!((fresh.totals.len(), fresh.up_to), (3, 0));
         let last = fresh.totals[2].0;
-        let fresh = relay.store.fresh_totals(&relay.lease, last, 10).await.unwrap();
+        let fresh = relay.store.pending_totals(&relay.lease, last, 10).await.unwrap();
         assert_eq!((fresh.totals.len(), fresh.up_to), (0, 3));
         session.execute("DELETE FROM runspan_deltas").await;
         session.execute(set_back).await;
@@ -94,11 +94,11 @@ async fn pending_totals_neither_collide_nor_hide() {
         assert!(first.parse::<i64>().unwrap() <= 3, "{first}");
         let made = relay.plan(relay.read(10).await).await.commit;
         commit(&relay, &made).await;
-        let fresh = relay.store.fresh_totals(&relay.lease, last, 10).await.unwrap();
+        let fresh = relay.store.pending_totals(&relay.lease, last, 10).await.unwrap();
         assert_eq!((fresh.totals.len(), fresh.up_to), (1, 0), "{set_back}");
         // What another has written below the place that was read shows in the count.
         session.execute("UPDATE runspan_deltas SET id = 1").await;
-        let fresh = relay.store.fresh_totals(&relay.lease, last, 10).await.unwrap();
+        let fresh = relay.store.pending_totals(&relay.lease, last, 10).await.unwrap();
         assert_eq!((fresh.totals.len(), fresh.up_to), (0, 1), "{set_back}");
         drop(database);
     }

@@ -1,8 +1,8 @@
-//! Attaching to a `workflow_runs` table, and letting go of it.
+//! Attaching to a table of runs, detaching from it, and what that takes and loses.
 
 use async_trait::async_trait;
 
-use super::{CaptureProblem, StoreError};
+use super::StoreError;
 
 /// What to attach to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,7 +13,7 @@ pub struct Plan {
     pub grant: Option<String>,
 }
 
-/// What [`Attach::attach`] did.
+/// What [`Admin::attach`] did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attached {
     /// The table, as the database names it.
@@ -24,7 +24,7 @@ pub struct Attached {
     pub warnings: Vec<String>,
 }
 
-/// What [`Attach::detach`] did.
+/// What [`Admin::detach`] did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Detached {
     /// The triggers of this table are gone.
@@ -64,26 +64,20 @@ pub(super) fn attached_elsewhere(other: &str, table: &str) -> StoreError {
     ))
 }
 
-/// Says which columns `table` lacks.
-pub(super) fn lacks(table: &str, missing: &[&str]) -> String {
+/// The error for columns that `table` does not have.
+pub(super) fn missing_columns(table: &str, missing: &[&str]) -> String {
     let columns = if missing.len() == 1 { "column" } else { "columns" };
     format!("{table} lacks the {columns} {}: see docs/table.md", missing.join(", "))
 }
 
-/// A database that runspan can be attached to.
+/// Installs and removes runspan.
 #[async_trait]
-pub trait Attach: Send + Sync + 'static {
+pub trait Admin: Send + Sync + 'static {
     /// The SQL that [`attach`](Self::attach) would run.
     async fn attach_sql(&self, plan: &Plan) -> Result<String, StoreError>;
 
     /// Installs schema and triggers and takes in the runs in flight. Idempotent.
     async fn attach(&self, plan: &Plan) -> Result<Attached, StoreError>;
-
-    /// The table that has runspan's triggers, as the database names it now; none after a detach.
-    async fn attached_table(&self) -> Result<Option<String>, StoreError>;
-
-    /// Why transitions do not reach the journal; empty while they do.
-    async fn capture(&self) -> Result<Vec<CaptureProblem>, StoreError>;
 
     /// What [`detach`](Self::detach) with `purge` would remove for good; `None` if nothing is installed.
     async fn purge_loss(&self) -> Result<Option<PurgeLoss>, StoreError>;

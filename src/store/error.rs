@@ -1,0 +1,148 @@
+//! Why a store cannot do what it was asked, and which of the databases' errors pass by themselves.
+//!
+//! SQLSTATEs and SQLite's result codes are classified here and nowhere else.
+
+use std::cmp::Ordering;
+
+use sqlx::error::DatabaseError;
+use sqlx::postgres::{PgDatabaseError, PgSeverity};
+use sqlx::sqlite::SqliteError;
+
+use super::postgres::as_owner::Refused;
+use super::{SCHEMA_VERSION, connect_error};
+
+/// Why a store could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// Another relay has the lease. Nothing was changed.
+    #[error("another relay has taken the lease")]
+    LeaseLost,
+    /// Entries that were read are gone: read again.
+    #[error("the journal changed under the relay: {deleted} of {read} entries were still there")]
+    JournalChanged {
+        /// How many entries the batch held.
+        read: usize,
+        /// How many of them were still there.
+        deleted: usize,
+    },
+    /// There is no runspan in this database.
+    #[error("runspan is not attached to this database: run `runspan attach --database-url …` first")]
+    NotAttached,
+    /// A newer runspan has been here.
+    #[error(
+        "the runspan schema has version {found}, this program knows {SCHEMA_VERSION}: install a newer runspan"
+    )]
+    SchemaNewer {
+        /// The version in the database.
+        found: i32,
+    },
+    /// An older runspan attached this database.
+    #[error(
+        "the runspan schema has version {found}, this program needs {SCHEMA_VERSION}: run `runspan attach --database-url …` again, which keeps what is there"
+    )]
+    SchemaOlder {
+        /// The version in the database.
+        found: i32,
+    },
+    /// The table cannot be attached to.
+    #[error("{0}")]
+    Unfit(String),
+    /// What is stored cannot be read.
+    #[error("{what} is corrupt: {cause}")]
+    Corrupt {
+        /// Which thing.
+        what: String,
+        /// How so.
+        cause: String,
+    },
+    /// What is stored was written by a newer runspan.
+    #[error("{what} was written by a newer runspan ({cause}): standing by; install that version")]
+    Newer {
+        /// Which thing.
+        what: String,
+        /// What is not known here.
+        cause: String,
+    },
+    /// The database refused, or is away.
+    #[error("{}", connect_error::describe(.0))]
+    Database(#[from] sqlx::Error),
+}
+
+impl StoreError {
+    /// A database that did not answer in time.
+    pub(crate) fn timed_out() -> Self {
+        sqlx::Error::PoolTimedOut.into()
+    }
+
+    /// What the database says of a statement that it refused. Not of a connection that it refused or ended (`FATAL`):
+    /// that is no word on the statement.
+    pub fn refusal(&self) -> Option<&str> {
+        let Self::Database(sqlx::Error::Database(error)) = self else { return None };
+        let severity = error.try_downcast_ref::<PgDatabaseError>().map(PgDatabaseError::severity);
+        let is_of_the_connection = matches!(severity, Some(PgSeverity::Fatal | PgSeverity::Panic));
+        (!is_of_the_connection).then(|| error.message())
+    }
+
+    /// Whether trying again later may help without anyone's doing.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::NotAttached
+            | Self::SchemaNewer { .. }
+            | Self::SchemaOlder { .. }
+            | Self::Unfit(_)
+            | Self::Corrupt { .. } => false,
+            Self::Database(sqlx::Error::Configuration(error)) => !error.is::<Refused>(),
+            Self::Database(sqlx::Error::Database(error)) => !error.code().is_some_and(|code| {
+                if error.try_downcast_ref::<SqliteError>().is_some() {
+                    // The low byte is the kind. READONLY, CORRUPT, NOTADB.
+                    matches!(code.parse().map(|code: i32| code & 0xff), Ok(8 | 11 | 26))
+                } else {
+                    // Class 28: invalid authorization; 3D000: no such database; 42501: insufficient privilege.
+                    code.starts_with("28") || matches!(code.as_ref(), "3D000" | "42501")
+                }
+            }),
+            Self::LeaseLost | Self::JournalChanged { .. } | Self::Newer { .. } | Self::Database(_) => true,
+        }
+    }
+}
+
+/// Checks that a schema of version `found` is the one that this program knows.
+pub(super) fn check_schema_version(found: i32) -> Result<(), StoreError> {
+    match found.cmp(&SCHEMA_VERSION) {
+        Ordering::Less if found == 0 => Err(StoreError::NotAttached),
+        Ordering::Less => Err(StoreError::SchemaOlder { found }),
+        Ordering::Equal => Ok(()),
+        Ordering::Greater => Err(StoreError::SchemaNewer { found }),
+    }
+}
+
+/// PostgreSQL: a schema or a relation is not there (`undefined_table`, `invalid_schema_name`).
+pub(super) fn is_missing(error: &sqlx::Error) -> bool {
+    has_code(error, &["42P01", "3F000"])
+}
+
+/// PostgreSQL: another session holds a lock (`lock_not_available`).
+pub(super) fn is_locked(error: &sqlx::Error) -> bool {
+    has_code(error, &["55P03"])
+}
+
+/// PostgreSQL: a right is missing (`insufficient_privilege`).
+pub(super) fn is_denied(error: &sqlx::Error) -> bool {
+    has_code(error, &["42501"])
+}
+
+/// PostgreSQL: a text has no form in the client's encoding (`untranslatable_character`, `character_not_in_repertoire`).
+pub(super) fn is_untranslatable(error: &sqlx::Error) -> bool {
+    has_code(error, &["22P05", "22021"])
+}
+
+/// PostgreSQL: what should be a name is none (`invalid_name`, `syntax_error`, `feature_not_supported`).
+pub(super) fn is_not_a_name(error: &sqlx::Error) -> bool {
+    has_code(error, &["42602", "42601", "0A000"])
+}
+
+/// Whether PostgreSQL's error has one of these SQLSTATEs.
+fn has_code(error: &sqlx::Error, codes: &[&str]) -> bool {
+    error.as_database_error().and_then(DatabaseError::code).is_some_and(|code| codes.contains(&code.as_ref()))
+}

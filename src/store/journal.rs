@@ -1,0 +1,78 @@
+//! Journal and open runs: what is read, and what one transaction of the projector changes.
+//!
+//! Projecting is exactly once because [`JournalStore::commit`] is one transaction.
+
+use std::collections::HashMap;
+
+use async_trait::async_trait;
+
+use super::{Lease, NewRequest, Position, StoreError};
+use crate::journal::{Entry, Unreadable};
+use crate::projection::Tracked;
+use crate::run::RunId;
+use crate::series::Totals;
+
+/// Entries of the journal, in order, with their positions.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// Each entry, or why it cannot be understood.
+    pub entries: Vec<(i64, Result<Entry, Unreadable>)>,
+    /// Where the journal stands once they are consumed.
+    pub position: Position,
+}
+
+/// What the projector changes in one transaction.
+#[derive(Debug, Default)]
+pub struct Commit {
+    /// The entries consumed, all of them.
+    pub consumed: Vec<i64>,
+    /// Those of them that could not be understood, with the error: kept aside.
+    pub set_aside: Vec<(i64, String)>,
+    /// Open runs, new or changed.
+    pub opened: Vec<(RunId, Tracked)>,
+    /// Runs that are no longer open.
+    pub closed: Vec<RunId>,
+    /// Requests for the outbox.
+    pub requests: Vec<NewRequest>,
+    /// What the batch adds to the series.
+    pub totals: Totals,
+    /// Where the journal stands now.
+    pub position: Position,
+}
+
+/// What a reconciliation found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reconciled {
+    /// Entries that it wrote.
+    pub entries: u64,
+    /// Those of them that end a run whose row is gone without a `DELETE` that the triggers saw.
+    pub vanished: u64,
+}
+
+/// Reads and consumes the journal.
+#[async_trait]
+pub trait JournalStore: Send + Sync + 'static {
+    /// Where the last commit left the journal.
+    async fn position(&self, instance: &str) -> Result<Position, StoreError>;
+
+    /// Up to `limit` entries of what is unread at `position`, oldest first.
+    async fn read(&self, position: Position, limit: usize) -> Result<Batch, StoreError>;
+
+    /// Those of `runs` that are open.
+    async fn open_runs(&self, runs: &[RunId]) -> Result<HashMap<RunId, Tracked>, StoreError>;
+
+    /// Makes a projected batch true: all of `commit`, or nothing.
+    async fn commit(&self, lease: &Lease, instance: &str, commit: &Commit) -> Result<(), StoreError>;
+
+    /// Journals what the journal missed. In short steps, each a transaction: it holds up no writer, and may be dropped
+    /// between two of them.
+    async fn reconcile(&self) -> Result<Reconciled, StoreError>;
+
+    /// Gives entries that nobody would read a place that is yet to be read, in their order: somebody has set the journal's
+    /// positions back, and theirs were read long ago. How many, if that was so. For when nothing that was read is still in
+    /// the journal.
+    ///
+    /// Looks where they have to be unless they were committed late; `everywhere` finds these too, past whatever dead rows
+    /// PostgreSQL has not cleaned.
+    async fn bring_forward(&self, position: &Position, everywhere: bool) -> Result<Option<u64>, StoreError>;
+}
