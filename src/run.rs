@@ -137,6 +137,7 @@ impl TargetKind {
 /// The state of a run, as the column `status` spells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+// Stored in open runs and series: for a new value bump SCHEMA_VERSION.
 pub enum Status {
     /// Waiting for an executor.
     Queued,
@@ -214,6 +215,7 @@ impl FromStr for Status {
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+// Stored in open runs and series: for a new value bump SCHEMA_VERSION.
 pub enum Outcome {
     /// It did what it should.
     Succeeded,

@@ -20,6 +20,7 @@ macro_rules! events {
         /// An event of the `workflow.run.*` family.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(rename_all = "snake_case")]
+        // Stored in open runs and series: for a new value bump SCHEMA_VERSION.
         pub enum Event {
             $($(#[doc = $doc])* $variant,)*
         }
@@ -148,6 +149,7 @@ impl Level {
 /// Why a run failed or a dispatch was refused: low in cardinality, the same on span, record and metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+// Stored in open runs and series: for a new value bump SCHEMA_VERSION.
 pub enum ErrorType {
     /// A panic or an error that escaped the handler: the reason begins `uncaught:`.
     Uncaught,

@@ -63,6 +63,7 @@ pub struct Tombstone {
 /// The first wait of a run for an executor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+// Stored in open runs and series: for a new value bump SCHEMA_VERSION.
 pub enum Wait {
     /// Still waiting.
     Waiting,

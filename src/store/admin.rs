@@ -56,7 +56,7 @@ pub struct PurgeLoss {
     pub callers: Option<Vec<String>>,
 }
 
-/// Says that runspan is on `other`, and how it gets to `table`.
+/// The error where runspan is attached to `other`, with the way to `table`.
 pub(super) fn attached_elsewhere(other: &str, table: &str) -> StoreError {
     StoreError::Unfit(format!(
         "runspan is attached to {other} in this database: run `runspan detach`, and then `runspan attach --table '{}'`",
@@ -76,7 +76,7 @@ pub trait Admin: Send + Sync + 'static {
     /// The SQL that [`attach`](Self::attach) would run.
     async fn attach_sql(&self, plan: &Plan) -> Result<String, StoreError>;
 
-    /// Installs schema and triggers and takes in the runs in flight. Idempotent.
+    /// Installs schema and triggers and adopts the runs in flight. Idempotent.
     async fn attach(&self, plan: &Plan) -> Result<Attached, StoreError>;
 
     /// What [`detach`](Self::detach) with `purge` would remove for good; `None` if nothing is installed.

@@ -8,7 +8,7 @@
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CaptureProblem {
-    /// There are no triggers, and none are expected: somebody has run `runspan detach`.
+    /// There are no triggers, and none are expected: `runspan detach` was run.
     #[error("runspan is detached: no transition is journalled; run `runspan attach`")]
     Detached,
     /// The table is gone, and with it the triggers.
@@ -91,7 +91,7 @@ pub enum CaptureProblem {
         /// The statement that undoes it.
         reset: String,
     },
-    /// The table lacks columns without which no run can be told from another (PostgreSQL).
+    /// The table lacks columns that identify a run (PostgreSQL).
     #[error(
         "{table} no longer has the columns {columns}: its transitions are not journalled; give them their names back (ALTER TABLE {table} RENAME COLUMN …)"
     )]

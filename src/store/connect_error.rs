@@ -1,4 +1,6 @@
-//! Why a database cannot be reached: TLS, and the files of its URL, which the mutators of `runs` know nothing of.
+//! The error of a database that cannot be reached: TLS, and the files that its URL names.
+//!
+//! Everything else is described by [`crate::runs::describe`], which the mutators share.
 
 use std::io;
 
@@ -6,14 +8,14 @@ use rustls::{AlertDescription, CertificateError};
 
 use super::postgres::as_owner::Refused;
 
-/// One clear line: what is wrong, and how to mend it.
+/// One line: the cause and the remedy.
 pub(super) fn describe(error: &sqlx::Error) -> String {
     match error {
         sqlx::Error::Io(io) => by_tls(io).unwrap_or_else(|| crate::runs::describe(error)),
-        // What sqlx says where the server answers that it has none; all else is about a file of the URL's.
+        // The server does not offer TLS. All other TLS errors are about a file that the URL names.
         sqlx::Error::Tls(error) if error.to_string() == "server does not support TLS" => {
-            "the database takes no TLS, which the URL's sslmode asks for: switch it on there (ssl = on), or write \
-             sslmode=disable if nobody listens on the way"
+            "the database does not support TLS, which the URL's sslmode requires: turn it on in the server (ssl = on), or \
+             use sslmode=disable on a trusted network"
                 .to_owned()
         }
         sqlx::Error::Configuration(error) if error.is::<Refused>() => error.to_string(),
@@ -52,8 +54,8 @@ fn by_tls(error: &io::Error) -> Option<String> {
             "the database does not accept our client certificate ({error}): check sslcert and sslkey in the URL"
         ),
         None if error.kind() == io::ErrorKind::NotFound => format!(
-            "something that the database's URL names is not there ({error}): check sslrootcert, sslcert, sslkey, and \
-             the directory of a socket"
+            "a file that the database's URL names does not exist ({error}): check sslrootcert, sslcert, sslkey and the \
+             directory of the socket"
         ),
         _ => return None,
     };

@@ -1,4 +1,4 @@
-//! Why a store cannot do what it was asked, and which of the databases' errors pass by themselves.
+//! Why a store failed, and which errors of a database pass by themselves.
 //!
 //! SQLSTATEs and SQLite's result codes are classified here and nowhere else.
 
@@ -11,11 +11,11 @@ use sqlx::sqlite::SqliteError;
 use super::postgres::as_owner::Refused;
 use super::{SCHEMA_VERSION, connect_error};
 
-/// Why a store could not do what it was asked.
+/// Why a store failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
-    /// Another relay has the lease. Nothing was changed.
+    /// Another relay holds the lease. Nothing was changed.
     #[error("another relay has taken the lease")]
     LeaseLost,
     /// Entries that were read are gone: read again.
@@ -26,10 +26,10 @@ pub enum StoreError {
         /// How many of them were still there.
         deleted: usize,
     },
-    /// There is no runspan in this database.
+    /// runspan is not installed in this database.
     #[error("runspan is not attached to this database: run `runspan attach --database-url …` first")]
     NotAttached,
-    /// A newer runspan has been here.
+    /// A newer runspan attached this database.
     #[error(
         "the runspan schema has version {found}, this program knows {SCHEMA_VERSION}: install a newer runspan"
     )]
@@ -45,10 +45,10 @@ pub enum StoreError {
         /// The version in the database.
         found: i32,
     },
-    /// The table cannot be attached to.
+    /// The table, or what is around it, does not allow what was asked.
     #[error("{0}")]
     Unfit(String),
-    /// What is stored cannot be read.
+    /// A stored value cannot be parsed.
     #[error("{what} is corrupt: {cause}")]
     Corrupt {
         /// Which thing.
@@ -64,7 +64,7 @@ pub enum StoreError {
         /// What is not known here.
         cause: String,
     },
-    /// The database refused, or is away.
+    /// The database refused a statement or cannot be reached.
     #[error("{}", connect_error::describe(.0))]
     Database(#[from] sqlx::Error),
 }
@@ -75,8 +75,8 @@ impl StoreError {
         sqlx::Error::PoolTimedOut.into()
     }
 
-    /// What the database says of a statement that it refused. Not of a connection that it refused or ended (`FATAL`):
-    /// that is no word on the statement.
+    /// The database's message, if it refused a statement. A connection that it refused or ended (`FATAL`) is not meant:
+    /// that shows nothing about the statement.
     pub fn refusal(&self) -> Option<&str> {
         let Self::Database(sqlx::Error::Database(error)) = self else { return None };
         let severity = error.try_downcast_ref::<PgDatabaseError>().map(PgDatabaseError::severity);
@@ -84,7 +84,7 @@ impl StoreError {
         (!is_of_the_connection).then(|| error.message())
     }
 
-    /// Whether trying again later may help without anyone's doing.
+    /// Whether a later attempt may succeed without anyone's help.
     pub fn is_transient(&self) -> bool {
         match self {
             Self::NotAttached
@@ -137,7 +137,7 @@ pub(super) fn is_untranslatable(error: &sqlx::Error) -> bool {
     has_code(error, &["22P05", "22021"])
 }
 
-/// PostgreSQL: what should be a name is none (`invalid_name`, `syntax_error`, `feature_not_supported`).
+/// PostgreSQL: a text is not a valid name (`invalid_name`, `syntax_error`, `feature_not_supported`).
 pub(super) fn is_not_a_name(error: &sqlx::Error) -> bool {
     has_code(error, &["42602", "42601", "0A000"])
 }

@@ -15,9 +15,9 @@ use crate::series::Totals;
 /// Entries of the journal, in order, with their positions.
 #[derive(Debug, Default)]
 pub struct Batch {
-    /// Each entry, or why it cannot be understood.
+    /// Each entry, or why it cannot be parsed.
     pub entries: Vec<(i64, Result<Entry, Unreadable>)>,
-    /// Where the journal stands once they are consumed.
+    /// The position once they are consumed.
     pub position: Position,
 }
 
@@ -26,7 +26,7 @@ pub struct Batch {
 pub struct Commit {
     /// The entries consumed, all of them.
     pub consumed: Vec<i64>,
-    /// Those of them that could not be understood, with the error: kept aside.
+    /// Those of them that cannot be parsed, with the error: set aside.
     pub set_aside: Vec<(i64, String)>,
     /// Open runs, new or changed.
     pub opened: Vec<(RunId, Tracked)>,
@@ -36,7 +36,7 @@ pub struct Commit {
     pub requests: Vec<NewRequest>,
     /// What the batch adds to the series.
     pub totals: Totals,
-    /// Where the journal stands now.
+    /// The position after this commit.
     pub position: Position,
 }
 
@@ -52,27 +52,27 @@ pub struct Reconciled {
 /// Reads and consumes the journal.
 #[async_trait]
 pub trait JournalStore: Send + Sync + 'static {
-    /// Where the last commit left the journal.
+    /// The position that the last commit left.
     async fn position(&self, instance: &str) -> Result<Position, StoreError>;
 
-    /// Up to `limit` entries of what is unread at `position`, oldest first.
+    /// Up to `limit` unread entries at `position`, oldest first.
     async fn read(&self, position: Position, limit: usize) -> Result<Batch, StoreError>;
 
     /// Those of `runs` that are open.
     async fn open_runs(&self, runs: &[RunId]) -> Result<HashMap<RunId, Tracked>, StoreError>;
 
-    /// Makes a projected batch true: all of `commit`, or nothing.
+    /// Commits a projected batch: all of `commit`, or nothing.
     async fn commit(&self, lease: &Lease, instance: &str, commit: &Commit) -> Result<(), StoreError>;
 
-    /// Journals what the journal missed. In short steps, each a transaction: it holds up no writer, and may be dropped
+    /// Journals the transitions that the journal missed, in short transactions: it blocks no writer, and may be dropped
     /// between two of them.
     async fn reconcile(&self) -> Result<Reconciled, StoreError>;
 
-    /// Gives entries that nobody would read a place that is yet to be read, in their order: somebody has set the journal's
-    /// positions back, and theirs were read long ago. How many, if that was so. For when nothing that was read is still in
+    /// Moves entries that no read would find above the position, in their order: the journal's sequence was set back, and
+    /// their positions were read long ago. How many there were, if it was. Call it while nothing that was read is still in
     /// the journal.
     ///
-    /// Looks where they have to be unless they were committed late; `everywhere` finds these too, past whatever dead rows
-    /// PostgreSQL has not cleaned.
+    /// Searches where such entries are unless they were committed late; `everywhere` finds these too, but passes over every
+    /// dead row that PostgreSQL has not vacuumed.
     async fn bring_forward(&self, position: &Position, everywhere: bool) -> Result<Option<u64>, StoreError>;
 }

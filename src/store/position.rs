@@ -1,6 +1,6 @@
 //! How far the journal is read.
 
-/// How far the journal is read: a low-water mark, which outlives the relay, and what above it is yet to be read, so
+/// How far the journal is read: a low-water mark, which outlives the relay, and the unread ranges above it, so
 /// that PostgreSQL does not look again at the dead rows of what was.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Position {
@@ -66,7 +66,7 @@ impl Position {
         let reached = self.pending.filter(|pending| xmin >= pending.bound && last >= pending.seq);
         let mut low = reached.map_or(self.low, |pending| pending.seq);
         if xmin >= bound {
-            // No transaction was under way that could yet write up to here. (On SQLite none ever is: both are 0.)
+            // No transaction in progress could still write up to here. (On SQLite none ever could: both are 0.)
             low = low.max(last);
         }
         let waiting = if reached.is_some() { None } else { self.pending }.filter(|pending| pending.seq > low);
@@ -103,7 +103,7 @@ impl Position {
     }
 }
 
-/// `unread` without `batch`, and without what lies up to `low`.
+/// `unread` without `batch`, and without everything up to `low`.
 fn without(unread: &[Unread], batch: &[i64], low: i64) -> Vec<Unread> {
     let mut batch = batch.iter().copied().peekable();
     let mut left = Vec::with_capacity(unread.len());
@@ -175,7 +175,7 @@ mod tests {
     fn the_mark_waits_for_no_one_where_no_transaction_was_under_way() {
         let read = Position::default().advance(&[5, 7], 100, 100);
         assert_eq!((mark(&read), unread(&read).as_str()), ((7, None), "8-…"));
-        // Somebody writes 9 late, and nobody anything else: what is above 9 has been read.
+        // Only 9 is committed late; everything above 9 has been read.
         let late = read.advance(&[8, 10, 11], 100, 101);
         assert_eq!(mark(&late), (7, Some(Pending { seq: 11, bound: 101 })));
         let late = late.advance(&[9], 102, 102);
@@ -211,7 +211,7 @@ mod tests {
             let (mut written, mut read) = (BTreeSet::new(), BTreeSet::new());
             let mut position = Position::default();
             for (round, new) in (0_i64..).zip(&appear) {
-                // Nothing appears below the mark: that is what it says.
+                // Nothing appears below the mark, by its definition.
                 written.extend(new.iter().filter(|seq| **seq > position.low));
                 let is_unread = |seq: &i64| {
                     position.unread().iter().any(|unread| unread.above < *seq && *seq < unread.below)

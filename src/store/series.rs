@@ -13,8 +13,8 @@ pub struct PendingTotals {
     pub now: Timestamp,
     /// Pending totals, with their places, rising.
     pub totals: Vec<(i64, Totals)>,
-    /// How many pending totals there are up to the place that was asked for: those that the caller knows, unless
-    /// somebody has set the places back.
+    /// How many pending totals there are up to the place that was asked for: those that the caller knows, unless their
+    /// sequence was set back.
     pub up_to: usize,
 }
 

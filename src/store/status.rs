@@ -4,7 +4,7 @@ use async_trait::async_trait;
 
 use super::{CaptureProblem, StoreError, Stuck};
 
-/// How a database's journal and outbox stand.
+/// The state of journal and outbox.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct StoreStatus {
@@ -12,15 +12,15 @@ pub struct StoreStatus {
     pub journal_entries: i64,
     /// The oldest of them, in seconds of age.
     pub journal_oldest_seconds: Option<f64>,
-    /// Requests waiting to be sent.
+    /// Pending requests.
     pub waiting_requests: i64,
     /// Their size, in bytes.
     pub waiting_bytes: i64,
     /// The oldest of them, in seconds of age.
     pub waiting_oldest_seconds: Option<f64>,
-    /// Requests that a receiver will never take.
+    /// Dead requests.
     pub dead_requests: i64,
-    /// Entries that could not be understood.
+    /// Entries that were set aside.
     pub set_aside_entries: i64,
     /// Entries that the triggers could not write, since attach.
     pub skipped_entries: i64,
@@ -31,13 +31,13 @@ pub struct StoreStatus {
 /// Reads the state of a database.
 #[async_trait]
 pub trait StatusStore: Send + Sync + 'static {
-    /// That runspan is attached here, in a version that this program knows.
+    /// Checks that runspan is attached, in a version that this program knows.
     async fn check(&self) -> Result<(), StoreError>;
 
-    /// What tells this database, in this stretch of its history, from any other: `service.instance.id`.
+    /// `service.instance.id`: identifies this database and this stretch of its history (a failover begins another).
     async fn instance(&self) -> Result<String, StoreError>;
 
-    /// How journal and outbox stand.
+    /// The state of journal and outbox.
     async fn status(&self) -> Result<StoreStatus, StoreError>;
 
     /// The runs that are stuck now, at most `limit` of them, the oldest first.

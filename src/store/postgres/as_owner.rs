@@ -98,7 +98,7 @@ pub(in crate::store) enum Refused {
     NoSchema,
 }
 
-/// The one value that `query` gives, as text, with the owner's rights and nobody else's.
+/// The one value that `query` gives, as text, read with the rights of the owner and no others.
 ///
 /// The function that reads it lies in the session's own temporary schema, where no one else can replace it, and runs as
 /// the owner, which it cannot leave: PostgreSQL refuses `SET ROLE` and `RESET ROLE` inside of it. The transaction is

@@ -6,7 +6,7 @@ use super::super::{CaptureProblem, StoreError};
 use super::PgStore;
 use super::pool::Pool;
 
-/// What the comment on the trigger's function says while runspan is attached, before the table's name. A comment can be
+/// The comment on the trigger's function while runspan is attached, before the table's name. A comment can be
 /// read by every role, and outlives the table.
 pub(super) const MARK: &str = "attached to ";
 
@@ -21,7 +21,7 @@ pub(super) struct Trigger {
     pub(super) table: String,
     /// The table's oid.
     pub(super) relation: i64,
-    /// Whether somebody has disabled it.
+    /// Whether it is disabled.
     pub(super) is_disabled: bool,
     /// Whether it is a partition's copy.
     pub(super) is_of_partition: bool,
@@ -44,7 +44,7 @@ pub(super) async fn triggers(executor: impl PgExecutor<'_>) -> Result<Vec<Trigge
         "SELECT quote_ident(t.tgname), format('%I.%I', n.nspname, c.relname), c.oid::bigint,
                 t.tgenabled IN ('D', 'R'), t.tgparentid <> 0,
                 CASE WHEN t.tgparentid <> 0 THEN pg_partition_root(c.oid)::oid::bigint END,
-                -- One that somebody has narrowed covers nothing. (Those of older versions have a WHEN.)
+                -- One that was narrowed covers nothing. (Those of older versions have a WHEN.)
                 CASE WHEN t.tgattr::text <> '' OR t.tgqual IS NOT NULL AND t.tgname = '!runspan'
                      THEN 0::smallint ELSE t.tgtype END
          FROM pg_trigger t
@@ -162,7 +162,7 @@ async fn rights(catalogue: &Pool, trigger: &Trigger) -> Result<Vec<CaptureProble
     .bind(trigger.relation)
     .fetch_optional(catalogue)
     .await?;
-    // Dropped meanwhile: the next look says so.
+    // Dropped meanwhile: the next check reports it.
     let Some(row) = row else { return Ok(Vec::new()) };
     let (table, owner, schema_owner): (String, String, String) =
         (trigger.table.clone(), row.try_get(0)?, row.try_get(1)?);

@@ -132,8 +132,8 @@ $function$;
 --
 -- An application's trigger that changes a row while ours has yet to fire for the change before has its own change
 -- journalled first: of another row of the same statement always, of the same row if its name sorts first. Entries that
--- are made inside of another trigger are noted for the transaction; whoever comes later and finds its row changed again
--- moves them behind its own entry.
+-- are made inside of another trigger are noted for the transaction; a later call that finds its row changed again moves
+-- them behind its own entry.
 CREATE OR REPLACE FUNCTION runspan.in_order(
     relation regclass, run uuid, old_status text, new_status text, skipping text
 ) RETURNS void
@@ -170,7 +170,7 @@ BEGIN
         RETURN;
     END IF;
     IF last_status IS NOT DISTINCT FROM old_status THEN
-        -- It may as well follow them all, unless its row has been changed again.
+        -- It can follow all of them, unless its row was changed again.
         BEGIN
             EXECUTE format('SELECT w.status::text FROM %s w WHERE w.id = $1', relation) INTO status_now USING run;
         EXCEPTION WHEN syntax_error_or_access_rule_violation THEN
@@ -191,7 +191,7 @@ END
 $function$;
 
 -- Journals a transition whose row does not have the columns or the types that runspan.journal_run() was planned for:
--- a session that lives through an ALTER TABLE keeps the plans of before. What cannot be read is left out.
+-- a session that outlives an ALTER TABLE keeps its old plans. Values that cannot be read are left out.
 CREATE OR REPLACE FUNCTION runspan.journal_altered(
     relation regclass, old_row jsonb, new_row jsonb, skipping text
 ) RETURNS void
@@ -243,8 +243,8 @@ $function$;
 -- inner block, where an error would not be caught. A serialization failure is handed on: catching it would
 -- let a transaction commit that must not; its application retries it anyway.
 --
--- Every expression costs the writer about a microsecond, as the executor sets it up anew in each transaction. So
--- one tells the ordinary entry, which needs but one more, from those that need care.
+-- Every expression costs the writer about a microsecond, since the executor sets it up again in each transaction. So
+-- one expression separates the ordinary entry, which needs one more, from those that need care.
 --
 -- Whether the status has changed is asked here and not by a WHEN of the trigger, which would hold on to the column: no
 -- ALTER TABLE could change its type. A status is compared as text, or the plan would hold on to an enum's labels.
@@ -323,7 +323,7 @@ BEGIN
                     PERFORM runspan.skip(SQLSTATE);
                 ELSE
                     IF TG_OP = 'UPDATE' THEN
-                        -- Parsed anew: the plan of an expression over OLD and NEW may be what failed.
+                        -- Parsed again: the plan of an expression over OLD and NEW may be what failed.
                         EXECUTE 'SELECT ($1).status::text IS DISTINCT FROM ($2).status::text'
                         INTO is_changed USING OLD, NEW;
                     END IF;

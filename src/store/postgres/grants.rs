@@ -1,4 +1,4 @@
-//! Who may use runspan's schema: whom `attach` and docs/table.md grant it, and nobody else.
+//! Who may use runspan's schema: the roles to which `attach` and docs/table.md grant it, and no others.
 
 use sqlx::PgConnection;
 
@@ -12,7 +12,7 @@ const OLD_RELAY_FUNCTION: &str = "reconcile";
 
 /// The grants of an attach.
 pub(super) struct Grants {
-    /// Takes away what nobody granted, and grants.
+    /// Revokes what was not granted on purpose, and grants.
     pub(super) sql: String,
     /// What was taken away, if anything.
     pub(super) warning: Option<String>,
@@ -86,7 +86,7 @@ async fn default_grantees(connection: &mut PgConnection, owner: &str) -> Result<
          WHERE quote_ident(o.rolname) = $1 AND d.defaclobjtype IN ('r', 'S', 'f', 'n')
            AND (d.defaclnamespace = 0 OR d.defaclnamespace = to_regnamespace('runspan'))
            AND a.grantee <> d.defaclrole
-           -- Functions are open to everyone unless somebody says otherwise; runspan's are closed in any case.
+           -- Functions are open to PUBLIC by default; runspan's never are.
            AND NOT (a.grantee = 0 AND d.defaclobjtype = 'f')
          ORDER BY 1",
     )

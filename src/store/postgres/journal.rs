@@ -67,7 +67,7 @@ impl JournalStore for PgStore {
             let (seqs, errors): (Vec<i64>, Vec<&str>) =
                 commit.set_aside.iter().map(|(seq, error)| (*seq, error.as_str())).unzip();
             sqlx::query(
-                // A position may come again, if somebody has set the sequence back.
+                // A position may come again if the sequence was set back.
                 "INSERT INTO runspan.set_aside (seq, error, entry)
                  SELECT CASE WHEN EXISTS (SELECT FROM runspan.set_aside s WHERE s.seq = j.seq)
                              THEN greatest((SELECT max(s.seq) FROM runspan.set_aside s), max(j.seq) OVER ())
@@ -98,7 +98,7 @@ impl JournalStore for PgStore {
             outbox::insert(&mut tx, request, Origin::Commit(before)).await?;
         }
         series::append(&mut tx, &commit.totals).await?;
-        // Not by the sequence, which somebody may set back: the newest has to have the greatest id.
+        // Not by the sequence, which may be set back: the newest must have the greatest id.
         sqlx::query(
             "WITH next AS (
                  INSERT INTO runspan.commits (id, instance, low, pending_seq, pending_bound) OVERRIDING SYSTEM VALUE
@@ -121,7 +121,7 @@ impl JournalStore for PgStore {
 
     async fn bring_forward(&self, position: &Position, everywhere: bool) -> Result<Option<u64>, StoreError> {
         let (above, below) = unread(position);
-        // Without the lease: whoever reads an entry at one place consumes it there or not at all.
+        // Without the lease: a relay that has read an entry at one position consumes it there or not at all.
         let moved: Option<i64> = sqlx::query_scalar("SELECT runspan.bring_forward($1, $2, $3)")
             .bind(above)
             .bind(below)
@@ -132,7 +132,7 @@ impl JournalStore for PgStore {
     }
 }
 
-/// What is yet to be read, as the statements take it.
+/// The unread ranges, as parameters of a statement.
 fn unread(position: &Position) -> (Vec<i64>, Vec<i64>) {
     position.unread().iter().map(|unread| (unread.above, unread.below)).unzip()
 }

@@ -11,7 +11,7 @@ use super::PgStore;
 use super::pool::Session;
 use crate::run::Timestamp;
 
-/// Writes down what became of a request.
+/// Records the outcome of a request.
 async fn settle_one(tx: &mut Session, settlement: &Settlement) -> Result<(), StoreError> {
     match settlement {
         Settlement::Delivered { id } => {
@@ -36,15 +36,15 @@ async fn settle_one(tx: &mut Session, settlement: &Settlement) -> Result<(), Sto
     Ok(())
 }
 
-/// The places of a commit's requests. Not by the sequence, which somebody may set back: what is new would be sent before
-/// what waits. The number of the commit does not go back.
+/// The number of places per commit. Not by the sequence, which may be set back: new requests would be sent before pending
+/// ones. The number of the commit does not go back.
 const PLACES_A_COMMIT: i64 = 1_000_000;
 
 /// Where a request belongs.
 pub(super) enum Origin {
-    /// It is the projector's: so many of the same commit come before it.
+    /// The projector made it: this many of the same commit come before it.
     Commit(usize),
-    /// It is a half of the one that had this place.
+    /// It is a half of the request that had this place.
     Half(i64, Timestamp),
 }
 
@@ -54,7 +54,7 @@ pub(super) async fn insert(tx: &mut Session, request: &NewRequest, origin: Origi
         Origin::Commit(before) => (stored(before), None),
         Origin::Half(place, created_at) => (place, Some(created_at)),
     };
-    // The second, if somebody has set the sequence back to where requests still wait.
+    // The second one is for a sequence that was set back to where requests are still pending.
     for next in [
         "SELECT nextval(pg_get_serial_sequence('runspan.outbox', 'id')) AS id",
         "SELECT max(id) + 1 AS id FROM runspan.outbox",

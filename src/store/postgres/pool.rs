@@ -31,13 +31,13 @@ use super::as_owner::Roles;
 /// The isolation, whatever the database or the role has for its default: to wait for a row that another changes is no
 /// error here. The search path: a function or an operator in a schema of the database or the role would otherwise be found
 /// for what is not qualified, and run with this session's rights. The encoding: a database in `SQL_ASCII` keeps whatever
-/// bytes it is given, and would refuse to send as UTF-8 what is none.
+/// bytes it is given, and would refuse to send invalid UTF-8.
 const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED;
     SET LOCAL search_path = pg_catalog, pg_temp;
     SELECT set_config('client_encoding',
         CASE current_setting('server_encoding') WHEN 'SQL_ASCII' THEN 'SQL_ASCII' ELSE 'UTF8' END, true)";
 
-/// How long a superuser relies on being no more than the schema's owner is.
+/// How often a superuser checks again that the schema's owner could do as much.
 const ASK_SUPERUSERS_EVERY: Duration = Duration::from_secs(5);
 
 /// Executes single statements: none before it is known that what is the owner's would run with no more than the owner's
@@ -76,7 +76,7 @@ impl Pool {
             .to_url_lossy()
             .query_pairs()
             .any(|(name, value)| name == "statement-cache-capacity" && value == "0");
-        // One for each task of a relay: lease, projector, exporter, a sender a channel, and whoever looks on.
+        // One per task of a relay: lease, projector, exporter, a sender per channel, and the poller.
         let connections = PgPoolOptions::new()
             .max_connections(8)
             .acquire_timeout(Duration::from_secs(5))

@@ -7,7 +7,7 @@ use super::super::{StoreError, rows};
 use super::as_owner::{Roles, read_as_owner};
 use super::{PgStore, grants};
 
-/// What is counted, and where. A table that somebody has dropped holds nothing.
+/// What is counted, and where. A table that was dropped holds nothing.
 const COUNTED: [(&str, &str); 5] = [
     ("journal", "true"),
     ("outbox", "dead IS NULL"),

@@ -61,8 +61,7 @@ BEGIN
 END
 $function$;
 
--- Journals what runs that are known to be in flight have become, where their row says something else, or is gone: 10,000
--- at a time. Locks no row of the application's.
+-- Journals the new status of known runs in flight whose row has another status, or is gone: 10,000 at a time. Locks no row of the application's.
 CREATE OR REPLACE FUNCTION runspan.catch_up(OUT entries bigint, OUT vanished bigint)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off
 AS $function$
@@ -101,8 +100,8 @@ BEGIN
 END
 $function$;
 
--- Moves entries that nobody would read to where they will be: somebody has set the sequence back (setval, a logical
--- cut-over), and their positions were read long ago. Unread is what lies between `above` and `below`. How many; NULL if
+-- Moves entries that no read would find to where one does: the sequence was set back (setval, a logical cut-over), and
+-- their positions were read long ago. The ranges between `above` and `below` are unread. How many; NULL if
 -- the sequence is as it should be, for all that is seen.
 --
 -- Either the sequence is still behind what was read: they come after all that is unread. Or it has passed it already, and
@@ -124,7 +123,7 @@ BEGIN
         RETURN NULL;
     END IF;
     IF is_behind THEN
-        -- Well above what transactions that are still under way have drawn.
+        -- Well above the positions that transactions in progress have drawn.
         PERFORM setval('runspan.journal_seq', 10000 + greatest(known, (SELECT max(j.seq) FROM runspan.journal j)));
     END IF;
     WITH moved AS (
@@ -164,7 +163,7 @@ $function$;
 
 -- The runs that are stuck now (`Stuck` in store/stuck.rs), the oldest first; none once the table is gone.
 --
--- `since`: when it took its status, as its span tells it; while that is not projected yet, as reconciliation would.
+-- `since`: when it took its status, as on its span; before that is projected, as reconciliation would have it.
 CREATE OR REPLACE FUNCTION runspan.stuck_runs() RETURNS TABLE (
     run_id uuid, workflow_name text, target text, target_owner text, target_repo text, status text,
     since timestamptz, age_seconds float8, usual_seconds float8, parent_run_id uuid, delivery_id text

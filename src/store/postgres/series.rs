@@ -109,7 +109,7 @@ pub(super) async fn append(tx: &mut Session, totals: &Totals) -> Result<(), Stor
         return Ok(());
     }
     let delta = encode_series(totals)?;
-    // Not by the sequence, which somebody may set back: what an export tells of must not grow while it is under way. The
+    // Not by the sequence, which may be set back: the content of an export must not grow while it is in progress. The
     // number of the commit that it is part of does not go back. Both were by sequences once: the second, if these differ.
     for next in ["SELECT max(id) FROM runspan.commits", "SELECT max(id) FROM runspan.deltas"] {
         // Safe: this module's own text.

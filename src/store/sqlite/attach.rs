@@ -171,7 +171,7 @@ async fn inspect(connection: &mut SqliteConnection, plan: &Plan) -> Result<Table
     let unfit = |why: String| Err(StoreError::Unfit(why));
     if plan.grant.is_some() {
         return unfit(
-            "SQLite has no roles: leave --grant out; whoever may write the file may record refusals"
+            "SQLite has no roles: omit --grant; every process that can write the file can record refusals"
                 .to_owned(),
         );
     }

@@ -7,7 +7,7 @@ use crate::store::{CaptureProblem, StoreError};
 /// The triggers of the application's table.
 pub(super) const TRIGGERS: [&str; 3] = ["runspan_inserted", "runspan_changed", "runspan_deleted"];
 
-/// The view that tells which table was attached to. What an older runspan has attached has none.
+/// The view that records the attached table. An older runspan made none.
 pub(super) const MARK: &str = "runspan_attached";
 
 /// Where the triggers are, and where they are expected.

@@ -3,8 +3,8 @@
 DROP TABLE IF EXISTS temp.runspan_found;
 CREATE TEMP TABLE runspan_found (place INTEGER PRIMARY KEY, id, run TEXT, is_open INTEGER);
 
--- A run in flight that nobody knows. Ids and names that the relay would set aside are left alone, or each time would
--- make the same entry again.
+-- Runs in flight that are unknown. Ids and names that the relay would set aside are skipped: every reconciliation would
+-- journal them again.
 INSERT INTO temp.runspan_found (id, run, is_open)
 SELECT w.id, lower(w.id), 0
 FROM {table} w
@@ -15,7 +15,7 @@ WHERE w.status IN ({in_flight})
   AND w.id NOT IN (SELECT run_id FROM runspan_journal WHERE run_id IS NOT NULL)
 ORDER BY w.created_at, w.parent_run_id IS NOT NULL, w.id;
 
--- A run that is known to be in flight, but whose row says something else, or is gone.
+-- Known runs in flight whose row has another status, or is gone.
 INSERT INTO temp.runspan_found (id, run, is_open)
 SELECT w.id, o.run_id, 1
 FROM runspan_open_runs o LEFT JOIN {table} w ON w.id IN (o.run_id, upper(o.run_id))

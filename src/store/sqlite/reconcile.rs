@@ -20,7 +20,7 @@ const LEAST_ROWS: i64 = 10;
 /// A transaction that held the lock for longer is followed by a smaller one.
 const HOLD: Duration = Duration::from_millis(8);
 
-/// SQLite tries a lock again after 1, 2, 5, 10, 15 and 20 ms: whoever waits for 50 ms tries at least once in each 20 ms.
+/// SQLite tries a lock again after 1, 2, 5, 10, 15 and 20 ms: a writer that waits for 50 ms tries at least once every 20 ms.
 const PAUSE: Duration = Duration::from_millis(25);
 
 /// What the comparison found and has not written yet is in a temporary table of this connection.

@@ -42,7 +42,7 @@ pub(super) fn in_flight(table: &str) -> String {
     )
 }
 
-/// A time that the application wrote, in microseconds; NULL if it is none. A number would be read as a day.
+/// A time that the application wrote, in microseconds; NULL if it is not a time. A number would be taken for a day.
 pub(super) fn micros(column: &str) -> String {
     format!(
         "CASE WHEN typeof({column}) = 'text' AND julianday({column}) >= 2440587.5 \

@@ -31,7 +31,7 @@ impl StatusStore for SqliteStore {
     }
 
     /// A random id, made at attach and kept in the file. A copied file is the same history, and an older copy
-    /// put back in its place is not told from it.
+    /// put back in its place cannot be distinguished from it.
     async fn instance(&self) -> Result<String, StoreError> {
         Ok(sqlx::query_scalar("SELECT instance FROM runspan_meta").fetch_one(&self.pool).await?)
     }

@@ -251,7 +251,7 @@ fn what_is_not_there_is_named() {
     database.sql("ALTER TABLE workflow_runs DROP delivery_id; ALTER TABLE workflow_runs DROP state");
     insta::assert_snapshot!(outcome_of("attach"), @r"
     exit code 1
-    error: public.workflow_runs lacks the columns state, delivery_id: see docs/table.md
+    error: public.workflow_runs lacks the columns delivery_id, state: see docs/table.md
     ");
     database.sql("ALTER TABLE workflow_runs ADD delivery_id text; ALTER TABLE workflow_runs ADD state text");
     insta::assert_snapshot!(outcome_of("attach"), @r"
