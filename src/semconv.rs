@@ -11,7 +11,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-pub use self::catalogue::{Carried, Field, Kind, Presence, Set};
+pub use self::catalogue::{Carried, Field, FieldKind, Presence, Set};
 pub use self::schema::json_schema;
 use crate::run::Outcome;
 
@@ -233,7 +233,7 @@ impl ErrorType {
 
 /// The names of fields: attributes of spans, span events and records, and keys of JSON lines.
 pub mod field {
-    use super::catalogue::{Field, Kind};
+    use super::catalogue::{Field, FieldKind};
 
     macro_rules! fields {
         ($($(#[doc = $doc:literal])* $name:ident = $key:literal: $kind:expr;)*) => {
@@ -248,63 +248,63 @@ pub mod field {
 
     fields! {
         /// The event's time, by the database's clock (OTLP records carry it in a separate field).
-        TIMESTAMP = "timestamp": Kind::Time;
+        TIMESTAMP = "timestamp": FieldKind::Time;
         /// Severity (on OTLP records the severity number: 9, 13, 17).
-        LEVEL = "level": Kind::Level;
+        LEVEL = "level": FieldKind::Level;
         /// The event's name; on OTLP records also `event_name`.
-        EVENT = "event": Kind::Event;
+        EVENT = "event": FieldKind::Event;
         /// The run's id.
-        RUN_ID = "runId": Kind::Uuid;
+        RUN_ID = "runId": FieldKind::Uuid;
         /// The workflow's name.
-        WORKFLOW_NAME = "workflowName": Kind::Text;
+        WORKFLOW_NAME = "workflowName": FieldKind::Text;
         /// The target, `acme/widgets#42`.
-        TARGET = "target": Kind::Text;
+        TARGET = "target": FieldKind::Text;
         /// `issue` or `pr`, or another value of the table.
-        TARGET_TYPE = "targetType": Kind::Text;
+        TARGET_TYPE = "targetType": FieldKind::Text;
         /// The repository's owner.
-        TARGET_OWNER = "targetOwner": Kind::Text;
+        TARGET_OWNER = "targetOwner": FieldKind::Text;
         /// The repository's name.
-        TARGET_REPO = "targetRepo": Kind::Text;
+        TARGET_REPO = "targetRepo": FieldKind::Text;
         /// The issue's or pull request's number.
-        TARGET_NUMBER = "targetNumber": Kind::Integer;
+        TARGET_NUMBER = "targetNumber": FieldKind::Integer;
         /// The webhook delivery that caused the run; absent for runs that the system created itself.
-        DELIVERY_ID = "deliveryId": Kind::Text;
+        DELIVERY_ID = "deliveryId": FieldKind::Text;
         /// The parent run.
-        PARENT_RUN_ID = "parentRunId": Kind::Uuid;
+        PARENT_RUN_ID = "parentRunId": FieldKind::Uuid;
         /// The run at the top of the tree (the run itself if it has no parent).
-        ROOT_RUN_ID = "rootRunId": Kind::Uuid;
+        ROOT_RUN_ID = "rootRunId": FieldKind::Uuid;
         /// The root run's workflow.
-        ROOT_WORKFLOW_NAME = "rootWorkflowName": Kind::Text;
+        ROOT_WORKFLOW_NAME = "rootWorkflowName": FieldKind::Text;
         /// From queued to the end, in milliseconds.
-        DURATION_MS = "durationMs": Kind::Integer;
+        DURATION_MS = "durationMs": FieldKind::Integer;
         /// The first wait, in milliseconds.
-        QUEUE_WAIT_MS = "queueWaitMs": Kind::Integer;
+        QUEUE_WAIT_MS = "queueWaitMs": FieldKind::Integer;
         /// From the first running to the end, in milliseconds; absent if it never ran.
-        EXECUTION_MS = "executionMs": Kind::Integer;
+        EXECUTION_MS = "executionMs": FieldKind::Integer;
         /// How the run ended.
-        OUTCOME = "outcome": Kind::Outcome;
+        OUTCOME = "outcome": FieldKind::Outcome;
         /// The class of the failure or refusal, with low cardinality: the same on span, record and metric.
-        ERROR_TYPE = "error.type": Kind::ErrorType;
+        ERROR_TYPE = "error.type": FieldKind::ErrorType;
         /// Why it failed, was refused, or is incomplete: redacted, at most 1 KiB.
-        REASON = "reason": Kind::Text;
+        REASON = "reason": FieldKind::Text;
         /// The run in flight that a refused dispatch collided with.
-        INFLIGHT_RUN_ID = "inflightRunId": Kind::Uuid;
+        INFLIGHT_RUN_ID = "inflightRunId": FieldKind::Uuid;
         /// The child's id.
-        CHILD_RUN_ID = "childRunId": Kind::Uuid;
+        CHILD_RUN_ID = "childRunId": FieldKind::Uuid;
         /// The child's workflow.
-        CHILD_WORKFLOW_NAME = "childWorkflowName": Kind::Text;
+        CHILD_WORKFLOW_NAME = "childWorkflowName": FieldKind::Text;
         /// On a conflict: the previous status of the row.
-        FROM_STATUS = "fromStatus": Kind::Status;
+        FROM_STATUS = "fromStatus": FieldKind::Status;
         /// On a conflict: the new status of the row (absent if it was deleted).
-        TO_STATUS = "toStatus": Kind::Status;
+        TO_STATUS = "toStatus": FieldKind::Status;
         /// `true` if the journal missed the transition and reconciliation recovered it from the table.
-        RECONCILED = "reconciled": Kind::Boolean;
+        RECONCILED = "reconciled": FieldKind::Boolean;
         /// The trace id, on JSON lines (OTLP records carry it in a separate field).
-        TRACE_ID = "trace_id": Kind::Hex(32);
+        TRACE_ID = "trace_id": FieldKind::Hex(32);
         /// The span id, on JSON lines.
-        SPAN_ID = "span_id": Kind::Hex(16);
+        SPAN_ID = "span_id": FieldKind::Hex(16);
         /// One readable line with event and run (on OTLP records the body).
-        MESSAGE = "message": Kind::Text;
+        MESSAGE = "message": FieldKind::Text;
     }
 }
 

@@ -11,7 +11,7 @@ mod totals;
 pub(crate) use self::buckets::seconds;
 pub use self::buckets::{Buckets, InvalidBuckets};
 pub use self::ledger::{Attempt, Change, Head, InFlight, Ledger, Notice, Point, Recorded, Series, Value};
-pub use self::totals::{Distribution, Exemplar, Key, Kind, Totals};
+pub use self::totals::{Distribution, Exemplar, Key, MetricKind, Totals};
 
 /// The most workflow names that have series of their own.
 pub const MAX_WORKFLOWS: usize = 200;

@@ -73,13 +73,13 @@ impl Answer {
 /// Why a request was not accepted, in a word and in one line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cause {
-    kind: Kind,
+    kind: FailureKind,
     text: String,
 }
 
 impl Cause {
     /// A line that names the signal and the receiver before what happened. `said` are the receiver's own words.
-    fn new(config: &SignalConfig, kind: Kind, what: &str, said: &str) -> Self {
+    fn new(config: &SignalConfig, kind: FailureKind, what: &str, said: &str) -> Self {
         let said = tidy(config, said);
         let SignalConfig { signal, protocol, endpoint, .. } = config;
         let text = if said.is_empty() {
@@ -91,14 +91,14 @@ impl Cause {
     }
 
     /// The class of the cause, for metrics and for counting repetitions.
-    pub fn kind(&self) -> Kind {
+    pub fn kind(&self) -> FailureKind {
         self.kind
     }
 
     /// Whether the receiver itself failed on the request (INTERNAL, UNKNOWN, 500), so that a request which fails
     /// like this again and again while others pass is worth halving.
     pub fn is_suspicious(&self) -> bool {
-        self.kind == Kind::Fault
+        self.kind == FailureKind::Fault
     }
 }
 
@@ -111,7 +111,7 @@ impl fmt::Display for Cause {
 /// The class of a [`Cause`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum Kind {
+pub enum FailureKind {
     /// No connection: refused, unknown host, no route.
     Unreachable,
     /// No answer in time.
@@ -136,7 +136,7 @@ pub enum Kind {
     Invalid,
 }
 
-impl Kind {
+impl FailureKind {
     /// A word in `snake_case`, for metric attributes.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -155,7 +155,7 @@ impl Kind {
     }
 }
 
-impl fmt::Display for Kind {
+impl fmt::Display for FailureKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.as_str())
     }

@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
-use crate::otlp::answer::{Answer, Kind};
+use crate::otlp::answer::{Answer, FailureKind};
 
 /// How often a request of many items may make the receiver fail before it is suspect.
 const FAULTS: u32 = 3;
@@ -177,9 +177,9 @@ pub(super) fn after_export(
         Answer::TooLarge { after: None, .. } => return AfterExport::Skip,
         // Nobody fixes a configuration within a moment. Of two backends behind a Collector one may refuse the
         // credentials after the other has accepted the points.
-        Answer::Misconfigured(cause) => (cause.kind() != Kind::Credentials, interval),
+        Answer::Misconfigured(cause) => (cause.kind() != FailureKind::Credentials, interval),
         Answer::Retry { cause, after } | Answer::TooLarge { cause, after } => {
-            (cause.kind() == Kind::Unreachable, after.unwrap_or_default())
+            (cause.kind() == FailureKind::Unreachable, after.unwrap_or_default())
         }
     };
     AfterExport::End(if is_lost && is_untouched {

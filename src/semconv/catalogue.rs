@@ -12,14 +12,14 @@ pub struct Field {
     /// Its name.
     pub name: &'static str,
     /// What its values are.
-    pub kind: Kind,
+    pub kind: FieldKind,
     /// Its description.
     pub meaning: &'static str,
 }
 
 /// What the values of a field are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum FieldKind {
     /// Any text.
     Text,
     /// A whole number.
@@ -44,7 +44,7 @@ pub enum Kind {
     ErrorType,
 }
 
-impl Kind {
+impl FieldKind {
     /// All values, where they can be counted.
     pub fn values(self) -> Option<Vec<&'static str>> {
         match self {
@@ -58,7 +58,7 @@ impl Kind {
     }
 }
 
-impl fmt::Display for Kind {
+impl fmt::Display for FieldKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Text => f.write_str("string"),

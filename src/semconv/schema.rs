@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Carried, Event, Field, Kind, Level, Presence, field};
+use super::{Carried, Event, Field, FieldKind, Level, Presence, field};
 
 /// The JSON Schema (draft 2020-12) of a line of `runspan relay --logs stdout`.
 ///
@@ -48,13 +48,17 @@ fn of_event(event: Event) -> Value {
 
 fn of_field(field: &Field) -> Value {
     let mut schema = match field.kind {
-        Kind::Text => json!({ "type": "string" }),
-        Kind::Integer => json!({ "type": "integer" }),
-        Kind::Boolean => json!({ "type": "boolean" }),
-        Kind::Uuid => json!({ "type": "string", "format": "uuid" }),
-        Kind::Hex(digits) => json!({ "type": "string", "pattern": format!("^[0-9a-f]{{{digits}}}$") }),
-        Kind::Time => json!({ "type": "string", "format": "date-time" }),
-        Kind::Event | Kind::Level | Kind::Outcome | Kind::Status | Kind::ErrorType => {
+        FieldKind::Text => json!({ "type": "string" }),
+        FieldKind::Integer => json!({ "type": "integer" }),
+        FieldKind::Boolean => json!({ "type": "boolean" }),
+        FieldKind::Uuid => json!({ "type": "string", "format": "uuid" }),
+        FieldKind::Hex(digits) => json!({ "type": "string", "pattern": format!("^[0-9a-f]{{{digits}}}$") }),
+        FieldKind::Time => json!({ "type": "string", "format": "date-time" }),
+        FieldKind::Event
+        | FieldKind::Level
+        | FieldKind::Outcome
+        | FieldKind::Status
+        | FieldKind::ErrorType => {
             json!({ "enum": field.kind.values() })
         }
     };

@@ -16,7 +16,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::buckets::Buckets;
-use super::totals::{Distribution, Key, Kind, Totals};
+use super::totals::{Distribution, Key, MetricKind, Totals};
 use super::{MAX_WORKFLOWS, OTHER, is_changed, label};
 use crate::run::{Outcome, Status, Timestamp};
 
@@ -297,7 +297,7 @@ impl Ledger {
         let counters = now.totals.counters.iter().map(|(key, value)| (key.clone(), *value)).chain([skipped]);
         let counters = counters.map(|(key, value)| {
             let before = match key.kind {
-                Kind::Skipped => Some(self.head.skipped),
+                MetricKind::Skipped => Some(self.head.skipped),
                 _ => self.acknowledged.counters.get(&key).copied(),
             };
             let is_first = self.head.exported_at.is_none() || before.is_none();
@@ -432,7 +432,7 @@ impl Ledger {
         let Some(all) = self.sums(i64::MAX).pop() else { return BTreeMap::new() };
         let mut durations: BTreeMap<String, Distribution> = BTreeMap::new();
         for (key, distribution) in all.histograms {
-            if let (Kind::Duration, Some(workflow)) = (key.kind, key.workflow)
+            if let (MetricKind::Duration, Some(workflow)) = (key.kind, key.workflow)
                 && key.outcome != Some(Outcome::Deleted)
             {
                 durations.entry(workflow).or_default().add(distribution);

@@ -258,7 +258,7 @@ proptest! {
         }
         for (key, count) in expected {
             prop_assert_eq!(receiver.increase(&key), count, "{:?}", key);
-            if key.kind == Kind::Events {
+            if key.kind == MetricKind::Events {
                 let known = receiver.samples[&key].last_key_value().unwrap().1[0];
                 prop_assert_eq!(known, count);
             }
@@ -376,7 +376,7 @@ fn a_number_that_is_set_back_is_seen() {
     database.record(ledger.change());
     assert!(database.receive_all(&mut ledger));
     assert!(!database.receive_all(&mut ledger));
-    let events = render(&export(&mut database, &mut ledger, 120), Kind::Events);
+    let events = render(&export(&mut database, &mut ledger, 120), MetricKind::Events);
     assert!(events.contains("ship workflow.run.succeeded: 4 @ 120\n"), "{events}");
 }
 
@@ -391,7 +391,7 @@ fn export(database: &mut Database, ledger: &mut Ledger, now: i64) -> Vec<Series>
     series
 }
 
-fn render(series: &[Series], kind: Kind) -> String {
+fn render(series: &[Series], kind: MetricKind) -> String {
     let mut text = String::new();
     for Series { key, points } in series.iter().filter(|series| series.key.kind == kind) {
         let attributes: Vec<&str> = key.attributes().iter().map(|(_, value)| *value).collect();
@@ -418,7 +418,7 @@ fn the_first_run_is_preceded_by_zero_and_so_is_what_follows_a_gap() {
     let (mut database, mut ledger) = (Database::new(), Database::new().open());
     database.append(run("ship", 3, &layout));
     let first = export(&mut database, &mut ledger, 1_000);
-    insta::assert_snapshot!(render(&first, Kind::Duration), @r"
+    insta::assert_snapshot!(render(&first, MetricKind::Duration), @r"
     ship succeeded: [0, 0, 0] @ 940, [0, 1, 0] @ 1000
     ship failed handler: [0, 0, 0] @ 940, [0, 0, 0] @ 1000
     ship incomplete: [0, 0, 0] @ 940, [0, 0, 0] @ 1000
@@ -426,7 +426,7 @@ fn the_first_run_is_preceded_by_zero_and_so_is_what_follows_a_gap() {
     ");
     database.append(run("ship", 30, &layout));
     let second = export(&mut database, &mut ledger, 1_060);
-    insta::assert_snapshot!(render(&second, Kind::Duration), @r"
+    insta::assert_snapshot!(render(&second, MetricKind::Duration), @r"
     ship succeeded: [0, 1, 1] @ 1060
     ship failed handler: [0, 0, 0] @ 1060
     ship incomplete: [0, 0, 0] @ 1060
@@ -434,7 +434,7 @@ fn the_first_run_is_preceded_by_zero_and_so_is_what_follows_a_gap() {
     ");
     database.append(run("ship", 30, &layout));
     let after_a_gap = export(&mut database, &mut ledger, 5_000);
-    insta::assert_snapshot!(render(&after_a_gap, Kind::Duration), @r"
+    insta::assert_snapshot!(render(&after_a_gap, MetricKind::Duration), @r"
     ship succeeded: [0, 1, 1] @ 4940, [0, 1, 2] @ 5000
     ship failed handler: [0, 0, 0] @ 4940, [0, 0, 0] @ 5000
     ship incomplete: [0, 0, 0] @ 4940, [0, 0, 0] @ 5000
@@ -443,13 +443,13 @@ fn the_first_run_is_preceded_by_zero_and_so_is_what_follows_a_gap() {
     // The other buckets are those of whoever projects now.
     database.append(run("ship", 30, &buckets("20,40,60")));
     let changed = export(&mut database, &mut ledger, 5_060);
-    insta::assert_snapshot!(render(&changed, Kind::Duration), @r"
+    insta::assert_snapshot!(render(&changed, MetricKind::Duration), @r"
     ship succeeded: [0, 1, 2] @ 5020, [0, 0, 0, 0] @ 5040, [0, 1, 0, 0] @ 5060
     ship failed handler: [0, 0, 0] @ 5020, [0, 0, 0, 0] @ 5040, [0, 0, 0, 0] @ 5060
     ship incomplete: [0, 0, 0] @ 5020, [0, 0, 0, 0] @ 5040, [0, 0, 0, 0] @ 5060
     ship deleted: [0, 0, 0] @ 5020, [0, 0, 0, 0] @ 5040, [0, 0, 0, 0] @ 5060
     ");
-    insta::assert_snapshot!(render(&changed, Kind::Events), @r"
+    insta::assert_snapshot!(render(&changed, MetricKind::Events), @r"
     ship workflow.run.queued: 0 @ 5060
     ship workflow.run.running: 0 @ 5060
     ship workflow.run.handed_off: 0 @ 5060
@@ -477,7 +477,7 @@ fn a_database_that_went_back_in_time_begins_anew() {
     let (mut ledger, before) = Ledger::open(database.recorded.clone(), "restored");
     assert_eq!(before.as_deref(), Some("db"));
     let series = export(&mut database, &mut ledger, 2_000);
-    let shipped = render(&series, Kind::Duration);
+    let shipped = render(&series, MetricKind::Duration);
     assert!(shipped.starts_with("ship succeeded: [0, 0, 0] @ 1940, [0, 1, 0] @ 2000\n"), "{shipped}");
     assert_eq!(Ledger::open(database.recorded.clone(), "restored").1, None);
 }
@@ -512,7 +512,7 @@ fn what_was_skipped_long_ago_is_no_news_after_a_failover() {
         let series = ledger.series();
         ledger.acknowledged();
         database.record(ledger.change());
-        (render(&series, Kind::Skipped), database.recorded.clone())
+        (render(&series, MetricKind::Skipped), database.recorded.clone())
     };
     // The first time it is: nobody has told of it.
     let (told, recorded) = export(&mut ledger, 1_000, 7);
@@ -534,7 +534,7 @@ fn only_so_many_workflows_have_series_of_their_own() {
     let series = export(&mut database, &mut ledger, 1_000);
     let names: BTreeSet<&str> = series.iter().filter_map(|series| series.key.workflow.as_deref()).collect();
     assert_eq!(names.len(), MAX_WORKFLOWS + 1);
-    let durations = render(&series, Kind::Duration);
+    let durations = render(&series, MetricKind::Duration);
     assert!(durations.contains("#other# succeeded: "), "{durations}");
     // The next relay knows the same ones, and has been told.
     let mut next = database.open();
@@ -542,7 +542,7 @@ fn only_so_many_workflows_have_series_of_their_own() {
     assert_eq!(database.receive(&mut next), []);
     database.append(run("w0000", 3, &layout));
     let series = export(&mut database, &mut next, 1_060);
-    let shown = render(&series, Kind::Events);
+    let shown = render(&series, MetricKind::Events);
     assert!(shown.contains("#other# workflow.run.succeeded: 4801 @ 1060\n"), "{shown}");
     assert!(shown.contains("w0000 workflow.run.succeeded: 2 @ 1060\n"), "{shown}");
     let in_flight = next.in_flight(vec![
@@ -567,7 +567,7 @@ fn a_name_that_is_too_long_or_breaks_lines_is_shortened_and_said() {
     let long = "x".repeat(128) + "…";
     let renamed = [Notice::Renamed(long.clone()), Notice::Renamed("evil\u{fffd}name".to_owned())];
     assert_eq!(database.receive(&mut ledger), renamed);
-    let shown = render(&export(&mut database, &mut ledger, 1_000), Kind::Events);
+    let shown = render(&export(&mut database, &mut ledger, 1_000), MetricKind::Events);
     assert!(shown.contains(&format!("{long} workflow.run.succeeded: 0 @ 940, 1 @ 1000\n")), "{shown}");
 }
 

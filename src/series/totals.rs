@@ -14,7 +14,7 @@ use crate::trace_context::{SpanContext, SpanId, TraceId};
 /// Which of the durable metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Kind {
+pub enum MetricKind {
     /// [`metric::DURATION`].
     Duration,
     /// [`metric::QUEUE_DURATION`].
@@ -27,7 +27,7 @@ pub enum Kind {
     Skipped,
 }
 
-impl Kind {
+impl MetricKind {
     /// What the catalogue says of it.
     pub const fn metric(self) -> &'static Metric {
         match self {
@@ -45,7 +45,7 @@ impl Kind {
 pub struct Key {
     /// The metric.
     #[serde(rename = "m")]
-    pub kind: Kind,
+    pub kind: MetricKind,
     /// `workflowName`, on one line and not too long; absent where nobody knows it.
     #[serde(rename = "w", default, skip_serializing_if = "Option::is_none")]
     pub workflow: Option<String>,
@@ -61,33 +61,33 @@ pub struct Key {
 }
 
 impl Key {
-    const fn new(kind: Kind, workflow: Option<String>) -> Self {
+    const fn new(kind: MetricKind, workflow: Option<String>) -> Self {
         Self { kind, workflow, outcome: None, event: None, error_type: None }
     }
 
     /// From queued to the end.
     pub fn duration(workflow: &str, outcome: Outcome, error_type: Option<ErrorType>) -> Self {
-        Self { outcome: Some(outcome), error_type, ..Self::new(Kind::Duration, Some(label(workflow))) }
+        Self { outcome: Some(outcome), error_type, ..Self::new(MetricKind::Duration, Some(label(workflow))) }
     }
 
     /// The first wait.
     pub fn queue_duration(workflow: &str) -> Self {
-        Self::new(Kind::QueueDuration, Some(label(workflow)))
+        Self::new(MetricKind::QueueDuration, Some(label(workflow)))
     }
 
     /// From the first running to the end.
     pub fn execution_duration(workflow: &str, outcome: Outcome) -> Self {
-        Self { outcome: Some(outcome), ..Self::new(Kind::ExecutionDuration, Some(label(workflow))) }
+        Self { outcome: Some(outcome), ..Self::new(MetricKind::ExecutionDuration, Some(label(workflow))) }
     }
 
     /// Events.
     pub fn events(workflow: Option<&str>, event: Event, error_type: Option<ErrorType>) -> Self {
-        Self { event: Some(event), error_type, ..Self::new(Kind::Events, workflow.map(label)) }
+        Self { event: Some(event), error_type, ..Self::new(MetricKind::Events, workflow.map(label)) }
     }
 
     /// Entries that the triggers could not write.
     pub const fn skipped() -> Self {
-        Self::new(Kind::Skipped, None)
+        Self::new(MetricKind::Skipped, None)
     }
 
     /// The attributes, as the catalogue orders them.

@@ -7,7 +7,7 @@ use flate2::{Compression, write::GzEncoder};
 use http::{HeaderName, HeaderValue};
 use runspan::otlp::{
     Signal,
-    answer::{Answer, Cause, Kind},
+    answer::{Answer, Cause, FailureKind},
     client::{Client, ClientError},
     config::{Protocol, SignalConfig},
 };
@@ -72,7 +72,7 @@ fn summary(answer: &Answer) -> String {
     parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
-fn assert_misconfigured(answer: &Answer, kind: Kind, words: &[&str]) {
+fn assert_misconfigured(answer: &Answer, kind: FailureKind, words: &[&str]) {
     let Answer::Misconfigured(cause) = answer else { panic!("{answer:?}") };
     assert_eq!(cause.kind(), kind, "{cause}");
     let line = cause.to_string();
@@ -269,7 +269,7 @@ async fn secrets_are_in_no_debug_and_no_answer() {
         let answer = send(&client).await;
         assert_misconfigured(
             &answer,
-            Kind::Credentials,
+            FailureKind::Credentials,
             &["OTEL_EXPORTER_OTLP_TRACES_HEADERS", "bad token [redacted] in '[redacted]'"],
         );
         assert!(!format!("{client:?} {answer:?}").contains("s3cr3t"));
@@ -409,10 +409,10 @@ async fn the_wrong_protocol_on_a_port_is_said_plainly() {
         let other = PROTOCOLS.into_iter().find(|protocol| *protocol != spoken).unwrap();
         let receiver = Receiver::start(other, None).await;
         let answer = send(&client(spoken, &receiver.endpoint(), &[])).await;
-        assert_misconfigured(&answer, Kind::WrongProtocol, &expected);
+        assert_misconfigured(&answer, FailureKind::WrongProtocol, &expected);
         let receiver = Receiver::start(other, Some(authority.server())).await;
         let answer = send(&client(spoken, &receiver.endpoint(), &ca)).await;
-        assert_misconfigured(&answer, Kind::WrongProtocol, &expected);
+        assert_misconfigured(&answer, FailureKind::WrongProtocol, &expected);
     }
 }
 
@@ -424,12 +424,12 @@ async fn tls_where_there_is_none_is_said_plainly() {
         let receiver = Receiver::start(protocol, None).await;
         let endpoint = receiver.endpoint().replace("http:", "https:");
         let client = client(protocol, &endpoint, &[("CERTIFICATE", ca.to_str().unwrap())]);
-        assert_misconfigured(&send(&client).await, Kind::WrongProtocol, &["speaks no TLS", "http://"]);
+        assert_misconfigured(&send(&client).await, FailureKind::WrongProtocol, &["speaks no TLS", "http://"]);
     }
     let receiver = Receiver::start(Protocol::HttpProtobuf, Some(authority.server())).await;
     let endpoint = receiver.endpoint().replace("https:", "http:");
     let answer = send(&client(Protocol::HttpProtobuf, &endpoint, &[])).await;
-    assert_misconfigured(&answer, Kind::WrongProtocol, &["wants TLS", "https://"]);
+    assert_misconfigured(&answer, FailureKind::WrongProtocol, &["wants TLS", "https://"]);
 }
 
 #[tokio::test]
@@ -445,12 +445,16 @@ async fn a_certificate_is_trusted_by_its_authority_only() {
         assert_eq!(answer(&ours).await, full_success());
         assert_misconfigured(
             &answer(&theirs).await,
-            Kind::Certificate,
+            FailureKind::Certificate,
             &["is not trusted", "OTEL_EXPORTER_OTLP_CERTIFICATE"],
         );
         let receiver = Receiver::start(protocol, Some(authority.server_named("elsewhere"))).await;
         let client = client(protocol, &receiver.endpoint(), &[("CERTIFICATE", ours.to_str().unwrap())]);
-        assert_misconfigured(&send(&client).await, Kind::Certificate, &["another host name", "elsewhere"]);
+        assert_misconfigured(
+            &send(&client).await,
+            FailureKind::Certificate,
+            &["another host name", "elsewhere"],
+        );
     }
 }
 
@@ -465,7 +469,7 @@ async fn a_client_certificate_is_shown_where_one_is_wanted() {
         let answer = send(&client(protocol, &receiver.endpoint(), &[ca])).await;
         assert_misconfigured(
             &answer,
-            Kind::Certificate,
+            FailureKind::Certificate,
             &["OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE", "OTEL_EXPORTER_OTLP_CLIENT_KEY"],
         );
         let options = [

@@ -8,7 +8,7 @@ use runspan::relay::{plan, runs_of};
 use runspan::run::{RunId, Target, TargetKind, Timestamp};
 use runspan::runs::{self, NewRun, Owner};
 use runspan::runtime::Database;
-use runspan::series::{Buckets, Key, Kind, Totals};
+use runspan::series::{Buckets, Key, MetricKind, Totals};
 use runspan::store::Channel;
 use runspan::trace_context::SpanContext;
 
@@ -201,9 +201,9 @@ fn count_again(totals: &Totals) -> Duration {
     for (Key { kind, workflow, outcome, event, error_type }, micros) in calls {
         let name = workflow.as_deref().unwrap_or_default();
         let key = match (kind, outcome, event) {
-            (Kind::Duration, Some(outcome), _) => Key::duration(name, *outcome, *error_type),
-            (Kind::ExecutionDuration, Some(outcome), _) => Key::execution_duration(name, *outcome),
-            (Kind::Events, _, Some(event)) => Key::events(Some(name), *event, *error_type),
+            (MetricKind::Duration, Some(outcome), _) => Key::duration(name, *outcome, *error_type),
+            (MetricKind::ExecutionDuration, Some(outcome), _) => Key::execution_duration(name, *outcome),
+            (MetricKind::Events, _, Some(event)) => Key::events(Some(name), *event, *error_type),
             _ => Key::queue_duration(name),
         };
         match micros {

@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderName, StatusCode};
 use tonic::{Code, Status, metadata::MetadataMap};
 use tonic_types::StatusExt as _;
 
-use super::{Answer, Cause, Kind, LONGEST_WAIT, accepted, from_http, from_transport};
+use super::{Answer, Cause, FailureKind, LONGEST_WAIT, accepted, from_http, from_transport};
 use crate::otlp::config::SignalConfig;
 
 /// Reads the body of a response with status OK.
@@ -61,21 +61,21 @@ pub fn from_grpc(config: &SignalConfig, status: &Status, now: SystemTime) -> Ans
     let set = |option| config.variable(option);
     match code {
         Code::Unauthenticated | Code::PermissionDenied => Answer::Misconfigured(cause(
-            Kind::Credentials,
+            FailureKind::Credentials,
             &format!(", the credentials are missing or wrong, check {}", set("HEADERS")),
         )),
         Code::Unimplemented => Answer::Misconfigured(cause(
-            Kind::NoPipeline,
+            FailureKind::NoPipeline,
             &format!(
                 ", nothing takes {signal} over gRPC there, add a {signal} pipeline to the receiver or check {}",
                 config.endpoint_variable,
                 signal = config.signal,
             ),
         )),
-        Code::ResourceExhausted => Answer::TooLarge { cause: cause(Kind::Size, ""), after },
-        Code::InvalidArgument => Answer::Rejected(cause(Kind::Invalid, "")),
-        Code::Internal | Code::Unknown => Answer::Retry { cause: cause(Kind::Fault, ""), after },
-        Code::DeadlineExceeded => Answer::Retry { cause: cause(Kind::Timeout, ""), after },
+        Code::ResourceExhausted => Answer::TooLarge { cause: cause(FailureKind::Size, ""), after },
+        Code::InvalidArgument => Answer::Rejected(cause(FailureKind::Invalid, "")),
+        Code::Internal | Code::Unknown => Answer::Retry { cause: cause(FailureKind::Fault, ""), after },
+        Code::DeadlineExceeded => Answer::Retry { cause: cause(FailureKind::Timeout, ""), after },
         // A status OK here would be a mistake of the caller; to keep the request is then the safe side.
         Code::Ok
         | Code::Unavailable
@@ -85,7 +85,7 @@ pub fn from_grpc(config: &SignalConfig, status: &Status, now: SystemTime) -> Ans
         | Code::FailedPrecondition
         | Code::Aborted
         | Code::OutOfRange
-        | Code::DataLoss => Answer::Retry { cause: cause(Kind::Unavailable, ""), after },
+        | Code::DataLoss => Answer::Retry { cause: cause(FailureKind::Unavailable, ""), after },
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use http::{HeaderMap, StatusCode, header};
 use prost::Message as _;
 
-use super::{Answer, Cause, Kind, LONGEST_WAIT, accepted, transport::other_protocol};
+use super::{Answer, Cause, FailureKind, LONGEST_WAIT, accepted, transport::other_protocol};
 use crate::otlp::config::{Protocol, SignalConfig};
 
 /// Reads an HTTP response: to OTLP over HTTP, or to a gRPC call that something else than gRPC answered, such as a
@@ -20,7 +20,7 @@ pub fn from_http(
     now: SystemTime,
 ) -> Answer {
     if let Some(what) = foreign(config, status, headers, body) {
-        return Answer::Misconfigured(Cause::new(config, Kind::WrongProtocol, &what, ""));
+        return Answer::Misconfigured(Cause::new(config, FailureKind::WrongProtocol, &what, ""));
     }
     if status.is_success() {
         return accepted(config, body);
@@ -31,14 +31,14 @@ pub fn from_http(
     let over_grpc = config.protocol == Protocol::Grpc;
     match status.as_u16() {
         401 | 403 => Answer::Misconfigured(cause(
-            Kind::Credentials,
+            FailureKind::Credentials,
             &format!(", the credentials are missing or wrong, check {}", config.variable("HEADERS")),
         )),
         404 | 405 | 415 if over_grpc => {
-            Answer::Misconfigured(cause(Kind::WrongProtocol, &format!(", {}", other_protocol(config))))
+            Answer::Misconfigured(cause(FailureKind::WrongProtocol, &format!(", {}", other_protocol(config))))
         }
         404 | 405 => Answer::Misconfigured(cause(
-            Kind::NoPipeline,
+            FailureKind::NoPipeline,
             &format!(
                 ", nothing takes {signal} there, check the path in {} or add a {signal} pipeline to the receiver",
                 config.endpoint_variable,
@@ -46,7 +46,7 @@ pub fn from_http(
             ),
         )),
         415 => Answer::Misconfigured(cause(
-            Kind::WrongProtocol,
+            FailureKind::WrongProtocol,
             &format!(
                 ", no protobuf over HTTP is taken there, check the port in {} and {}",
                 config.endpoint_variable,
@@ -54,19 +54,19 @@ pub fn from_http(
             ),
         )),
         300..=399 => Answer::Misconfigured(cause(
-            Kind::WrongProtocol,
+            FailureKind::WrongProtocol,
             &format!(
                 ", a redirect{}, which is not followed, set {} to the receiver's own address",
                 redirect_target(config, headers),
                 config.endpoint_variable
             ),
         )),
-        413 => Answer::TooLarge { cause: cause(Kind::Size, ""), after },
-        400 if !over_grpc => Answer::Rejected(cause(Kind::Invalid, "")),
+        413 => Answer::TooLarge { cause: cause(FailureKind::Size, ""), after },
+        400 if !over_grpc => Answer::Rejected(cause(FailureKind::Invalid, "")),
         // gRPC's own mapping makes a 400 of a proxy INTERNAL: it never looked at the message.
-        400 | 500 => Answer::Retry { cause: cause(Kind::Fault, ""), after },
-        408 | 504 => Answer::Retry { cause: cause(Kind::Timeout, ""), after },
-        _ => Answer::Retry { cause: cause(Kind::Unavailable, ""), after },
+        400 | 500 => Answer::Retry { cause: cause(FailureKind::Fault, ""), after },
+        408 | 504 => Answer::Retry { cause: cause(FailureKind::Timeout, ""), after },
+        _ => Answer::Retry { cause: cause(FailureKind::Unavailable, ""), after },
     }
 }
 

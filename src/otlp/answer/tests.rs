@@ -96,7 +96,7 @@ fn a_status_made_by_the_transport_is_no_opinion_of_the_receiver() {
     let status = Status::from_error(Box::new(std::io::Error::from(std::io::ErrorKind::BrokenPipe)));
     let answer = from_grpc(&config("grpc"), &status, SystemTime::UNIX_EPOCH);
     let cause = answer.cause().unwrap();
-    assert_eq!((cause.kind(), cause.is_suspicious()), (Kind::Broken, false));
+    assert_eq!((cause.kind(), cause.is_suspicious()), (FailureKind::Broken, false));
 }
 
 #[test]
@@ -114,19 +114,19 @@ fn a_port_that_is_usually_the_others_is_a_hint() {
 #[test]
 fn every_kind_has_a_name_of_its_own() {
     let kinds = [
-        Kind::Unreachable,
-        Kind::Timeout,
-        Kind::Broken,
-        Kind::Unavailable,
-        Kind::Fault,
-        Kind::WrongProtocol,
-        Kind::Certificate,
-        Kind::Credentials,
-        Kind::NoPipeline,
-        Kind::Size,
-        Kind::Invalid,
+        FailureKind::Unreachable,
+        FailureKind::Timeout,
+        FailureKind::Broken,
+        FailureKind::Unavailable,
+        FailureKind::Fault,
+        FailureKind::WrongProtocol,
+        FailureKind::Certificate,
+        FailureKind::Credentials,
+        FailureKind::NoPipeline,
+        FailureKind::Size,
+        FailureKind::Invalid,
     ];
-    let names: std::collections::HashSet<_> = kinds.into_iter().map(Kind::as_str).collect();
+    let names: std::collections::HashSet<_> = kinds.into_iter().map(FailureKind::as_str).collect();
     assert_eq!(names.len(), kinds.len());
 }
 

@@ -4,14 +4,14 @@ use std::{error::Error, io};
 
 use rustls::CertificateError;
 
-use super::{Answer, Cause, Kind};
+use super::{Answer, Cause, FailureKind};
 use crate::error_chain::{chain, describe};
 use crate::otlp::config::{Protocol, SignalConfig};
 
 /// The configured time for one request has passed.
 pub fn timed_out(config: &SignalConfig) -> Answer {
     let what = format!("no answer within {}", humantime::format_duration(config.timeout));
-    Answer::Retry { cause: Cause::new(config, Kind::Timeout, &what, ""), after: None }
+    Answer::Retry { cause: Cause::new(config, FailureKind::Timeout, &what, ""), after: None }
 }
 
 /// Reads an error of the connection, or of TLS or HTTP on it, from the chain of its sources.
@@ -29,18 +29,21 @@ pub fn from_transport(config: &SignalConfig, error: &(dyn Error + 'static)) -> A
     let io = chain(error).find_map(|error| error.downcast_ref::<io::Error>()).map(io::Error::kind);
     let variable = &config.endpoint_variable;
     let (kind, what) = match io {
-        _ if text.contains("dns error") => {
-            (Kind::Unreachable, format!("the host name was not found, check {variable} or the name service"))
-        }
+        _ if text.contains("dns error") => (
+            FailureKind::Unreachable,
+            format!("the host name was not found, check {variable} or the name service"),
+        ),
         Some(io::ErrorKind::ConnectionRefused) => (
-            Kind::Unreachable,
+            FailureKind::Unreachable,
             format!("connection refused, nothing listens on port {}", config.endpoint.port()),
         ),
         Some(io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable) => {
-            (Kind::Unreachable, "no route to the host".to_owned())
+            (FailureKind::Unreachable, "no route to the host".to_owned())
         }
-        Some(io::ErrorKind::TimedOut) => (Kind::Timeout, "the connection timed out".to_owned()),
-        _ => (Kind::Broken, format!("the connection broke before an answer came{}", port_hint(config))),
+        Some(io::ErrorKind::TimedOut) => (FailureKind::Timeout, "the connection timed out".to_owned()),
+        _ => {
+            (FailureKind::Broken, format!("the connection broke before an answer came{}", port_hint(config)))
+        }
     };
     Answer::Retry { cause: Cause::new(config, kind, &what, &text), after: None }
 }
@@ -66,23 +69,23 @@ fn tls(config: &SignalConfig, error: &rustls::Error) -> Option<Answer> {
         rustls::Error::InvalidCertificate(
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
         ) => (
-            Kind::Certificate,
+            FailureKind::Certificate,
             format!(
                 "the receiver's certificate is for another host name, use a name from the certificate in {variable}"
             ),
         ),
         rustls::Error::InvalidCertificate(
             CertificateError::Expired | CertificateError::ExpiredContext { .. },
-        ) => (Kind::Certificate, "the receiver's certificate has expired, renew it".to_owned()),
+        ) => (FailureKind::Certificate, "the receiver's certificate has expired, renew it".to_owned()),
         rustls::Error::InvalidCertificate(_) => (
-            Kind::Certificate,
+            FailureKind::Certificate,
             format!(
                 "the receiver's certificate is not trusted, set {} to a PEM file with the certificate of the authority that signed it",
                 tls_variable(config, "CERTIFICATE"),
             ),
         ),
         rustls::Error::InvalidMessage(_) => {
-            (Kind::WrongProtocol, format!("this port speaks no TLS: write http:// in {variable}"))
+            (FailureKind::WrongProtocol, format!("this port speaks no TLS: write http:// in {variable}"))
         }
         _ => return None,
     };
@@ -114,14 +117,14 @@ fn alert(config: &SignalConfig, text: &str) -> Option<Answer> {
         | "CertificateUnknown"
         | "UnknownCA"
         | "AccessDenied" => (
-            Kind::Certificate,
+            FailureKind::Certificate,
             format!(
                 "the receiver does not accept our client certificate or wants one, check {} and {}",
                 tls_variable(config, "CLIENT_CERTIFICATE"),
                 tls_variable(config, "CLIENT_KEY"),
             ),
         ),
-        "NoApplicationProtocol" => (Kind::WrongProtocol, other_protocol(config)),
+        "NoApplicationProtocol" => (FailureKind::WrongProtocol, other_protocol(config)),
         _ => return None,
     };
     Some(Answer::Misconfigured(Cause::new(config, kind, &what, text)))
@@ -148,7 +151,7 @@ fn wrong_protocol(config: &SignalConfig, text: &str) -> Option<Answer> {
         }
         _ => return None,
     };
-    Some(Answer::Misconfigured(Cause::new(config, Kind::WrongProtocol, &what, "")))
+    Some(Answer::Misconfigured(Cause::new(config, FailureKind::WrongProtocol, &what, "")))
 }
 
 /// How to mend a port that speaks the other protocol.

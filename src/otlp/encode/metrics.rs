@@ -118,7 +118,7 @@ impl Encoder {
                 (Some(Data::Histogram(data)), DataPoint::Histogram(point)) => data.data_points.push(point),
                 (Some(Data::Sum(data)), DataPoint::Number(point)) => data.data_points.push(point),
                 (Some(Data::Gauge(data)), DataPoint::Number(point)) => data.data_points.push(point),
-                // An instrument has points of one kind only: see `Kind::metric`.
+                // An instrument has points of one kind only: see `MetricKind::metric`.
                 _ => debug_assert!(false, "{} has a point of another instrument", metric.name),
             }
         }

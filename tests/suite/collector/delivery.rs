@@ -17,7 +17,7 @@ use opentelemetry_proto::tonic::metrics::v1::{
 use opentelemetry_proto::tonic::trace::v1::{Span, Status, span};
 use prost::Message;
 use runspan::otlp::Signal;
-use runspan::otlp::answer::{Answer, Kind};
+use runspan::otlp::answer::{Answer, FailureKind};
 use runspan::otlp::config::Protocol;
 use tonic::Code;
 
@@ -92,7 +92,7 @@ async fn a_full_queue_refuses_and_all_that_it_took_arrives_once() {
         for protocol in [Protocol::Grpc, Protocol::HttpProtobuf] {
             let answer = gateway.client(signal, protocol).send(padded(signal, taken)).await;
             let Answer::Retry { cause, .. } = answer else { panic!("{signal:?} {protocol}: {answer:?}") };
-            assert_eq!(cause.kind(), Kind::Unavailable, "{signal:?} {protocol}: {cause}");
+            assert_eq!(cause.kind(), FailureKind::Unavailable, "{signal:?} {protocol}: {cause}");
         }
         refusals_are_counted(&gateway, signal);
         backends.of(signal).rule(|_| Reply::Accept);
@@ -161,7 +161,7 @@ async fn a_gateway_short_of_memory_refuses() {
             };
             let answer = tokio::time::timeout(Duration::from_secs(20), refused).await.unwrap();
             let Answer::Retry { cause, .. } = answer else { panic!("{signal:?} {protocol}: {answer:?}") };
-            assert_eq!(cause.kind(), Kind::Unavailable, "{signal:?} {protocol}: {cause}");
+            assert_eq!(cause.kind(), FailureKind::Unavailable, "{signal:?} {protocol}: {cause}");
         }
     }
 }

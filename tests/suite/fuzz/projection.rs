@@ -14,7 +14,7 @@ use runspan::otlp::encode::{self, Encoder, MAX_REQUEST};
 use runspan::projection::{MAX_EVENTS, Projected, Record, Settings, Span, SpanKind, Tracked, project};
 use runspan::run::{RunId, Timestamp};
 use runspan::semconv::Event;
-use runspan::series::{Buckets, Key, Kind, Totals};
+use runspan::series::{Buckets, Key, MetricKind, Totals};
 use runspan::store::NewRequest;
 use uuid::Uuid;
 
@@ -217,7 +217,7 @@ impl Told {
         }
     }
 
-    fn values(&self, kind: Kind) -> u64 {
+    fn values(&self, kind: MetricKind) -> u64 {
         let of_kind = self.histograms.iter().filter(|(key, _)| key.kind == kind);
         of_kind.flat_map(|(_, (counts, _))| counts).sum()
     }
@@ -258,8 +258,8 @@ fn of_counts(told: &Told) -> TestCaseResult {
     let of = |event| told.records.iter().filter(|record| record.event == event).count();
     let waits = told.spans.iter().filter(|span| span.kind == SpanKind::Queue).count();
     prop_assert_eq!(told.spans.len() - waits, of(Event::Completed));
-    prop_assert_eq!(told.values(Kind::Duration), of(Event::Completed) as u64);
-    prop_assert_eq!(told.values(Kind::QueueDuration), waits as u64);
+    prop_assert_eq!(told.values(MetricKind::Duration), of(Event::Completed) as u64);
+    prop_assert_eq!(told.values(MetricKind::QueueDuration), waits as u64);
     for event in Event::ALL {
         let keys = told.counters.iter().filter(|(key, _)| key.event == Some(*event));
         prop_assert_eq!(keys.map(|(_, count)| *count).sum::<u64>(), of(*event) as u64);
