@@ -1,7 +1,8 @@
-//! OTLP: how requests leave this process, and what their receiver answered.
+//! OTLP: encodes requests, sends them, and classifies the receivers' answers.
 //!
-//! [`config`] reads the standard `OTEL_*` variables, [`client`] sends one encoded request over gRPC or HTTP,
-//! and [`answer`] says what the answer means for whoever holds the request.
+//! The relay must know exactly why a request was not accepted, which `opentelemetry-otlp` hides. So [`config`] reads the
+//! standard `OTEL_*` variables, [`encode`] makes requests, [`client`] sends one over gRPC or HTTP, and [`answer`]
+//! says what the answer means for that request.
 
 pub mod answer;
 pub mod body;
@@ -47,7 +48,7 @@ impl Signal {
         }
     }
 
-    /// The path of the gRPC method that takes this signal's requests.
+    /// The path of the gRPC method for this signal's requests.
     const fn grpc_path(self) -> &'static str {
         match self {
             Self::Traces => "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
@@ -63,7 +64,7 @@ impl fmt::Display for Signal {
     }
 }
 
-/// The text names none of `traces`, `logs` and `metrics`.
+/// The text is none of `traces`, `logs` and `metrics`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a signal: use traces, logs or metrics")]
 pub struct UnknownSignal;

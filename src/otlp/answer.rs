@@ -1,8 +1,8 @@
-//! What a receiver's answer means for the request.
+//! Classifies a receiver's answer: what it means for the request.
 //!
 //! Everything here is a pure function of the answer and the configuration. The rules are stricter than OTLP's
 //! (`opentelemetry-proto`, `docs/specification.md`, "Failures"), which lets a client drop whatever is not retryable:
-//! here a request is given up only when the receiver has seen it, understood it and called it wrong.
+//! here a request is rejected only if the receiver has parsed it and reported it as invalid.
 
 mod grpc;
 mod http;
@@ -19,19 +19,19 @@ pub use self::{
 };
 use super::config::SignalConfig;
 
-/// The longest wait that a receiver can ask for; one that asks for more is tried again earlier.
+/// The longest wait that a receiver can request; longer ones are cut to it.
 pub const LONGEST_WAIT: Duration = Duration::from_hours(1);
 
-/// The most characters of a receiver's own words that are kept.
+/// The most characters of a receiver's message that are kept.
 pub const LONGEST_MESSAGE: usize = 300;
 
-/// What to do with a request, now that it was sent.
+/// The answer to a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// The receiver has it: delete it.
+    /// The receiver accepted it: delete it.
     Accepted {
-        /// How many spans, records or points it threw away all the same (`partial_success`). Resending them is
-        /// not allowed.
+        /// How many spans, records or points it rejected all the same (`partial_success`). OTLP forbids sending them
+        /// again.
         rejected: u64,
         /// Why, or a warning when nothing was rejected; empty for a full success.
         message: String,
@@ -40,20 +40,20 @@ pub enum Answer {
     Retry {
         /// Why.
         cause: Cause,
-        /// How long the receiver asks to wait (`Retry-After`, `RetryInfo`), at most [`LONGEST_WAIT`].
+        /// The wait that the receiver requests (`Retry-After`, `RetryInfo`), at most [`LONGEST_WAIT`].
         after: Option<Duration>,
     },
-    /// Nothing of this signal will pass until somebody mends the configuration here or there: keep everything,
-    /// back off, and say so loudly.
+    /// No request of this signal will be accepted until somebody fixes the configuration here or there: keep everything,
+    /// back off, and log an error.
     Misconfigured(Cause),
     /// Too large, or too much at once.
     TooLarge {
         /// Why.
         cause: Cause,
-        /// With a wait the receiver is only busy: keep the request whole and wait. Without, halve it.
+        /// With a wait the receiver is only busy: keep the request whole and wait. Without one, halve it.
         after: Option<Duration>,
     },
-    /// The receiver calls the request wrong: halve it until the wrong span or record stands alone.
+    /// The request is invalid: halve it until the invalid span or record is alone.
     Rejected(Cause),
 }
 
@@ -70,7 +70,7 @@ impl Answer {
     }
 }
 
-/// Why a request was not accepted, in a word and in one line.
+/// Why a request was not accepted: a class and one line of text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cause {
     kind: FailureKind,
@@ -78,25 +78,25 @@ pub struct Cause {
 }
 
 impl Cause {
-    /// A line that names the signal and the receiver before what happened. `said` are the receiver's own words.
-    fn new(config: &SignalConfig, kind: FailureKind, what: &str, said: &str) -> Self {
-        let said = tidy(config, said);
+    /// A line that names the signal and the receiver before what happened, and quotes the receiver's `message`.
+    fn new(config: &SignalConfig, kind: FailureKind, what: &str, message: &str) -> Self {
+        let message = sanitize(config, message);
         let SignalConfig { signal, protocol, endpoint, .. } = config;
-        let text = if said.is_empty() {
+        let text = if message.is_empty() {
             format!("{signal} to {endpoint} ({protocol}): {what}")
         } else {
-            format!("{signal} to {endpoint} ({protocol}): {what}: \"{said}\"")
+            format!("{signal} to {endpoint} ({protocol}): {what}: \"{message}\"")
         };
         Self { kind, text }
     }
 
-    /// The class of the cause, for metrics and for counting repetitions.
+    /// The class, for metrics and for counting repetitions.
     pub fn kind(&self) -> FailureKind {
         self.kind
     }
 
-    /// Whether the receiver itself failed on the request (INTERNAL, UNKNOWN, 500), so that a request which fails
-    /// like this again and again while others pass is worth halving.
+    /// Whether the receiver failed on the request (INTERNAL, UNKNOWN, 500): if this repeats while other requests pass, the
+    /// request is worth halving.
     pub fn is_suspicious(&self) -> bool {
         self.kind == FailureKind::Fault
     }
@@ -114,30 +114,30 @@ impl fmt::Display for Cause {
 pub enum FailureKind {
     /// No connection: refused, unknown host, no route.
     Unreachable,
-    /// No answer in time.
+    /// No response in time.
     Timeout,
-    /// A connection that broke, or made no sense, before the answer.
+    /// The connection broke before the response, or the response was malformed.
     Broken,
-    /// The receiver is busy, or not ready, or gave an answer that says nothing about the request.
+    /// The receiver is busy or not ready, or its answer is not about the request.
     Unavailable,
     /// The receiver itself failed: INTERNAL, UNKNOWN or 500.
     Fault,
-    /// Another protocol, or no OTLP, is spoken at that address.
+    /// The address serves another protocol than OTLP, or its other transport.
     WrongProtocol,
-    /// TLS: one of the two sides does not trust the other's certificate.
+    /// TLS: one side does not trust the other's certificate.
     Certificate,
-    /// The credentials are missing, wrong or not sufficient.
+    /// The credentials are missing, wrong or insufficient.
     Credentials,
-    /// There is nothing for this signal at that address.
+    /// The receiver has no pipeline for this signal at that address.
     NoPipeline,
     /// The request is too large.
     Size,
-    /// The request is wrong.
+    /// The request is invalid.
     Invalid,
 }
 
 impl FailureKind {
-    /// A word in `snake_case`, for metric attributes.
+    /// The name in `snake_case`, for metric attributes.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Unreachable => "unreachable",
@@ -177,21 +177,21 @@ struct PartialSuccess {
     error_message: Vec<u8>,
 }
 
-/// An accepted request, with what the response says of parts of it. A response that cannot be read changes nothing
-/// about the acceptance: sending the request again would store it twice.
+/// An accepted request, of which parts may be rejected. A response that cannot be decoded does not change that it was
+/// accepted: sending the request again would store it twice.
 fn accepted(config: &SignalConfig, response: &[u8]) -> Answer {
     let response = <ExportResponse as prost::Message>::decode(response).unwrap_or_default();
     let PartialSuccess { rejected, error_message } = response.partial_success.unwrap_or_default();
     Answer::Accepted {
         rejected: u64::try_from(rejected).unwrap_or(0),
-        message: tidy(config, &String::from_utf8_lossy(&error_message)),
+        message: sanitize(config, &String::from_utf8_lossy(&error_message)),
     }
 }
 
-/// A receiver's words as part of one line: without our secrets, without control characters, and not too long.
-fn tidy(config: &SignalConfig, said: &str) -> String {
-    // Secrets first: cutting could leave the first half of one, which no search would find.
-    let scrubbed = config.headers.scrub(said);
+/// A receiver's message as part of one line: without our secrets and control characters, and cut.
+fn sanitize(config: &SignalConfig, message: &str) -> String {
+    // Secrets first: cutting could leave the first half of one, which would not be found.
+    let scrubbed = config.headers.scrub(message);
     let mut line = String::new();
     let mut length = 0;
     for word in scrubbed.split(|c: char| c.is_whitespace() || c.is_control() || is_invisible(c)) {

@@ -1,4 +1,6 @@
-//! Sends one encoded request and says what its receiver answered.
+//! Sends one encoded request over gRPC or HTTP, and returns the classified answer.
+//!
+//! Nothing is retried here: the relay decides what to do next, on the exact cause.
 
 mod grpc;
 mod http;
@@ -16,10 +18,10 @@ use super::{
     config::{Compression, Protocol, SignalConfig},
 };
 
-/// What we call ourselves in every request (OTLP exporter specification, "User Agent").
+/// The user agent of every request (OTLP exporter specification, "User Agent").
 const USER_AGENT: &str = concat!("runspan/", env!("CARGO_PKG_VERSION"));
 
-/// A sender of the requests of one signal.
+/// A client for the requests of one signal.
 ///
 /// It keeps its connection between requests and opens it with the first one.
 #[derive(Debug)]
@@ -35,8 +37,8 @@ enum Transport {
 }
 
 impl Client {
-    /// Prepares a client and reads the certificate files. No connection is made: a receiver that is away is an
-    /// [`Answer`], not an error.
+    /// Prepares a client and reads the certificate files. It does not connect: an unreachable receiver is an [`Answer`],
+    /// not an error.
     ///
     /// # Errors
     /// A certificate file that is missing or wrong, or an `https` endpoint without any certificate to trust.
@@ -54,14 +56,14 @@ impl Client {
     }
 
     /// Sends an encoded, uncompressed `Export…ServiceRequest` and waits for the answer, at most for the configured
-    /// time, connecting included.
+    /// timeout, which includes connecting.
     ///
-    /// The bytes go out as they are, apart from compression. Nothing is tried again here: every failure is an
-    /// answer. (A connection that the other side had closed before it read anything may be replaced once.)
+    /// The bytes are sent unchanged, except for compression. Nothing is retried: every failure is an answer. (A connection
+    /// that the other side closed before it read anything may be replaced once.)
     ///
     /// # Cancel safety
-    /// Dropping the future abandons the request: whether the receiver has it is then unknown, as after a timeout, so
-    /// send the same bytes again. The client itself stays usable.
+    /// Dropping the future abandons the request. Whether the receiver has it is then unknown, as after a timeout: send the
+    /// same bytes again. The client stays usable.
     pub async fn send(&self, request: Bytes) -> Answer {
         self.exchange(Body::Plain(request)).await
     }
@@ -90,8 +92,7 @@ impl Client {
         if let Ok(answer) = tokio::time::timeout(self.config.timeout, exchange).await {
             return answer;
         }
-        // The connection may be half open, and then the next request would hang on it too. Over HTTP/1 it is closed
-        // with the request.
+        // The connection may be half open, and the next request would hang on it too. HTTP/1 closes it with the request.
         if let Transport::Grpc(grpc) = &self.transport {
             grpc.forget_connection();
         }
@@ -99,7 +100,7 @@ impl Client {
     }
 }
 
-/// A client that cannot be made. Its text is one line: the variable, what is wrong, how to mend it.
+/// Why a client cannot be created. Its text is one line: the variable, the problem, the remedy.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ClientError {
@@ -144,15 +145,15 @@ pub enum ClientError {
         path: PathBuf,
         /// The variable of the key.
         key_variable: String,
-        /// What rustls says.
+        /// The error of rustls.
         problem: String,
     },
-    /// An encrypted endpoint, and nobody to trust.
+    /// TLS, but no certificate authority to trust.
     #[error(
         "OTEL_EXPORTER_OTLP_CERTIFICATE is not set and this system has no certificates of authorities: set it, or install the package ca-certificates"
     )]
     NoSystemRoots,
-    /// A library refuses the configuration.
+    /// A library rejects the configuration.
     #[error("the OTLP client cannot be set up: {0}")]
     Setup(String),
 }

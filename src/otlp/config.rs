@@ -1,10 +1,11 @@
-//! The standard `OTEL_*` variables, parsed.
+//! Parses the standard `OTEL_*` variables.
 //!
 //! Names, defaults and precedence are those of the OTLP exporter specification (`specification/protocol/exporter.md`)
-//! and of the resource part of the SDK's environment variables. A per-signal variable beats the general one, an
-//! empty value counts as unset, and a value that cannot be meant is an error and never a silent default.
+//! and of the SDK's environment variables for resources. A per-signal variable overrides the general one, an empty value
+//! counts as unset, and an invalid value is an error, never a silent default: a relay that exports to the wrong place
+//! would be noticed too late.
 //!
-//! The environment comes in as a function, so that tests need not touch that of their process.
+//! The environment is a parameter, so that tests do not change that of their process.
 
 mod endpoint;
 mod headers;
@@ -27,7 +28,7 @@ use crate::redact::{redact, url::ENCODE};
 /// Looks up an environment variable.
 pub type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
 
-/// How long one request may take when no variable says otherwise.
+/// The timeout of a request if no variable sets one.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Where and how the requests of one signal are sent.
@@ -41,15 +42,15 @@ pub struct SignalConfig {
     pub protocol: Protocol,
     /// The receiver. Over gRPC its path is `/`; over HTTP it is the complete URL.
     pub endpoint: Endpoint,
-    /// The variable that decides on the endpoint, for messages: the one that is set, or the general one.
+    /// The variable that sets the endpoint, for messages: the one that is set, or the general one.
     pub endpoint_variable: String,
     /// Headers for every request.
     pub headers: Headers,
-    /// How long one request may take, connecting included.
+    /// The timeout of a request, which includes connecting.
     pub timeout: Duration,
     /// How requests are compressed.
     pub compression: Compression,
-    /// Whom to trust, and who we are. Not used without TLS.
+    /// Trusted certificates and the client's own. Not used without TLS.
     pub tls: TlsFiles,
 }
 
@@ -57,7 +58,7 @@ impl SignalConfig {
     /// Reads the configuration of a signal, `None` when `OTEL_{signal}_EXPORTER=none` switches it off.
     ///
     /// # Errors
-    /// The first variable that cannot be understood.
+    /// The first invalid variable.
     pub fn from_env(signal: Signal, env: Env<'_>) -> Result<Option<Self>, ConfigError> {
         let variables = Variables { signal, env };
         if !variables.exporter_enabled()? {
@@ -77,7 +78,7 @@ impl SignalConfig {
         }))
     }
 
-    /// The same, but `None` too where no variable names an endpoint: the default is localhost, for which nobody asked.
+    /// The same, but also `None` if no variable sets an endpoint: nobody asked for the default, localhost.
     pub fn if_endpoint_named(signal: Signal, env: Env<'_>) -> Result<Option<Self>, ConfigError> {
         let named = Variables { signal, env }.option("ENDPOINT").is_some();
         if named { Self::from_env(signal, env) } else { Ok(None) }
@@ -134,7 +135,7 @@ impl fmt::Display for Protocol {
 /// How requests are compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Compression {
-    /// Not at all, the specification's default.
+    /// No compression, the specification's default.
     None,
     /// gzip.
     Gzip,
@@ -150,16 +151,16 @@ impl Compression {
     }
 }
 
-/// The PEM files of a TLS connection. They are read when the client is made.
+/// The PEM files of a TLS connection. They are read when the client is created.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TlsFiles {
     /// The certificates to trust instead of the system's (`…_CERTIFICATE`).
     pub ca: Option<PemFile>,
-    /// Our own certificate chain and its key (`…_CLIENT_CERTIFICATE`, `…_CLIENT_KEY`): both or none.
+    /// The client's certificate chain and its key (`…_CLIENT_CERTIFICATE`, `…_CLIENT_KEY`): both or none.
     pub client: Option<ClientFiles>,
 }
 
-/// A certificate of our own and its key.
+/// A client certificate and its key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientFiles {
     /// The certificate chain, leaf first.
@@ -177,22 +178,22 @@ pub struct PemFile {
     pub path: PathBuf,
 }
 
-/// A variable whose value cannot be used. Its text is one line: the variable, what is wrong, how to mend it.
+/// An invalid variable. Its text is one line: the variable, the problem, the remedy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{variable} {problem}")]
 pub struct ConfigError {
     /// The variable.
     pub variable: String,
-    /// What is wrong with it.
+    /// The problem.
     pub problem: Problem,
 }
 
-/// What is wrong with a variable. Values that may hold a secret are not part of it.
+/// The problem of a variable. It contains no value that may be a secret.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Problem {
     /// An exporter other than `otlp` or `none`.
-    #[error("names the exporter \"{value}\", which runspan does not have: set it to otlp or none")]
+    #[error("names the exporter \"{value}\", which runspan does not support: set it to otlp or none")]
     Exporter {
         /// The beginning of the value.
         value: String,
@@ -204,7 +205,9 @@ pub enum Problem {
         value: String,
     },
     /// `http/json`, which exists but is not supported.
-    #[error("asks for http/json, which runspan does not speak: set it to http/protobuf (same port) or grpc")]
+    #[error(
+        "asks for http/json, which runspan does not support: set it to http/protobuf (same port) or grpc"
+    )]
     HttpJson,
     /// An unknown compression.
     #[error("names the compression \"{value}\": set it to gzip or none")]
@@ -218,7 +221,7 @@ pub enum Problem {
         /// The beginning of the value.
         value: String,
     },
-    /// Deltas.
+    /// Delta temporality.
     #[error(
         "asks for delta temporality: runspan's series are cumulative, because a delta whose acknowledgement is lost would count twice; unset it, and convert in the Collector (cumulativetodelta) for a backend that needs deltas"
     )]
@@ -229,7 +232,7 @@ pub enum Problem {
         /// The beginning of the value.
         value: String,
     },
-    /// Histograms of another kind.
+    /// Another histogram aggregation.
     #[error(
         "asks for \"{value}\": runspan's histograms have explicit buckets, set it to explicit_bucket_histogram"
     )]
@@ -237,7 +240,7 @@ pub enum Problem {
         /// The beginning of the value.
         value: String,
     },
-    /// An unknown filter of exemplars.
+    /// An unknown exemplar filter.
     #[error("names the filter \"{value}\": set it to trace_based, always_on or always_off")]
     ExemplarFilter {
         /// The beginning of the value.
@@ -249,10 +252,10 @@ pub enum Problem {
         /// The beginning of the value.
         value: String,
     },
-    /// An endpoint without a scheme, or with another than the two.
+    /// An endpoint without `http` or `https`.
     #[error("has no http:// or https:// before its host: write e.g. http://localhost:4318")]
     EndpointScheme,
-    /// An endpoint that is no URL.
+    /// An endpoint that is not a URL.
     #[error("is not a URL ({0}): write e.g. http://localhost:4318")]
     EndpointUrl(url::ParseError),
     /// An endpoint with a raw character that may belong to a password.
@@ -280,7 +283,7 @@ pub enum Problem {
         /// Counted from 1.
         position: usize,
     },
-    /// A percent sign that begins no escape.
+    /// A percent sign that does not begin an escape.
     #[error("has a % without two hexadecimal digits in entry {position}: write % as %25")]
     EntryEscape {
         /// Counted from 1.
@@ -292,13 +295,13 @@ pub enum Problem {
         /// Counted from 1.
         position: usize,
     },
-    /// A key that is no header name.
-    #[error("has a key in entry {position} that is no HTTP header name: use letters, digits and dashes")]
+    /// A key that is not a header name.
+    #[error("has a key in entry {position} that is not an HTTP header name: use letters, digits and dashes")]
     HeaderName {
         /// Counted from 1.
         position: usize,
     },
-    /// A value that no header can carry.
+    /// A value that a header cannot hold.
     #[error("has a control character in the value of {name}: remove it (a trailing newline, perhaps)")]
     HeaderValue {
         /// The name of the header.
@@ -404,7 +407,7 @@ fn general(option: &str) -> String {
 }
 
 fn parse_timeout(value: &str) -> Result<Duration, Problem> {
-    // 0 would mean either no time at all or for ever; a request that may hang for ever stops its signal.
+    // 0 could mean no time or no limit; without a limit a request that hangs would block its signal.
     match value.parse::<u32>() {
         Ok(milliseconds) if milliseconds > 0 => Ok(Duration::from_millis(milliseconds.into())),
         _ => Err(Problem::Timeout { value: excerpt(value) }),
@@ -419,8 +422,7 @@ fn parse_boolean(value: &str) -> Result<bool, Problem> {
     }
 }
 
-/// The beginning of a value that should be no secret, on one line: what stands there in a secret's place by mistake is
-/// not shown.
+/// The beginning of a value that should not be a secret, on one line. A credential put there by mistake is redacted.
 fn excerpt(value: &str) -> String {
     const LONGEST: usize = 40;
     let clean = redact(value);

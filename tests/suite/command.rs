@@ -347,6 +347,6 @@ async fn metrics_that_cannot_be_meant_are_one_line() {
     2 error: invalid value '0.5,x' for '--duration-buckets <S,S,…>': bucket 2 is "x", not a number of seconds above 0: write e.g. 0.5,1,5,60
     2 error: OTEL_METRIC_EXPORT_INTERVAL is "0", not a number of milliseconds from 1 to 4294967295: set it to e.g. 10000
     2 error: OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE asks for delta temporality: runspan's series are cumulative, because a delta whose acknowledgement is lost would count twice; unset it, and convert in the Collector (cumulativetodelta) for a backend that needs deltas
-    2 error: OTEL_METRICS_EXPORTER names the exporter "prometheus", which runspan does not have: set it to otlp or none
+    2 error: OTEL_METRICS_EXPORTER names the exporter "prometheus", which runspan does not support: set it to otlp or none
     "#);
 }

@@ -424,12 +424,16 @@ async fn tls_where_there_is_none_is_said_plainly() {
         let receiver = Receiver::start(protocol, None).await;
         let endpoint = receiver.endpoint().replace("http:", "https:");
         let client = client(protocol, &endpoint, &[("CERTIFICATE", ca.to_str().unwrap())]);
-        assert_misconfigured(&send(&client).await, FailureKind::WrongProtocol, &["speaks no TLS", "http://"]);
+        assert_misconfigured(
+            &send(&client).await,
+            FailureKind::WrongProtocol,
+            &["does not use TLS", "http://"],
+        );
     }
     let receiver = Receiver::start(Protocol::HttpProtobuf, Some(authority.server())).await;
     let endpoint = receiver.endpoint().replace("https:", "http:");
     let answer = send(&client(Protocol::HttpProtobuf, &endpoint, &[])).await;
-    assert_misconfigured(&answer, FailureKind::WrongProtocol, &["wants TLS", "https://"]);
+    assert_misconfigured(&answer, FailureKind::WrongProtocol, &["requires TLS", "https://"]);
 }
 
 #[tokio::test]

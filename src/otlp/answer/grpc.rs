@@ -1,4 +1,6 @@
-//! Answers over gRPC (OTLP specification, "OTLP/gRPC Response").
+//! Classifies answers over gRPC (OTLP specification, "OTLP/gRPC Response").
+//!
+//! tonic reports its own failures as statuses too, so a status from the receiver has to be told apart from a guess.
 
 use std::{error::Error as _, time::SystemTime};
 
@@ -14,8 +16,8 @@ pub fn from_grpc_response(config: &SignalConfig, response: &[u8]) -> Answer {
     accepted(config, response)
 }
 
-/// An answer to a gRPC call from something that does not speak gRPC. As the source of a status it keeps what tonic
-/// would make a guess of.
+/// An answer to a gRPC call from a server that does not speak gRPC. As the source of a status it preserves what tonic
+/// would replace by a guess.
 #[derive(Debug, thiserror::Error)]
 #[error("HTTP {status} without a gRPC status")]
 pub struct NotGrpc {
@@ -28,8 +30,8 @@ pub struct NotGrpc {
 /// Where a status has its details, base64 of a `google.rpc.Status`.
 const DETAILS: &str = "grpc-status-details-bin";
 
-/// Takes details out of headers or trailers that are not what gRPC says they are: tonic panics on them (seen with
-/// 0.14.9), and a receiver could end the relay with a single answer.
+/// Removes malformed details from headers or trailers: tonic panics on them (seen with 0.14.9), so that one answer could
+/// end the relay.
 pub fn drop_unreadable_details(headers: &mut HeaderMap) {
     let Some(details) = headers.get(DETAILS) else { return };
     let alone = MetadataMap::from_headers(HeaderMap::from_iter([(
@@ -43,8 +45,8 @@ pub fn drop_unreadable_details(headers: &mut HeaderMap) {
 
 /// Reads a status other than OK. `now` is as for [`from_http`].
 pub fn from_grpc(config: &SignalConfig, status: &Status, now: SystemTime) -> Answer {
-    // tonic turns its own failures into statuses too, and only those have a source. Their codes are guesses: a
-    // stream that the other side's HTTP/2 layer resets is no opinion about the request.
+    // Only statuses that tonic makes of its own failures have a source. Their codes are guesses: a reset of the HTTP/2
+    // stream is not a judgement on the request.
     if let Some(source) = status.source() {
         if let Some(NotGrpc { status, headers }) = source.downcast_ref() {
             return from_http(config, *status, headers, &[], now);
@@ -67,7 +69,7 @@ pub fn from_grpc(config: &SignalConfig, status: &Status, now: SystemTime) -> Ans
         Code::Unimplemented => Answer::Misconfigured(cause(
             FailureKind::NoPipeline,
             &format!(
-                ", nothing takes {signal} over gRPC there, add a {signal} pipeline to the receiver or check {}",
+                ", the receiver does not accept {signal} over gRPC, add a {signal} pipeline to the receiver or check {}",
                 config.endpoint_variable,
                 signal = config.signal,
             ),
@@ -76,7 +78,7 @@ pub fn from_grpc(config: &SignalConfig, status: &Status, now: SystemTime) -> Ans
         Code::InvalidArgument => Answer::Rejected(cause(FailureKind::Invalid, "")),
         Code::Internal | Code::Unknown => Answer::Retry { cause: cause(FailureKind::Fault, ""), after },
         Code::DeadlineExceeded => Answer::Retry { cause: cause(FailureKind::Timeout, ""), after },
-        // A status OK here would be a mistake of the caller; to keep the request is then the safe side.
+        // OK would be a mistake of the caller; keeping the request is safe.
         Code::Ok
         | Code::Unavailable
         | Code::Cancelled
@@ -89,7 +91,7 @@ pub fn from_grpc(config: &SignalConfig, status: &Status, now: SystemTime) -> Ans
     }
 }
 
-/// The name in the gRPC specification, which is what people search for.
+/// The name in the gRPC specification, which people search for.
 fn name(code: Code) -> &'static str {
     match code {
         Code::Ok => "OK",

@@ -1,4 +1,7 @@
-//! Answers over HTTP (OTLP specification, "OTLP/HTTP Response").
+//! Classifies answers over HTTP (OTLP specification, "OTLP/HTTP Response").
+//!
+//! Anything may listen on an HTTP port: a gRPC server, a login page, a health check. Their successes must not count as
+//! acceptance.
 
 use std::time::{Duration, SystemTime};
 
@@ -8,10 +11,9 @@ use prost::Message as _;
 use super::{Answer, Cause, FailureKind, LONGEST_WAIT, accepted, transport::other_protocol};
 use crate::otlp::config::{Protocol, SignalConfig};
 
-/// Reads an HTTP response: to OTLP over HTTP, or to a gRPC call that something else than gRPC answered, such as a
-/// proxy on the way.
+/// Reads an HTTP response: to OTLP over HTTP, or to a gRPC call that another server answered, such as a proxy.
 ///
-/// `now` is used for a `Retry-After` that is a date when the response has no date itself.
+/// `now` is for a `Retry-After` that is a date, in a response without a date.
 pub fn from_http(
     config: &SignalConfig,
     status: StatusCode,
@@ -25,8 +27,8 @@ pub fn from_http(
     if status.is_success() {
         return accepted(config, body);
     }
-    let said = message(headers, body);
-    let cause = |kind, hint: &str| Cause::new(config, kind, &format!("HTTP {status}{hint}"), &said);
+    let message = message(headers, body);
+    let cause = |kind, hint: &str| Cause::new(config, kind, &format!("HTTP {status}{hint}"), &message);
     let after = retry_after(headers, now);
     let over_grpc = config.protocol == Protocol::Grpc;
     match status.as_u16() {
@@ -40,7 +42,7 @@ pub fn from_http(
         404 | 405 => Answer::Misconfigured(cause(
             FailureKind::NoPipeline,
             &format!(
-                ", nothing takes {signal} there, check the path in {} or add a {signal} pipeline to the receiver",
+                ", the receiver does not accept {signal}, check the path in {} or add a {signal} pipeline to the receiver",
                 config.endpoint_variable,
                 signal = config.signal,
             ),
@@ -48,7 +50,7 @@ pub fn from_http(
         415 => Answer::Misconfigured(cause(
             FailureKind::WrongProtocol,
             &format!(
-                ", no protobuf over HTTP is taken there, check the port in {} and {}",
+                ", the receiver does not accept protobuf over HTTP, check the port in {} and {}",
                 config.endpoint_variable,
                 config.variable("PROTOCOL"),
             ),
@@ -63,15 +65,14 @@ pub fn from_http(
         )),
         413 => Answer::TooLarge { cause: cause(FailureKind::Size, ""), after },
         400 if !over_grpc => Answer::Rejected(cause(FailureKind::Invalid, "")),
-        // gRPC's own mapping makes a 400 of a proxy INTERNAL: it never looked at the message.
+        // gRPC maps a proxy's 400 to INTERNAL: the proxy never parsed the message.
         400 | 500 => Answer::Retry { cause: cause(FailureKind::Fault, ""), after },
         408 | 504 => Answer::Retry { cause: cause(FailureKind::Timeout, ""), after },
         _ => Answer::Retry { cause: cause(FailureKind::Unavailable, ""), after },
     }
 }
 
-/// Whether something other than an OTLP/HTTP receiver answered. A success that it reports is none: nothing has
-/// been stored.
+/// The problem if another server than an OTLP/HTTP receiver answered. Its success means nothing: nothing was stored.
 fn foreign(config: &SignalConfig, status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Option<String> {
     let content_type = headers
         .get(header::CONTENT_TYPE)
@@ -82,12 +83,12 @@ fn foreign(config: &SignalConfig, status: StatusCode, headers: &HeaderMap, body:
     if config.protocol == Protocol::Grpc {
         return status.is_success().then(|| other_protocol(config));
     }
-    // gRPC servers answer 200 with the error in a header, which must not count as an acceptance.
+    // gRPC servers answer 200 with the error in a header, which must not count as acceptance.
     if content_type.starts_with("application/grpc") || headers.contains_key("grpc-status") {
         return Some(other_protocol(config));
     }
     if status.is_success() && content_type.starts_with("text/html") {
-        return Some(format!("answers with a web page and is no OTLP receiver: check {variable}"));
+        return Some(format!("answers with a web page, so it is not an OTLP receiver: check {variable}"));
     }
     if status.is_success() && !is_export_response(&content_type, body) {
         return Some(format!("answers {status}, but not as an OTLP receiver does: check {variable}"));
@@ -97,15 +98,15 @@ fn foreign(config: &SignalConfig, status: StatusCode, headers: &HeaderMap, body:
         && !config.endpoint.is_tls()
         && [&b"HTTP request to an HTTPS server"[..], b"plain HTTP request was sent to HTTPS port"]
             .iter()
-            .any(|sign| body.windows(sign.len()).any(|window| window == *sign))
+            .any(|phrase| body.windows(phrase.len()).any(|window| window == *phrase))
     {
-        return Some(format!("this port wants TLS: write https:// in {variable}"));
+        return Some(format!("this port requires TLS: write https:// in {variable}"));
     }
     None
 }
 
-/// Whether a success speaks of an export. OTLP/HTTP answers in protobuf (specification, "Full Success"); some
-/// receivers say nothing, some answer in JSON. A health check's or a proxy's friendly 200 stored nothing.
+/// Whether a success is the response to an export. OTLP/HTTP requires protobuf (specification, "Full Success"); some
+/// receivers answer with an empty body, some in JSON. A 200 of a health check or a proxy stored nothing.
 fn is_export_response(content_type: &str, body: &[u8]) -> bool {
     if body.is_empty() || content_type.is_empty() || content_type.starts_with("application/x-protobuf") {
         return true;
@@ -114,7 +115,7 @@ fn is_export_response(content_type: &str, body: &[u8]) -> bool {
     answer.keys().all(|key| matches!(key.as_str(), "partialSuccess" | "partial_success"))
 }
 
-/// The receiver's words: the message of the `google.rpc.Status` that OTLP asks for, or the body as text.
+/// The receiver's message: that of the `google.rpc.Status` that OTLP requires, or the body as text.
 fn message(headers: &HeaderMap, body: &[u8]) -> String {
     let is_protobuf = headers
         .get(header::CONTENT_TYPE)
@@ -125,7 +126,7 @@ fn message(headers: &HeaderMap, body: &[u8]) -> String {
     String::from_utf8_lossy(body).into_owned()
 }
 
-/// Scheme, host and path of a redirect: its query may hold a session, and all of it what we sent.
+/// Scheme, host and path of a redirect. Its query may hold a session, and any part may repeat our headers.
 fn redirect_target(config: &SignalConfig, headers: &HeaderMap) -> String {
     let location = headers.get(header::LOCATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
     match url::Url::parse(&config.headers.scrub(location)) {

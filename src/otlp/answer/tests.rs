@@ -70,12 +70,12 @@ fn an_http_error_says_the_words_of_its_status_message() {
 fn a_missing_pipeline_says_what_to_do() {
     insta::assert_snapshot!(
         http(404, &[], b"404 page not found\n").cause().unwrap(),
-        @r#"logs to http://localhost:4318/v1/logs (http/protobuf): HTTP 404 Not Found, nothing takes logs there, check the path in OTEL_EXPORTER_OTLP_ENDPOINT or add a logs pipeline to the receiver: "404 page not found""#
+        @r#"logs to http://localhost:4318/v1/logs (http/protobuf): HTTP 404 Not Found, the receiver does not accept logs, check the path in OTEL_EXPORTER_OTLP_ENDPOINT or add a logs pipeline to the receiver: "404 page not found""#
     );
     let status = Status::unimplemented("unknown service");
     insta::assert_snapshot!(
         from_grpc(&config("grpc"), &status, SystemTime::UNIX_EPOCH).cause().unwrap(),
-        @r#"logs to http://localhost:4317 (grpc): UNIMPLEMENTED, nothing takes logs over gRPC there, add a logs pipeline to the receiver or check OTEL_EXPORTER_OTLP_ENDPOINT: "unknown service""#
+        @r#"logs to http://localhost:4317 (grpc): UNIMPLEMENTED, the receiver does not accept logs over gRPC, add a logs pipeline to the receiver or check OTEL_EXPORTER_OTLP_ENDPOINT: "unknown service""#
     );
 }
 

@@ -1,4 +1,7 @@
-//! What happened when there was no answer at all.
+//! Classifies failures without an answer: of the connection, of TLS, of HTTP.
+//!
+//! Such a failure may pass, or be a wrong port, protocol or certificate that somebody must fix. Types decide where they
+//! reach us, texts where they do not.
 
 use std::{error::Error, io};
 
@@ -41,14 +44,15 @@ pub fn from_transport(config: &SignalConfig, error: &(dyn Error + 'static)) -> A
             (FailureKind::Unreachable, "no route to the host".to_owned())
         }
         Some(io::ErrorKind::TimedOut) => (FailureKind::Timeout, "the connection timed out".to_owned()),
-        _ => {
-            (FailureKind::Broken, format!("the connection broke before an answer came{}", port_hint(config)))
-        }
+        _ => (
+            FailureKind::Broken,
+            format!("the connection broke before a response arrived{}", port_hint(config)),
+        ),
     };
     Answer::Retry { cause: Cause::new(config, kind, &what, &text), after: None }
 }
 
-/// A word on a port that is usually the other protocol's: some servers just hang up on the wrong one.
+/// A hint where the port is usually the other protocol's: some servers close the connection without an error.
 fn port_hint(config: &SignalConfig) -> String {
     let other = match config.protocol {
         Protocol::Grpc => Protocol::HttpProtobuf,
@@ -62,7 +66,7 @@ fn port_hint(config: &SignalConfig) -> String {
     }
 }
 
-/// What rustls says, where that is about the configuration; `None` for anything that may pass by itself.
+/// A TLS error that is about the configuration; `None` for one that may pass by itself.
 fn tls(config: &SignalConfig, error: &rustls::Error) -> Option<Answer> {
     let variable = &config.endpoint_variable;
     let (kind, what) = match error {
@@ -85,7 +89,7 @@ fn tls(config: &SignalConfig, error: &rustls::Error) -> Option<Answer> {
             ),
         ),
         rustls::Error::InvalidMessage(_) => {
-            (FailureKind::WrongProtocol, format!("this port speaks no TLS: write http:// in {variable}"))
+            (FailureKind::WrongProtocol, format!("this port does not use TLS: write http:// in {variable}"))
         }
         _ => return None,
     };
@@ -103,8 +107,8 @@ fn tls_variable(config: &SignalConfig, option: &str) -> String {
     file.map_or_else(|| format!("OTEL_EXPORTER_OTLP_{option}"), |file| file.variable.clone())
 }
 
-/// What the other side says in a TLS alert. With TLS 1.3 it judges our certificate after the handshake, where h2 keeps
-/// only the text of an error; so the text decides.
+/// A TLS alert from the other side. With TLS 1.3 it checks our certificate after the handshake, where h2 keeps only the
+/// text of an error; so the text decides.
 fn alert(config: &SignalConfig, text: &str) -> Option<Answer> {
     let (_, after) = text.split_once("received fatal alert: ")?;
     let alert = after.split(|c: char| !c.is_ascii_alphanumeric()).next()?;
@@ -119,7 +123,7 @@ fn alert(config: &SignalConfig, text: &str) -> Option<Answer> {
         | "AccessDenied" => (
             FailureKind::Certificate,
             format!(
-                "the receiver does not accept our client certificate or wants one, check {} and {}",
+                "the receiver rejects the client certificate or requires one, check {} and {}",
                 tls_variable(config, "CLIENT_CERTIFICATE"),
                 tls_variable(config, "CLIENT_KEY"),
             ),
@@ -130,8 +134,8 @@ fn alert(config: &SignalConfig, text: &str) -> Option<Answer> {
     Some(Answer::Misconfigured(Cause::new(config, kind, &what, text)))
 }
 
-/// Whether the other side speaks another HTTP version. hyper and h2 have no types for it that reach us, so their
-/// text decide; the integration tests hold them against real sockets.
+/// Whether the other side speaks another HTTP version. No type of hyper or h2 reaches us, so their text decides; the
+/// integration tests check it against real sockets.
 fn wrong_protocol(config: &SignalConfig, text: &str) -> Option<Answer> {
     let what = match config.protocol {
         // An HTTP/1 answer read as a frame has a length of "HTT", 4.7 MB.
@@ -146,7 +150,7 @@ fn wrong_protocol(config: &SignalConfig, text: &str) -> Option<Answer> {
         }
         // Their frame, read as an answer; but the alert of a TLS server looks the same.
         Protocol::HttpProtobuf if text.contains("invalid HTTP version parsed") => {
-            let tls = if config.endpoint.is_tls() { "" } else { "; or it wants TLS: write https://" };
+            let tls = if config.endpoint.is_tls() { "" } else { "; or it requires TLS: write https://" };
             format!("{}{tls}", other_protocol(config))
         }
         _ => return None,
@@ -154,7 +158,7 @@ fn wrong_protocol(config: &SignalConfig, text: &str) -> Option<Answer> {
     Some(Answer::Misconfigured(Cause::new(config, FailureKind::WrongProtocol, &what, "")))
 }
 
-/// How to mend a port that speaks the other protocol.
+/// How to fix a port that speaks the other protocol.
 pub(super) fn other_protocol(config: &SignalConfig) -> String {
     let (looks_like, other, own) = match config.protocol {
         Protocol::Grpc => ("an HTTP", Protocol::HttpProtobuf, "gRPC"),

@@ -1,4 +1,7 @@
 //! OTLP over gRPC, with tonic.
+//!
+//! tonic would decode answers, guess a status for foreign ones, and panic on malformed details. A codec that leaves
+//! messages encoded and a layer below tonic's client keep the receiver's real answer.
 
 use std::{
     pin::Pin,
@@ -25,8 +28,8 @@ use crate::otlp::{
     config::{Compression, SignalConfig},
 };
 
-/// The most bytes of headers in a response. A status and its message are headers; with h2's 16 KiB a receiver that
-/// refuses a request in many words would look like a broken connection, and the request would be kept for ever.
+/// The most bytes of headers in a response. A status and its message are headers: with h2's 16 KiB a rejection with a long
+/// message would look like a broken connection, and the request would be kept forever.
 const LONGEST_HEADERS: u32 = 1024 * 1024;
 
 #[derive(Debug)]
@@ -35,11 +38,11 @@ pub(super) struct Grpc {
     path: PathAndQuery,
     metadata: MetadataMap,
     compression: Compression,
-    /// Made by the first request: making one spawns a task, which needs a runtime.
+    /// Created by the first request: it spawns a task, which needs a runtime.
     channel: Mutex<Option<Channel>>,
 }
 
-/// The receiver with all that its connections need.
+/// The endpoint, with TLS and limits.
 pub(crate) fn endpoint(config: &SignalConfig) -> Result<Endpoint, ClientError> {
     let setup = |error: tonic::transport::Error| ClientError::Setup(error.to_string());
     let tls = Tls::load(&config.endpoint, &config.tls)?;
@@ -66,10 +69,10 @@ impl Grpc {
     }
 
     pub(super) async fn send(&self, config: &SignalConfig, body: Bytes) -> Answer {
-        let mut grpc = tonic::client::Grpc::new(Judged(self.channel()));
+        let mut grpc = tonic::client::Grpc::new(CheckedChannel(self.channel()));
         if self.compression == Compression::Gzip {
-            // Receivers compress their answers in kind. Without the second call tonic would call a gzipped
-            // acceptance UNIMPLEMENTED.
+            // Receivers compress their answers too. Without the second call tonic would report a gzipped acceptance as
+            // UNIMPLEMENTED.
             grpc =
                 grpc.send_compressed(CompressionEncoding::Gzip).accept_compressed(CompressionEncoding::Gzip);
         }
@@ -95,13 +98,13 @@ impl Grpc {
     }
 }
 
-/// A channel that tells answers of something else than gRPC apart, a proxy's 502 or 413 say. tonic reads their bodies
-/// as messages and calls the outcome INTERNAL.
-struct Judged(Channel);
+/// A channel that recognizes answers of servers other than gRPC's, such as a proxy's 502 or 413. tonic would decode their
+/// bodies as messages and report INTERNAL.
+struct CheckedChannel(Channel);
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-impl Service<http::Request<Body>> for Judged {
+impl Service<http::Request<Body>> for CheckedChannel {
     type Response = http::Response<Body>;
     type Error = BoxError;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
@@ -129,17 +132,17 @@ impl Service<http::Request<Body>> for Judged {
     }
 }
 
-/// Whether a response follows "PROTOCOL-HTTP2" of the gRPC documentation: a status in its headers, or one to come
-/// after a message.
+/// Whether a response is gRPC's ("PROTOCOL-HTTP2" in its documentation): a status in its headers, or one that follows a
+/// message.
 fn is_grpc(response: &http::Response<Body>) -> bool {
     let headers = response.headers();
-    let says_so =
+    let is_message =
         || headers.get(header::CONTENT_TYPE).is_some_and(|t| t.as_bytes().starts_with(b"application/grpc"));
-    headers.contains_key("grpc-status") || (response.status() == StatusCode::OK && says_so())
+    headers.contains_key("grpc-status") || (response.status() == StatusCode::OK && is_message())
 }
 
-/// A codec that leaves messages encoded: requests go out byte for byte as they were stored, and a response that
-/// cannot be decoded is judged by us and not turned into a failure.
+/// A codec that leaves messages encoded: requests are sent byte for byte as stored, and a response that cannot be decoded
+/// does not become a failure.
 struct Verbatim;
 
 impl Codec for Verbatim {

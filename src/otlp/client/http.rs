@@ -1,4 +1,7 @@
 //! OTLP over HTTP with protobuf bodies, with reqwest.
+//!
+//! No redirects, no proxy for loopback, no HTTP/2: each would send credentials or requests somewhere unexpected, or let
+//! one hung connection block the next request.
 
 use std::time::SystemTime;
 
@@ -14,10 +17,10 @@ use crate::otlp::{
     config::{Compression, SignalConfig},
 };
 
-/// More of a response than this is not read. Its beginning says enough.
+/// The most bytes of a response that are read: its beginning is enough.
 const LONGEST_RESPONSE: usize = 256 * 1024;
 
-/// Connections with the headers of the configuration, and no others of the user's.
+/// Connections that send the configured headers.
 #[derive(Debug)]
 pub(crate) struct Http {
     client: reqwest::Client,
@@ -26,22 +29,22 @@ pub(crate) struct Http {
 impl Http {
     pub(crate) fn new(config: &SignalConfig) -> Result<Self, ClientError> {
         let mut tls = Tls::load(&config.endpoint, &config.tls)?;
-        // Said in the handshake too, a gRPC port can refuse it there, and in words.
+        // Announced in the handshake too, so that a gRPC port can refuse with a clear error.
         tls.rustls.alpn_protocols = vec![b"http/1.1".to_vec()];
         let mut headers = config.headers.as_map().clone();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-protobuf"));
         headers.remove(header::CONTENT_ENCODING);
         let mut builder = reqwest::Client::builder()
-            // One request at a time gains nothing from HTTP/2, and a request that is given up then closes its
-            // connection, so the next one does not hang on it too.
+            // One request at a time gains nothing from HTTP/2, and a request that is abandoned closes its HTTP/1
+            // connection, so that the next one does not hang on it too.
             .http1_only()
             .tls_backend_preconfigured(tls.rustls)
-            // A redirected POST may become a GET, and the credentials are not for another host.
+            // A redirected POST may become a GET, and the credentials must not reach another host.
             .redirect(reqwest::redirect::Policy::none())
             .user_agent(USER_AGENT)
             .default_headers(headers);
         if config.endpoint.is_loopback() {
-            // HTTP_PROXY and its kin are for other machines, also where NO_PROXY forgets to say so.
+            // HTTP_PROXY and the like are for other hosts, even if NO_PROXY does not list this one.
             builder = builder.no_proxy();
         }
         let client = builder.build().map_err(|error| ClientError::Setup(describe(&error)))?;
@@ -64,7 +67,7 @@ impl Http {
         }
     }
 
-    /// Posts a body that is compressed already, as `encoding` says. Of the response no more is read than is useful.
+    /// Posts a body that is encoded as `encoding` says. Reads only the beginning of the response.
     pub(crate) async fn post(
         &self,
         config: &SignalConfig,
@@ -77,13 +80,13 @@ impl Http {
             .post(config.endpoint.as_url().clone())
             .headers(encoding.into_iter().collect())
             .body(body);
-        // The URL, which may hold credentials, is part of reqwest's text.
+        // reqwest's text contains the URL, which may hold credentials.
         let mut response = request.send().await.map_err(reqwest::Error::without_url)?;
         let mut body = Vec::new();
         loop {
             match response.chunk().await {
                 Ok(Some(chunk)) if body.len() < LONGEST_RESPONSE => body.extend_from_slice(&chunk),
-                // The status has decided already: a success whose body breaks off was stored all the same.
+                // The status decides: a success whose body breaks off was stored all the same.
                 Ok(_) | Err(_) => break,
             }
         }

@@ -1,4 +1,6 @@
 //! TLS for both transports, from the files that the configuration names.
+//!
+//! rustls checks the files for both, so that a wrong one is reported at startup with its variable.
 
 use std::{fs, path::PathBuf, sync::Arc};
 
@@ -11,16 +13,16 @@ use tonic::transport::{Certificate, ClientTlsConfig, Identity};
 use super::ClientError;
 use crate::otlp::config::{Endpoint, PemFile, TlsFiles};
 
-/// Whom to trust and who we are, read and checked.
+/// Trusted certificates and the client's own, read and checked.
 pub(super) struct Tls {
-    /// For reqwest, and the proof that the files fit together.
+    /// For reqwest, and the check that the files belong together.
     pub(super) rustls: ClientConfig,
     ca: Option<Vec<u8>>,
     identity: Option<(Vec<u8>, Vec<u8>)>,
 }
 
 impl Tls {
-    /// Reads the files. Without TLS at the endpoint none is read, and nobody is trusted.
+    /// Reads the files. Without TLS at the endpoint it reads none and trusts no certificate.
     pub(super) fn load(endpoint: &Endpoint, files: &TlsFiles) -> Result<Self, ClientError> {
         let (mut roots, mut ca, mut identity) = (RootCertStore::empty(), None, None);
         if endpoint.is_tls() {
@@ -32,7 +34,7 @@ impl Tls {
             identity =
                 client.map(|client| Ok((read(&client.certificate)?, read(&client.key)?))).transpose()?;
         }
-        // The provider is given by hand: a process-wide default would be a side effect of a library.
+        // An explicit provider: a process-wide default would be a side effect of a library.
         let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
             .with_safe_default_protocol_versions()
             .map_err(|error| ClientError::Setup(error.to_string()))?
@@ -65,7 +67,7 @@ impl Tls {
         if let Some((certificate, key)) = &self.identity {
             config = config.identity(Identity::from_pem(certificate, key));
         }
-        // tonic would take the address with its brackets, which is no server name.
+        // tonic would use the address with its brackets, which is not a server name.
         if let Some(url::Host::Ipv6(address)) = endpoint.as_url().host() {
             config = config.domain_name(address.to_string());
         }

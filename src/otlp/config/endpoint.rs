@@ -1,4 +1,7 @@
-//! Where requests go.
+//! The address of a receiver.
+//!
+//! A URL may hold credentials, and a password with raw reserved characters parses into a different host. So unclear URLs
+//! are rejected before anything of them is shown.
 
 use std::fmt;
 
@@ -8,7 +11,7 @@ use super::Problem;
 use crate::otlp::Signal;
 use crate::redact::url::{Form, is_unclear};
 
-/// An endpoint has no parameters of ours, and no fragment.
+/// An endpoint has no parameters that runspan knows, and no fragment.
 const FORM: Form = Form { parameter: |_, _| false, fragments: &[], sockets: false };
 
 /// The address of a receiver: an `http` or `https` URL with a host.
@@ -32,7 +35,7 @@ impl Endpoint {
         parse_url(value).map(Self)
     }
 
-    /// An OTLP/gRPC address: a URL, or `host:port`, which is plain text only when `insecure` says so.
+    /// An OTLP/gRPC address: a URL, or `host:port`, which is unencrypted only if `insecure`.
     pub(super) fn grpc(value: &str, insecure: bool) -> Result<Self, Problem> {
         let url = if value.contains("://") {
             parse_url(value)?
@@ -48,7 +51,7 @@ impl Endpoint {
         Ok(Self(url))
     }
 
-    /// The URL with everything in it, credentials too: for the connection only.
+    /// The whole URL, with credentials: for the connection only.
     pub(in crate::otlp) fn as_url(&self) -> &Url {
         &self.0
     }

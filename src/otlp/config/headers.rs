@@ -1,4 +1,6 @@
-//! The headers that the user adds to every request. Their values are secrets.
+//! The headers that the user adds to every request.
+//!
+//! Their values are secrets, and receivers repeat them in error messages: so this module also removes them from such texts.
 
 use std::fmt;
 
@@ -6,11 +8,11 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::{Problem, pairs};
 
-/// Headers the connection itself owns: a value from outside would break the framing of the request.
+/// Headers that the connection sets: another value would break the framing of the request.
 const OF_THE_CONNECTION: [&str; 7] =
     ["connection", "content-length", "host", "keep-alive", "te", "transfer-encoding", "upgrade"];
 
-/// Parts of header values shorter than this are not worth hiding: they would match ordinary words.
+/// Shorter parts of header values are not hidden: they would match ordinary words.
 const SHORTEST_SECRET: usize = 6;
 
 /// Headers for every request of a signal, from `OTEL_EXPORTER_OTLP_HEADERS` or its per-signal form.
@@ -20,7 +22,7 @@ const SHORTEST_SECRET: usize = 6;
 pub struct Headers(HeaderMap);
 
 impl Headers {
-    /// Parses `key1=value1,key2=value2` with percent-encoded values. Of a repeated key the last value counts.
+    /// Parses `key1=value1,key2=value2` with percent-encoded values. The last value of a repeated key counts.
     pub(super) fn parse(list: &str) -> Result<Self, Problem> {
         let mut map = HeaderMap::new();
         for pair in pairs::parse(list)? {
@@ -31,7 +33,7 @@ impl Headers {
             }
             let mut value = HeaderValue::from_bytes(&pair.value)
                 .map_err(|_| Problem::HeaderValue { name: name.to_string() })?;
-            // Also keeps the value out of HPACK's tables and out of `Debug` of the map itself.
+            // Also keeps the value out of HPACK's tables and of the map's `Debug`.
             value.set_sensitive(true);
             map.insert(name, value);
         }
@@ -43,8 +45,8 @@ impl Headers {
         &self.0
     }
 
-    /// Blanks every header value, and every word of one, in a text that came from outside: a receiver may well
-    /// answer `invalid token …`.
+    /// Redacts every header value, and every word of one, in a text from outside: a receiver may answer
+    /// `invalid token …`.
     pub(in crate::otlp) fn scrub(&self, text: &str) -> String {
         let values: Vec<_> = self.0.values().filter_map(|value| value.to_str().ok()).collect();
         let words = values.iter().copied().flat_map(str::split_whitespace);
@@ -73,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn spaces_and_equal_signs_may_stand_as_they_are() {
+    fn spaces_and_equal_signs_need_no_escape() {
         let headers = Headers::parse(" Authorization = Basic YWxhZGRpbg== , x-tenant=a%2Cb,, ").unwrap();
         assert_eq!(headers.as_map()["authorization"], "Basic YWxhZGRpbg==");
         assert_eq!(headers.as_map()["x-tenant"], "a,b");
@@ -98,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn an_echoed_secret_is_blanked_whole_and_in_words() {
+    fn an_echoed_secret_is_redacted_whole_and_word_by_word() {
         let headers = Headers::parse("authorization=Bearer abc123xyz,x=no").unwrap();
         assert_eq!(headers.scrub("no: bad token abc123xyz"), "no: bad token [redacted]");
         assert_eq!(headers.scrub("got 'Bearer abc123xyz'"), "got '[redacted]'");

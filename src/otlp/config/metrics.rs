@@ -1,4 +1,7 @@
-//! How the durable metrics are exported: the SDK's environment variables for metrics, as far as they apply.
+//! The SDK's environment variables for metrics, as far as they apply to the durable metrics.
+//!
+//! A variable that requests what runspan cannot export is an error: a backend that expects deltas would compute wrong
+//! rates from cumulative points.
 
 use std::time::Duration;
 
@@ -8,7 +11,7 @@ use crate::otlp::Signal;
 /// The specification's default (`sdk-environment-variables.md`, "Periodic exporting `MetricReader`").
 const DEFAULT_INTERVAL: Duration = Duration::from_mins(1);
 
-/// When and how points are sent.
+/// When and how points are exported.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MetricsConfig {
     /// The time between two exports.
@@ -24,7 +27,7 @@ impl Default for MetricsConfig {
 }
 
 impl MetricsConfig {
-    /// Reads the configuration. What asks for another kind of points than there are is an error.
+    /// Reads the configuration. A variable that requests another kind of points is an error.
     pub fn from_env(env: Env<'_>) -> Result<Self, ConfigError> {
         fn read<T>(
             variables: &Variables<'_>,

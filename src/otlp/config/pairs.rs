@@ -8,10 +8,10 @@ use percent_encoding::percent_decode_str;
 
 use super::Problem;
 
-/// Splits a list into percent-decoded keys and values. Empty entries, as a trailing comma leaves, are skipped.
+/// Splits a list into percent-decoded keys and values. Empty entries, such as after a trailing comma, are skipped.
 ///
 /// # Errors
-/// An entry without `=`, an empty key, or a `%` that begins no escape.
+/// An entry without `=`, an empty key, or a `%` that does not begin an escape.
 pub(super) fn parse(list: &str) -> Result<Vec<Pair>, Problem> {
     let entries = list.split(',').enumerate().map(|(index, entry)| (index + 1, entry.trim()));
     entries
@@ -36,7 +36,7 @@ pub(super) struct Pair {
 }
 
 fn decode(text: &str, position: usize) -> Result<Vec<u8>, Problem> {
-    // percent_decode_str leaves a broken escape as it stands; a credential mangled that way fails far from here.
+    // percent_decode_str keeps a broken escape; a credential mangled like that would fail far from here.
     let escapes = text.split('%').skip(1);
     let well_formed = |after: &str| after.bytes().take(2).filter(u8::is_ascii_hexdigit).count() == 2;
     if !escapes.into_iter().all(well_formed) {

@@ -1,10 +1,12 @@
-//! What describes the application, on every span, record and metric.
+//! The resource: the attributes of the application, on every span, record and metric.
+//!
+//! It describes the application whose runs these are, not the relay, which may be another process.
 
 use super::{ConfigError, Env, Problem, pairs};
 
 const SERVICE_NAME: &str = "service.name";
 
-/// What the specification calls a service that nobody named.
+/// The specification's name of a service without one.
 pub const UNKNOWN_SERVICE: &str = "unknown_service";
 
 /// The resource of the application, from `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES`.
@@ -14,11 +16,11 @@ pub struct Resource {
 }
 
 impl Resource {
-    /// Reads both variables. `OTEL_SERVICE_NAME` beats a `service.name` among the attributes; without either it is
-    /// `unknown_service`. Of a repeated key the last value counts.
+    /// Reads both variables. `OTEL_SERVICE_NAME` overrides a `service.name` among the attributes; without either it is
+    /// `unknown_service`. The last value of a repeated key counts.
     ///
     /// # Errors
-    /// A list entry that cannot be understood.
+    /// An invalid list entry.
     pub fn from_env(env: Env<'_>) -> Result<Self, ConfigError> {
         const LIST: &str = "OTEL_RESOURCE_ATTRIBUTES";
         let mut resource = Self { attributes: vec![(SERVICE_NAME.to_owned(), UNKNOWN_SERVICE.to_owned())] };
@@ -60,7 +62,7 @@ fn attributes(list: &str) -> Result<Vec<(String, String)>, Problem> {
             };
             Ok((text(pair.key)?, text(pair.value)?))
         })
-        // An empty name says nothing; the default says at least that nobody chose one.
+        // An empty name is useless; the default shows at least that nobody chose one.
         .filter(|pair| !matches!(pair, Ok((key, value)) if key == SERVICE_NAME && value.is_empty()))
         .collect()
 }

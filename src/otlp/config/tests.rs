@@ -123,8 +123,8 @@ fn an_error_is_one_line_with_the_variable_and_the_remedy() {
     .collect();
     assert!(lines.iter().all(|line| !line.contains("s3cr3t")));
     insta::assert_snapshot!(lines.join("\n"), @r#"
-    OTEL_TRACES_EXPORTER names the exporter "otlp,console", which runspan does not have: set it to otlp or none
-    OTEL_EXPORTER_OTLP_PROTOCOL asks for http/json, which runspan does not speak: set it to http/protobuf (same port) or grpc
+    OTEL_TRACES_EXPORTER names the exporter "otlp,console", which runspan does not support: set it to otlp or none
+    OTEL_EXPORTER_OTLP_PROTOCOL asks for http/json, which runspan does not support: set it to http/protobuf (same port) or grpc
     OTEL_EXPORTER_OTLP_TRACES_PROTOCOL names the protocol "http": set it to http/protobuf or grpc
     OTEL_EXPORTER_OTLP_TIMEOUT is "10s", not a number of milliseconds from 1 to 4294967295: set it to e.g. 10000
     OTEL_EXPORTER_OTLP_TRACES_TIMEOUT is "0", not a number of milliseconds from 1 to 4294967295: set it to e.g. 10000

@@ -49,7 +49,7 @@ fn complaints(database: &Database, command: &mut Command) -> String {
 fn of_traces(stderr: &str) -> String {
     // What hyper reports on the other protocol's port is chance, too: for a try or two perhaps only that the
     // connection broke (a warning), and on a gRPC port one of two errors, after one of which it may be TLS as well.
-    let stderr = stderr.replace("; or it wants TLS: write https://", "");
+    let stderr = stderr.replace("; or it requires TLS: write https://", "");
     let mut lines: Vec<_> = stderr.lines().filter(|line| line.starts_with("ERROR traces")).collect();
     lines.dedup();
     lines.join("\n")
@@ -134,7 +134,7 @@ fn without_a_logs_pipeline_traces_pass_and_logs_are_kept() {
         let mut command =
             if grpc { grpc_relay(&database, &collector.grpc()) } else { relay(&database, &collector.http()) };
         let mut relay = Process::start(&mut command);
-        relay.wait_to_say("nothing takes logs");
+        relay.wait_to_say("the receiver does not accept logs");
         let sent = || (collector.lines("traces").len() == runs).then_some(());
         wait_for("traces", sent);
         wait_for("acknowledgement of the traces", || {
@@ -145,9 +145,9 @@ fn without_a_logs_pipeline_traces_pass_and_logs_are_kept() {
         let said = plain(&ended.stderr, &database);
         let said = said.lines().find(|line| line.contains("ERROR logs")).unwrap_or_default();
         if grpc {
-            insta::assert_snapshot!(said, @r#"ERROR logs to http://RECEIVER (grpc): UNIMPLEMENTED, nothing takes logs over gRPC there, add a logs pipeline to the receiver or check OTEL_EXPORTER_OTLP_ENDPOINT: "unknown service opentelemetry.proto.collector.logs.v1.LogsService" retry_in_ms=…"#);
+            insta::assert_snapshot!(said, @r#"ERROR logs to http://RECEIVER (grpc): UNIMPLEMENTED, the receiver does not accept logs over gRPC, add a logs pipeline to the receiver or check OTEL_EXPORTER_OTLP_ENDPOINT: "unknown service opentelemetry.proto.collector.logs.v1.LogsService" retry_in_ms=…"#);
         } else {
-            insta::assert_snapshot!(said, @r#"ERROR logs to http://RECEIVER/v1/logs (http/protobuf): HTTP 404 Not Found, nothing takes logs there, check the path in OTEL_EXPORTER_OTLP_ENDPOINT or add a logs pipeline to the receiver: "404 page not found" retry_in_ms=…"#);
+            insta::assert_snapshot!(said, @r#"ERROR logs to http://RECEIVER/v1/logs (http/protobuf): HTTP 404 Not Found, the receiver does not accept logs, check the path in OTEL_EXPORTER_OTLP_ENDPOINT or add a logs pipeline to the receiver: "404 page not found" retry_in_ms=…"#);
         }
     }
     collector.go_away();
