@@ -1,23 +1,22 @@
-//! Credentials out of free text, before it leaves the database as a span event or a log record.
+//! Removes credentials from free text before it leaves the database in a span or a log record.
 //!
-//! A reason is written by whatever failed: a clone URL with its token, a header dump, a child process's stderr.
-//! [`redact`] takes the credentials out of such a text and leaves the rest readable; [`reason`] makes the short,
-//! one-line text that telemetry carries.
+//! Whatever fails writes the reason: a clone URL with its token, a dump of headers, a child process's stderr. [`redact`]
+//! replaces the credentials in such a text and leaves the rest readable; [`reason`] makes the short line that telemetry
+//! carries.
 //!
-//! Each entry of `RULES` finds one shape of credential. All rules read the same text, what they find is merged,
-//! and each merged stretch becomes one marker; that is repeated until nothing changes. So
+//! Each entry of `RULES` matches one form of credential. All rules read the same text, their matches are merged, and each
+//! merged range becomes one marker; this repeats until nothing changes. So
 //!
 //! - a text is never longer than before: a marker is at most as long as what it replaces;
-//! - redacting twice is redacting once: the result is by definition a text that a further pass leaves alone;
-//! - it ends: a pass either shortens the text, or replaces ten bytes by a marker (markers that stand are never
-//!   broken up), or at most three bytes by asterisks, and none of these can be undone at the same length;
-//! - nothing it is given makes it hang or panic: the `regex` crate does not backtrack, and every bound of a stretch
-//!   comes from a match, so it is a character boundary.
+//! - redacting twice is the same as redacting once: by definition another pass does not change the result;
+//! - it terminates: a pass either shortens the text, or replaces ten bytes by a marker (existing markers are never
+//!   split), or at most three bytes by asterisks, and no pass reverts that at the same length;
+//! - no input makes it hang or panic: the `regex` crate does not backtrack, and the bounds of a range are those of
+//!   matches, so they are character boundaries.
 //!
-//! When in doubt a rule takes too much: a word of a reason is worth less than a password. But a rule that fires on
-//! ordinary text would teach people to distrust reasons, so each asks for a shape that prose, paths, hashes and
-//! Rust code do not have. A text may have been cut off anywhere, so a credential is also recognised when the end of
-//! the text stands where the rest of it should be.
+//! A rule rather removes too much: a word of a reason is worth less than a password. But rules that match ordinary text
+//! would make reasons useless, so each requires a form that prose, paths, hashes and Rust code do not have. A text may
+//! be cut anywhere, so a credential that the end of the text cuts off is recognized too.
 
 pub(crate) mod url;
 
@@ -25,10 +24,10 @@ use std::{borrow::Cow, ops::Range, sync::LazyLock};
 
 use regex::{Regex, RegexSet};
 
-/// What stands where a credential was.
+/// Replaces a credential.
 const MARKER: &str = "[redacted]";
 
-/// What stands there if the credential was shorter than [`MARKER`], cut to its length.
+/// Replaces a credential shorter than [`MARKER`], cut to its length.
 const SHORT_MARKER: &str = "***";
 
 /// The most bytes of a reason that are read.
@@ -39,8 +38,8 @@ const KEPT: usize = 1024;
 
 /// Replaces credentials by `[redacted]` (by `***` if they are shorter than that).
 ///
-/// What is around them stays: the host of a URL, the name of a header or variable. Nothing else changes, control
-/// characters neither; a text without credentials comes back borrowed, after a single scan.
+/// The context stays: the host of a URL, the name of a header or variable. Nothing else changes, including control
+/// characters. A text without credentials is returned borrowed, after a single scan.
 ///
 /// ```
 /// use runspan::redact::redact;
@@ -60,10 +59,10 @@ pub fn redact(text: &str) -> Cow<'_, str> {
 
 /// A reason as telemetry carries it: redacted, on one line, at most 1024 bytes.
 ///
-/// At most 8 KiB are read. They are redacted before they are cut, or a token across the cut would leave its first
-/// half. Before that, terminal escapes and other control characters go, for `password=…` is one in any colour; after
-/// it, every run of whitespace, line breaks too, becomes a single space: the body of a log record is one line. A
-/// reason that lost its end says so with `…`, within the 1024 bytes.
+/// At most 8 KiB are read. They are redacted before they are cut: a token across the cut would leave its first half.
+/// Terminal escapes and other control characters are removed before that, as `password=…` is a credential in any colour.
+/// Afterwards all white space, including line breaks, becomes single spaces: the body of a log record is one line. A
+/// reason that was cut ends with `…`, within the 1024 bytes.
 ///
 /// ```
 /// use runspan::redact::reason;
@@ -86,13 +85,13 @@ pub fn reason(text: &str) -> String {
     line
 }
 
-/// `text` with every stretch that a rule finds replaced, or `None` if that changes nothing.
+/// `text` with all matches of the rules replaced, or `None` if that changes nothing.
 fn pass(text: &str) -> Option<String> {
     let hits = COMPILED.set.matches(text);
     if !hits.matched_any() {
         return None;
     }
-    // Markers that already stand count as found, or a stretch that overlaps one would cut it in two.
+    // Existing markers count as matches: a match that overlaps one would split it.
     let mut secrets: Vec<Range<usize>> =
         text.match_indices(MARKER).map(|(start, marker)| start..start + marker.len()).collect();
     for rule in &hits {
@@ -125,7 +124,7 @@ fn pass(text: &str) -> Option<String> {
     (clean != text).then_some(clean)
 }
 
-/// [`RULES`], ready to search with: all at once to see which fire, then those one by one.
+/// [`RULES`], compiled: as a set to see which match, and one by one.
 struct Compiled {
     set: RegexSet,
     each: Vec<Regex>,
@@ -142,38 +141,38 @@ static COMPILED: LazyLock<Compiled> = LazyLock::new(|| Compiled {
         .collect(),
 });
 
-/// One shape of credential.
+/// One form of credential.
 struct Rule {
-    /// How the tests and a broken pattern's message call it.
+    /// Its name in tests and in the message of an invalid pattern.
     name: &'static str,
-    /// Finds it. Each group that takes part in a match is a credential, to be replaced whole.
+    /// Matches it. Each group of a match is a credential and is replaced completely.
     pattern: &'static str,
 }
 
-// The pieces that several rules share, as macros, for `concat!` takes only literals.
+// Parts that several rules share, as macros, because `concat!` accepts only literals.
 
-/// The start of a word, also after an escaped line break as JSON has it (`…\nsk-…`), where `\b` sees none.
+/// The start of a word, also after a line break that JSON escapes (`…\nsk-…`), where `\b` does not match.
 macro_rules! start {
     () => {
         r"(?:(?-u:\b)|\\[nrt])"
     };
 }
 
-/// Perhaps a quotation mark, perhaps an escaped one.
+/// An optional quotation mark, optionally escaped.
 macro_rules! quote {
     () => {
         r#"\\*["']?"#
     };
 }
 
-/// A word without the quotation marks and punctuation that prose puts behind it.
+/// A word without the quotation marks and punctuation that follow it in prose.
 macro_rules! word {
     () => {
         r#"[^\s"']*[^\s"',;:.)\]}>]"#
     };
 }
 
-/// The end of a name whose value is a credential, whatever the name begins with (`DB_PASSWORD`, `clientSecret`).
+/// The end of a name whose value is a credential, with any beginning (`DB_PASSWORD`, `clientSecret`).
 /// Not `secret_name` or `password_file`: those do not hold one.
 macro_rules! key {
     () => {
@@ -210,7 +209,7 @@ macro_rules! value {
     };
 }
 
-/// Every shape of credential that [`redact`] knows. Their order does not matter.
+/// Every form of credential that [`redact`] knows. Their order does not matter.
 const RULES: &[Rule] = &[
     // `scheme://user:password@host` and `scheme://token@host`. The first `@` ends a password without blanks, whatever
     // else is in it; if more `@` follow in the same word, it may have been part of the password, and the last one
@@ -242,7 +241,7 @@ const RULES: &[Rule] = &[
                 ([^\s"'<>&\#\\]*[^\s"'<>&\#\\,;:.)\]}])"#
         ),
     },
-    // Webhook addresses: whoever knows the path may post.
+    // Webhook addresses: anyone who knows the path may post.
     Rule {
         name: "webhook",
         pattern: r#"(?xi)
@@ -291,8 +290,8 @@ const RULES: &[Rule] = &[
             ")"
         ),
     },
-    // A header that says it is one. The scheme stays, if there is one: a word that is known, or any in front of
-    // something that is no word. Digest and the like have parameters to the end of the line.
+    // The header by its name. The scheme stays, if there is one: a known word, or any word before something that is not
+    // a word. Digest and the like have parameters to the end of the line.
     Rule {
         name: "Authorization",
         pattern: concat!(
@@ -335,7 +334,7 @@ const RULES: &[Rule] = &[
             ( [a-z0-9+/_-]{8,}={1,2} | [a-z0-9+/_-]{24,} | [a-z0-9+/_-]{4,}[0-9][a-z0-9+/_-]{4,} )",
     },
     // Classic ones, the stateless installation tokens (`ghs_<app>_<JWT>`) and fine-grained ones; and those without
-    // a prefix, which are told from commit hashes by the word or version in front.
+    // a prefix, which the word or version before them distinguishes from commit hashes.
     Rule {
         name: "GitHub",
         pattern: concat!(
@@ -348,8 +347,8 @@ const RULES: &[Rule] = &[
             ) | (?i:token) [\x20\t:='\x22]+ ( [0-9a-f]{40,} | [0-9a-f]{10,}\z )"
         ),
     },
-    // Key ids, permanent and temporary. Secret keys have no shape of their own: "assignment" and "field" know
-    // them by their names.
+    // Key ids, permanent and temporary. Secret keys have no form of their own: "assignment" and "field" match their
+    // names.
     Rule { name: "AWS", pattern: r"(?x-u) ( A[KS]IA (?: [A-Z0-9]{16} | [A-Z0-9]{6,}\z ) )" },
     Rule {
         name: "Slack",
@@ -369,7 +368,7 @@ const RULES: &[Rule] = &[
             .*? (?: -{4,5}\x20?END[^-\r\n]{0,60}-{4,5} | \z )
         ) | ( LS0tLS1CRUdJTi[A-Za-z0-9+/=]* )",
     },
-    // Anthropic, OpenAI and those who copied them. Locales (`sk-SK`) and words (`sk-learn`) are shorter.
+    // Anthropic, OpenAI and similar. Locales (`sk-SK`) and words (`sk-learn`) are shorter.
     Rule {
         name: "sk-",
         pattern: concat!(
@@ -381,7 +380,7 @@ const RULES: &[Rule] = &[
             ) )"
         ),
     },
-    // Others whose prefix leaves no doubt: Stripe, GitLab, npm, Google, Hugging Face, Docker, PyPI.
+    // Others with an unambiguous prefix: Stripe, GitLab, npm, Google, Hugging Face, Docker, PyPI.
     Rule {
         name: "prefix",
         pattern: r"(?x-u) (

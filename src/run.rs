@@ -1,4 +1,7 @@
-//! What a run is: its id, its target, its status, and what a change of status means.
+//! Runs: ids, targets, statuses, and the meaning of a change of status.
+//!
+//! The database serializes every transition, but writers of any kind make them. So [`Transition::between`] gives a meaning
+//! to each pair of states, also to those that no correct writer produces.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,7 +10,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// The id of a run: the primary key of its row, and the source of its trace and span ids.
+/// The id of a run: the primary key of its row, and the origin of its trace and span ids.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct RunId(Uuid);
@@ -67,7 +70,7 @@ impl Timestamp {
         self.0
     }
 
-    /// Nanoseconds since the Unix epoch, as OTLP counts (`fixed64`): what lies before it becomes 0.
+    /// Nanoseconds since the Unix epoch, as in OTLP (`fixed64`): earlier times become 0.
     pub const fn unix_nanos(self) -> u64 {
         if self.0 < 0 { 0 } else { self.0.unsigned_abs().saturating_mul(1_000) }
     }
@@ -95,7 +98,7 @@ impl fmt::Display for Timestamp {
     }
 }
 
-/// What a run works on: an issue or a pull request, written `acme/widgets#42`.
+/// The target of a run: an issue or a pull request, written `acme/widgets#42`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Target {
     /// Issue or pull request.
@@ -135,6 +138,8 @@ impl TargetKind {
 }
 
 /// The state of a run, as the column `status` spells it.
+///
+/// Stored in open runs: bump `SCHEMA_VERSION` with a new one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 // Stored in open runs and series: for a new value bump SCHEMA_VERSION.
@@ -143,11 +148,11 @@ pub enum Status {
     Queued,
     /// An executor has it.
     Running,
-    /// Ended well.
+    /// Ended successfully.
     Succeeded,
-    /// Ended badly: `state.failedReason` says why.
+    /// Failed: `state.failedReason` holds the reason.
     Failed,
-    /// Ran cleanly, but work remains: `state.incompleteReason` says which.
+    /// Ended without an error, but with work left: `state.incompleteReason` holds the reason.
     Incomplete,
 }
 
@@ -169,7 +174,7 @@ impl Status {
         }
     }
 
-    /// How a run in this state ended, if it did.
+    /// The outcome of a run in this state, if it has ended.
     pub const fn outcome(self) -> Option<Outcome> {
         match self {
             Self::Queued | Self::Running => None,
@@ -179,8 +184,8 @@ impl Status {
         }
     }
 
-    /// Whether the mutators may move a run from this state to `next`. Other writers may do as they like;
-    /// [`Transition::between`] makes sense of what they did.
+    /// Whether the mutators may move a run from this state to `next`. Other writers may make any change;
+    /// [`Transition::between`] interprets it.
     pub const fn may_become(self, next: Self) -> bool {
         match self {
             Self::Queued => matches!(next, Self::Running | Self::Failed),
@@ -196,7 +201,7 @@ impl fmt::Display for Status {
     }
 }
 
-/// A status that is none of the five.
+/// An unknown status.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("unknown status {0:?} (known: queued, running, succeeded, failed, incomplete)")]
 pub struct UnknownStatus(pub String);
@@ -213,15 +218,17 @@ impl FromStr for Status {
 }
 
 /// How a run ended.
+///
+/// Stored in series: bump `SCHEMA_VERSION` with a new one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 // Stored in open runs and series: for a new value bump SCHEMA_VERSION.
 pub enum Outcome {
-    /// It did what it should.
+    /// It succeeded.
     Succeeded,
     /// It failed.
     Failed,
-    /// It ran cleanly, but work remains.
+    /// It ended without an error, but with work left.
     Incomplete,
     /// Its row was deleted while it was in flight.
     Deleted,
@@ -248,18 +255,18 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// What a change of a row means for the run.
+/// The meaning of a row's change for the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transition {
-    /// Waiting for an executor: inserted so, or back from running.
+    /// Waiting for an executor: inserted as queued, or back from running.
     Queued,
-    /// Begun.
+    /// Running.
     Running,
     /// Ended for the first time.
     Ended(Outcome),
-    /// Changed after its end. The first end stands.
+    /// Changed after its end. The first end is final.
     AfterEnd,
-    /// Nothing a run does: a row inserted as terminal (a restore), or no change at all.
+    /// Nothing: a row inserted with a final status (a restore), or no change of the status.
     Nothing,
 }
 
@@ -296,7 +303,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_pair_of_states_has_a_meaning() {
+    fn each_pair_of_states_has_a_transition() {
         let states: Vec<Option<Status>> = std::iter::once(None).chain(Status::ALL.map(Some)).collect();
         let name = |status: Option<Status>| status.map_or("-", Status::as_str);
         let mut table = String::new();
@@ -340,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn times_never_go_below_what_otlp_can_say() {
+    fn times_before_the_epoch_become_zero() {
         assert_eq!(Timestamp::from_micros(-1).unix_nanos(), 0);
         assert_eq!(Timestamp::from_micros(1_500).unix_nanos(), 1_500_000);
         assert_eq!(Timestamp::from_micros(0).millis_since(Timestamp::from_micros(5_000)), 0);

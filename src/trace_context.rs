@@ -1,8 +1,8 @@
 //! Trace and span ids from run ids, and the W3C `traceparent` header.
 //!
-//! A run's `trace_id` is the 16 bytes of its root run's UUID, its `span_id` the last 8 bytes of its own. So
-//! whoever knows a run's id and its root's can write its traceparent, in any language, without asking anyone.
-//! An id of zeros is invalid in W3C Trace Context; there the FNV-1a hash (64 bit) of the UUID's bytes steps in.
+//! A run's `trace_id` is the 16 bytes of its root run's UUID, its `span_id` the last 8 bytes of its own. So any process
+//! that knows a run's id and its root's can write its traceparent, in any language, without a lookup. All-zero ids are
+//! invalid in W3C Trace Context; the FNV-1a hash (64 bit) of the UUID's bytes replaces them.
 
 use std::fmt;
 use std::str::FromStr;
@@ -82,7 +82,7 @@ macro_rules! hex_id {
 hex_id!(TraceId, 16);
 hex_id!(SpanId, 8);
 
-/// Where a span stands: its trace, its own id, and the W3C trace flags.
+/// The identity of a span: its trace, its id, and the W3C trace flags.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SpanContext {
     /// The trace it belongs to.
@@ -128,7 +128,7 @@ impl fmt::Display for SpanContext {
     }
 }
 
-/// Not a `traceparent` as W3C Trace Context section 3.2 spells it.
+/// Not a valid `traceparent` (W3C Trace Context, section 3.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a valid W3C traceparent")]
 pub struct InvalidTraceparent;
@@ -136,7 +136,7 @@ pub struct InvalidTraceparent;
 impl FromStr for SpanContext {
     type Err = InvalidTraceparent;
 
-    /// Reads version 00, and what a higher version has in common with it.
+    /// Parses version 00, and the fields of it in a higher version.
     fn from_str(header: &str) -> Result<Self, Self::Err> {
         let mut parts = header.split('-');
         let mut next = || parts.next().ok_or(InvalidTraceparent);
@@ -171,7 +171,7 @@ fn span_id(run: Uuid) -> SpanId {
     if bytes == [0; 8] { SpanId(fnv1a(run.as_bytes())) } else { SpanId(bytes) }
 }
 
-/// FNV-1a, 64 bit, big-endian: few lines in any language.
+/// FNV-1a, 64 bit, big-endian: a few lines in any language.
 fn fnv1a(bytes: &[u8]) -> [u8; 8] {
     bytes
         .iter()
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn only_ids_with_random_bits_say_random() {
+    fn only_random_ids_set_the_random_flag() {
         let flags = |id: &str| {
             let id = id.parse().unwrap();
             SpanContext::of_run(id, id).flags
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_higher_version_may_say_more() {
+    fn a_higher_version_may_have_more_fields() {
         let base = "0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
         assert!(format!("00-{base}").parse::<SpanContext>().is_ok());
         assert!(format!("cc-{base}-more").parse::<SpanContext>().is_ok());
@@ -242,7 +242,7 @@ mod tests {
         }
 
         #[test]
-        fn no_text_makes_it_panic(text in "\\PC*|[0-9a-f-]{0,60}") {
+        fn no_text_panics(text in "\\PC*|[0-9a-f-]{0,60}") {
             let _ = text.parse::<SpanContext>();
         }
     }

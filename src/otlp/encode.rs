@@ -1,7 +1,7 @@
-//! Spans and records to OTLP requests: encoded, gzipped, at most [`MAX_REQUEST`] bytes each before that.
+//! Encodes spans and records as OTLP requests of at most [`MAX_REQUEST`] bytes before gzip, and series as metrics.
 //!
-//! A stored request is sent as it is until it is acknowledged, so encoding happens once. Series are not stored as
-//! requests, but encoded as they are sent.
+//! A stored request is sent unchanged until it is acknowledged, so a resend is byte-identical by construction and costs no
+//! encoding. Series are not stored as requests, but encoded when they are sent.
 
 mod metrics;
 mod pack;
@@ -28,10 +28,10 @@ use crate::semconv::field;
 use crate::store::{Channel, NewRequest};
 use crate::trace_context::SpanContext;
 
-/// The most bytes of a request before compression: below the 4 MiB that a gRPC server takes by default.
+/// The most bytes of a request before compression: below the 4 MiB that gRPC servers accept by default.
 pub const MAX_REQUEST: usize = 3 * 1024 * 1024;
 
-/// The flags of a link hold W3C's in their low byte, and that it leads to another process (`trace.proto`).
+/// The flags of a link: W3C's in the low byte, and that the other span is remote (`trace.proto`).
 const LINK_IS_REMOTE: u32 = 0x300;
 
 /// Encodes for one resource: the application whose runs these are.
@@ -42,7 +42,7 @@ pub struct Encoder {
 }
 
 impl Encoder {
-    /// For `resource`, whose `service.instance.id` is `instance`: the database's, whoever relays.
+    /// For `resource`, whose `service.instance.id` is `instance`: the database's, whichever process relays.
     pub fn new(resource: &Resource, instance: &str) -> Self {
         let instance_id = "service.instance.id";
         let attributes = resource
@@ -156,7 +156,7 @@ pub fn halve(channel: Channel, stored: &[u8]) -> Result<Option<[NewRequest; 2]>,
     }
 }
 
-/// An `Export…ServiceRequest` of one resource and one scope, the only kind that is written here.
+/// An `Export…ServiceRequest` of one resource and one scope, the only form that this module writes.
 trait Export: Message + Default + Clone {
     type Item: Item;
 
@@ -168,7 +168,7 @@ trait Export: Message + Default + Clone {
 trait Item: Message + Clone {
     fn attributes(&self) -> &[KeyValue];
 
-    /// One that has nothing else.
+    /// An item with nothing else.
     fn with_attributes(attributes: Vec<KeyValue>) -> Self;
 }
 

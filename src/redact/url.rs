@@ -1,18 +1,18 @@
-//! URLs whose user or password is not percent-encoded, found before anything of them is shown or looked up.
+//! Detects URLs whose user or password is not percent-encoded, before any part of them is shown or resolved.
 //!
 //! In `postgres://owner:S3@cr/et@db.example/app` the authority ends at the first slash, so `cr` is the host: half of
 //! the password goes to the DNS and into messages. Such a URL parses without an error, hence this check before the
-//! parser. It relies on one fact: behind a password there is an `@`. Where a password holds a raw `/`, `?` or `#`,
+//! parser. It relies on one fact: a password is followed by an `@`. Where a password holds a raw `/`, `?` or `#`,
 //! this `@` is outside the authority; where it holds a raw `@`, the authority has two.
 
-/// How to write the characters that may not stand as they are, for messages.
+/// How to encode reserved characters, for messages.
 pub(crate) const ENCODE: &str = "@ as %40, / as %2F, ? as %3F, # as %23, % as %25";
 
-/// What URLs of one kind may hold besides user, password, host, port and path.
+/// What URLs of one kind may contain besides user, password, host, port and path.
 pub(crate) struct Form {
     /// Whether the value of this parameter may hold a raw `@`, as in `?user=me@server`. Given its name and value.
     pub(crate) parameter: fn(&str, &str) -> bool,
-    /// The fragments that mean something.
+    /// The fragments with a meaning.
     pub(crate) fragments: &'static [&'static str],
     /// Whether a URL without a host names a socket by its path, which may hold a raw `@`.
     pub(crate) sockets: bool,
@@ -20,8 +20,8 @@ pub(crate) struct Form {
 
 /// Whether a URL holds a reserved character where only its percent-encoded form is clear.
 ///
-/// Such a URL may mean another user, password and host than a parser finds in it: whoever finds one must not connect,
-/// and must not show any part of it. A `:` in a password is clear, and so is what parsers do not split at (`[`, `]`, a
+/// Such a URL may mean another user, password and host than a parser finds in it: the caller must neither connect nor show
+/// any part of it. A `:` in a password is clear, and so are characters at which parsers do not split (`[`, `]`, a
 /// space).
 pub(crate) fn is_unclear(url: &str, form: &Form) -> bool {
     // What parsers skip at the ends of a URL. Inside one they skip tabs and line breaks too, which changes it.
@@ -30,7 +30,7 @@ pub(crate) fn is_unclear(url: &str, form: &Form) -> bool {
         return true;
     }
     let Some((scheme, rest)) = url.split_once(':') else { return false };
-    // The web's schemes, whose parsers take a backslash for a slash, and any number of slashes before the host.
+    // Parsers of the web's schemes accept a backslash as a slash, and any number of slashes before the host.
     let is_web = ["http", "https"].iter().any(|web| scheme.eq_ignore_ascii_case(web));
     let rest = if is_web {
         rest.trim_start_matches(['/', '\\'])
@@ -64,7 +64,7 @@ pub(crate) fn is_unclear(url: &str, form: &Form) -> bool {
     })
 }
 
-/// Whether a `%` begins no escape. Parsers keep it as it is, or refuse it.
+/// Whether a `%` does not begin an escape. Parsers keep or reject it.
 fn has_broken_escape(url: &str) -> bool {
     let begins_escape = |after: &str| after.bytes().take(2).filter(u8::is_ascii_hexdigit).count() == 2;
     !url.split('%').skip(1).all(begins_escape)

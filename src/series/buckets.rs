@@ -1,4 +1,6 @@
 //! The upper bounds of a histogram's buckets.
+//!
+//! In microseconds, exactly: counts in different buckets cannot be added, so two relays must agree on each bound.
 
 use std::fmt;
 use std::str::FromStr;
@@ -30,10 +32,10 @@ const DEFAULT: [i64; 20] = [
     604_800_000_000,
 ];
 
-/// More would be no histogram any more.
+/// The most buckets: each costs every series of every workflow.
 const MOST: usize = 100;
 
-/// Ten years: what is longer is a mistyped unit.
+/// Ten years: a longer bound is a wrong unit.
 const LONGEST: i64 = 315_360_000_000_000;
 
 /// Upper bounds, in microseconds, rising. A value that equals a bound is below it (OTLP's `explicit_bounds`, and
@@ -51,21 +53,21 @@ const LONGEST: i64 = 315_360_000_000_000;
 #[serde(try_from = "Vec<i64>", into = "Vec<i64>")]
 pub struct Buckets(Arc<[i64]>);
 
-/// Why a list of bounds cannot be one.
+/// Why a list of bounds is invalid.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum InvalidBuckets {
     /// There is no bound.
     #[error("the list of buckets is empty: write seconds, rising, as in 0.5,1,5,60")]
     Empty,
     /// There are too many.
-    #[error("the list has {0} buckets, at most {MOST} are possible")]
+    #[error("the list has {0} buckets: write at most {MOST}")]
     TooMany(usize),
-    /// Something is no number of seconds.
+    /// A bound is not a number of seconds.
     #[error("bucket {position} is \"{text}\", not a number of seconds above 0: write e.g. 0.5,1,5,60")]
     NotSeconds {
         /// Counted from 1.
         position: usize,
-        /// What stands there.
+        /// The bound.
         text: String,
     },
     /// The bounds do not rise.
@@ -73,23 +75,23 @@ pub enum InvalidBuckets {
     NotRising {
         /// Counted from 1.
         position: usize,
-        /// What stands there.
+        /// The bound.
         text: String,
     },
 }
 
 impl Buckets {
-    /// How many there are, with the one beyond the last bound.
+    /// Their number, with the one beyond the last bound.
     pub fn len(&self) -> usize {
         self.0.len() + 1
     }
 
-    /// There always is one.
+    /// Never: there is one beyond the last bound.
     pub const fn is_empty(&self) -> bool {
         false
     }
 
-    /// In which of them a value lies.
+    /// The index of a value's bucket.
     pub fn index(&self, micros: i64) -> usize {
         self.0.partition_point(|bound| *bound < micros)
     }

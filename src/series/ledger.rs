@@ -1,14 +1,14 @@
-//! What a receiver has heard, what it has yet to hear, and the points that tell it.
+//! What a receiver has acknowledged, what is pending, and the points of the next export.
 //!
-//! Three rules make `rate()` and `increase()` right, whatever fails in between:
+//! Three rules make `rate()` and `increase()` correct, whatever fails:
 //!
-//! - They see neither a series' first sample nor the first after a gap. So a point that nothing precedes, or whose
-//!   predecessor is too old, is preceded in the same request by what was acknowledged last (0 if nothing was).
-//! - What was acknowledged last must be known for certain, or the repeated value may lie below one that arrived. So
-//!   an export is written down before it is sent, and one whose fate is unknown is sent again, the same in values
-//!   and times, until an answer comes; only then the next one is made.
-//! - Counts in other buckets cannot be added. So when the buckets change, the old histogram is told to its end
-//!   and the new one from its zero, in one request.
+//! - They ignore a series' first sample and the first after a gap. So a point without a predecessor, or with one that is
+//!   too old, is preceded in the same request by the last acknowledged value (0 if there is none).
+//! - The last acknowledged value must be certain, or the repeated value may be less than one that arrived. So an export
+//!   is stored before it is sent, and one with an unknown outcome is sent again, with the same values and times, until it
+//!   is answered; only then the next one is prepared.
+//! - Counts in different buckets cannot be added. So when the buckets change, one request contains the old histogram up
+//!   to its end and the new one from its zero.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -20,50 +20,50 @@ use super::totals::{Distribution, Key, MetricKind, Totals};
 use super::{MAX_WORKFLOWS, OTHER, is_changed, label};
 use crate::run::{Outcome, Status, Timestamp};
 
-/// The least time between two points of a series, in microseconds: receivers count in milliseconds.
+/// The shortest time between two points of a series, in microseconds: receivers store milliseconds.
 const TICK: i64 = 1_000;
 
-/// Fewer runs than this are no history.
+/// The fewest runs from which a usual duration is estimated.
 const HISTORY: u64 = 20;
 
-/// What the database holds of what was acknowledged.
+/// The acknowledged series, as stored.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Recorded {
     /// When, and for which instance.
     pub head: Head,
-    /// The series, without those that only pending totals know.
+    /// The series, without those that occur only in pending totals.
     pub totals: Totals,
 }
 
-/// Where the exports stand.
+/// The state of the exports.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Head {
     /// The `service.instance.id` of these series.
     instance: String,
-    /// Since when they count.
+    /// When counting started.
     since: Option<Timestamp>,
-    /// Since when the histograms do, if that is later: their buckets changed.
+    /// When the histograms started, if that is later: their buckets changed.
     histograms_since: Option<Timestamp>,
-    /// The time of the last points that were acknowledged.
+    /// The time of the last acknowledged points.
     exported_at: Option<Timestamp>,
-    /// How many skipped entries these told of.
+    /// The number of skipped entries in these points.
     skipped: u64,
-    /// What was, or will be, sent after that.
+    /// The export after that, sent or not.
     attempt: Option<Attempt>,
 }
 
-/// An export that is not known to have arrived.
+/// An export that is not acknowledged yet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attempt {
-    /// The last of the pending totals that it tells of.
+    /// The last pending totals that it includes.
     upto: i64,
     /// The time of its points.
     at: Timestamp,
-    /// The time of the points before them.
+    /// The time of the preceding points.
     start: Timestamp,
-    /// Whether each point is preceded by what was acknowledged last.
+    /// Whether each point is preceded by the last acknowledged value.
     restate: bool,
-    /// How many entries were skipped.
+    /// The number of skipped entries.
     skipped: u64,
 }
 
@@ -82,25 +82,25 @@ impl Attempt {
     }
 }
 
-/// What to write down.
+/// What to store.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Change {
-    /// Where the exports stand now.
+    /// The state of the exports.
     pub head: Head,
-    /// What was acknowledged, if that is more than before.
+    /// The acknowledged totals, if they changed.
     pub totals: Option<Totals>,
-    /// What each workflow's runs usually take, told or not, if there are more.
+    /// The usual duration of each workflow's runs, if there are new ones.
     pub usual: Option<BTreeMap<String, f64>>,
-    /// Pending totals that are gone: told, or part of others now.
+    /// Pending totals to delete: acknowledged, or merged into others.
     pub removed: Vec<i64>,
-    /// Pending totals that are new, or other than before.
+    /// Pending totals that are new or changed.
     pub merged: Vec<(i64, Totals)>,
 }
 
-/// Something to say to whoever operates this.
+/// Something that an operator should know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Notice {
-    /// A workflow has another name in its series.
+    /// The name of a workflow is changed in its series.
     Renamed(String),
     /// There are too many workflows.
     Full,
@@ -109,53 +109,53 @@ pub enum Notice {
 /// A series and its points, oldest first.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Series {
-    /// Which one.
+    /// Its metric and attributes.
     pub key: Key,
-    /// One, or more where something has to precede it.
+    /// One, or more if it needs a predecessor.
     pub points: Vec<Point>,
 }
 
 /// A value at a moment.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Point {
-    /// Since when it counts.
+    /// When counting started.
     pub since: Timestamp,
-    /// When it was so.
+    /// Its time.
     pub at: Timestamp,
     /// The value.
     pub value: Value,
 }
 
-/// What a point says.
+/// The value of a point.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
-    /// So many.
+    /// A count.
     Count(u64),
-    /// These, in these buckets.
+    /// A histogram's values, in these buckets.
     Distribution(Buckets, Distribution),
 }
 
-/// Runs in flight of one workflow in one state, as the table has them.
+/// Runs in flight of one workflow in one state, read from the table.
 #[derive(Clone, Debug, PartialEq)]
 pub struct InFlight {
     /// The workflow.
     pub workflow: String,
     /// Queued or running.
     pub status: Status,
-    /// How many.
+    /// Their number.
     pub runs: i64,
     /// How long ago the oldest was queued, in seconds.
     pub oldest_age: f64,
 }
 
-/// The series as their exporter has them.
+/// The series, as the exporter keeps them.
 #[derive(Debug)]
 pub struct Ledger {
     head: Head,
     acknowledged: Totals,
-    /// With the place of each in the database, rising.
+    /// With their ids in the database, ascending.
     pending: Vec<(i64, Totals)>,
-    /// The last of the database's pending totals that is known.
+    /// The id of the last known pending totals.
     last: i64,
     workflows: BTreeSet<String>,
     removed: BTreeSet<i64>,
@@ -165,15 +165,15 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// Opens what the database holds for `instance`; with the instance before it, if that was another.
+    /// Opens the stored state for `instance`; also returns the previous instance, if it differs.
     ///
-    /// Counters must not go back: a database that did begins new series, at zero, with what no one was told yet.
+    /// Counters must not decrease: a database that was restored begins new series at zero, with what is not acknowledged.
     pub fn open(recorded: Option<Recorded>, instance: &str) -> (Self, Option<String>) {
         let is_new = recorded.is_none();
         let (recorded, before) = match recorded {
             Some(recorded) if recorded.head.instance == instance => (recorded, None),
             other => {
-                // That the triggers count on from the old database's is no news.
+                // The triggers continue the old database's count of skipped entries.
                 let skipped = other.as_ref().map_or(0, |other| other.head.skipped);
                 let head = Head { instance: instance.to_owned(), skipped, ..Head::default() };
                 (Recorded { head, totals: Totals::default() }, other.map(|other| other.head.instance))
@@ -194,30 +194,30 @@ impl Ledger {
         (ledger, before)
     }
 
-    /// The last of the pending totals that it knows.
+    /// The id of the last pending totals that it knows.
     pub const fn last(&self) -> i64 {
         self.last
     }
 
-    /// How many pending totals the database holds up to [`last`](Self::last), as far as this ledger knows: those that are
-    /// still pending, and those that are merged or told, but not written down as such yet. Where there are others,
-    /// somebody has set back the numbers that the database gives them, and they would never be read.
+    /// How many pending totals the database holds up to [`last`](Self::last), as far as this ledger knows: those still
+    /// pending, and those merged or acknowledged whose change is not stored yet. If there are others, somebody has set back
+    /// the sequence of their ids, and they would never be read.
     pub fn stored(&self) -> usize {
         let untouched = self.pending.iter().filter(|(id, _)| !self.removed.contains(id)).count();
         untouched + self.removed.len()
     }
 
-    /// The buckets of the histograms that were told, if any was.
+    /// The buckets of the acknowledged histograms, if there are any.
     pub fn buckets(&self) -> Option<&Buckets> {
         (!self.acknowledged.histograms.is_empty()).then_some(&self.acknowledged.buckets)
     }
 
-    /// The export under way.
+    /// The export in progress.
     pub const fn attempt(&self) -> Option<&Attempt> {
         self.head.attempt.as_ref()
     }
 
-    /// Takes in pending totals, which follow the last one.
+    /// Adds pending totals, which follow the last ones.
     pub fn receive(&mut self, fresh: impl IntoIterator<Item = (i64, Totals)>) -> Vec<Notice> {
         let mut notices = Vec::new();
         for (id, totals) in fresh {
@@ -226,7 +226,7 @@ impl Ledger {
             self.has_received = true;
             let told = self.head.attempt.as_ref().map_or(0, |attempt| attempt.upto);
             match self.pending.last_mut() {
-                // What is being told must stay as it is.
+                // The totals of an export in progress must not change.
                 Some((before, sum)) if sum.buckets == totals.buckets && (*before > told || id <= told) => {
                     sum.add(totals);
                     self.merged.remove(before);
@@ -240,7 +240,7 @@ impl Ledger {
         notices
     }
 
-    /// The name under which a workflow is counted, if that is another: only so many have series of their own.
+    /// The name under which a workflow is counted, if it differs: the number of workflows with their own series is limited.
     fn admit(&mut self, name: &str, notices: &mut Vec<Notice>) -> Option<String> {
         if name == OTHER || self.workflows.contains(name) {
             return None;
@@ -264,7 +264,7 @@ impl Ledger {
         pending.chain([&self.acknowledged]).any(|totals| totals.workflows().any(|name| name == OTHER))
     }
 
-    /// Prepares the export of all that is pending, at the database's time `now`. One that is under way stays.
+    /// Prepares the export of all pending totals, at the database's time `now`. An export in progress is kept.
     pub fn begin(&mut self, now: Timestamp, interval: Duration, skipped: u64) {
         if self.head.attempt.is_some() {
             return;
@@ -287,7 +287,7 @@ impl Ledger {
         });
     }
 
-    /// The export under way: every series, with its points.
+    /// The export in progress: every series, with its points.
     pub fn series(&self) -> Vec<Series> {
         let Some(attempt) = &self.head.attempt else { return Vec::new() };
         let since = self.head.since.unwrap_or(attempt.start);
@@ -306,7 +306,7 @@ impl Ledger {
             let point = |(at, value)| Point { since, at, value: Value::Count(value) };
             Series { key, points: points.map(point).collect() }
         });
-        // The last stage knows every series of those before it.
+        // The last stage has every series of the previous ones.
         let histograms = now
             .totals
             .histograms
@@ -330,7 +330,7 @@ impl Ledger {
         points
     }
 
-    /// What was acknowledged, added up with the pending totals up to `upto`: one sum for each change of buckets.
+    /// The acknowledged and the pending totals up to `upto`, added up: one sum more for each change of buckets.
     fn sums(&self, upto: i64) -> Vec<Totals> {
         let mut sums = Vec::new();
         let mut sum = self.acknowledged.clone();
@@ -355,7 +355,7 @@ impl Ledger {
         sums
     }
 
-    /// The sums of `attempt`, each with its time; the last knows every series that there is to be.
+    /// The sums of `attempt`, each with its time. The last one has every series of the export.
     fn stages(&self, attempt: &Attempt) -> Vec<Stage> {
         let mut sums = self.sums(attempt.upto);
         if let Some(sum) = sums.last_mut() {
@@ -384,7 +384,7 @@ impl Ledger {
         sums.into_iter().enumerate().map(stage).collect()
     }
 
-    /// The export under way has arrived (or will not be taken, ever: what it told of is as good as told).
+    /// The export in progress was acknowledged (or rejected permanently: it counts as exported).
     pub fn acknowledged(&mut self) {
         let Some(attempt) = self.head.attempt.take() else { return };
         let mut stages = self.stages(&attempt);
@@ -409,12 +409,12 @@ impl Ledger {
         }
     }
 
-    /// The export under way has surely not arrived: the next one tells of it, too.
+    /// The export in progress certainly did not arrive: the next one includes its increments.
     pub fn forget(&mut self) {
         self.head.attempt = None;
     }
 
-    /// What has changed since the last call.
+    /// What changed since the last call.
     pub fn change(&mut self) -> Change {
         let merged = std::mem::take(&mut self.merged);
         let is_merged = |(id, _): &&(i64, Totals)| merged.contains(id);
@@ -427,7 +427,7 @@ impl Ledger {
         }
     }
 
-    /// The duration that 99 of 100 runs of a workflow stay within, in seconds, where there is a history.
+    /// The 99th percentile of each workflow's durations, in seconds, if there are enough runs.
     pub(super) fn usual(&self) -> BTreeMap<String, f64> {
         let Some(all) = self.sums(i64::MAX).pop() else { return BTreeMap::new() };
         let mut durations: BTreeMap<String, Distribution> = BTreeMap::new();
@@ -445,7 +445,7 @@ impl Ledger {
             .collect()
     }
 
-    /// What is in flight under the names of the series, with zeros where nothing is.
+    /// The runs in flight under the names of the series, with zeros where there are none.
     pub fn in_flight(&self, rows: Vec<InFlight>) -> Vec<InFlight> {
         let mut known = self.workflows.clone();
         if self.has_others() {
@@ -479,12 +479,12 @@ impl Ledger {
     }
 }
 
-/// What is told in the same buckets.
+/// The part of an export with the same buckets.
 struct Stage {
-    /// All that there is at its end.
+    /// The totals at its end.
     totals: Totals,
     since: Timestamp,
-    /// When its histograms were at zero; `None` if they go on from what was acknowledged.
+    /// When its histograms were at zero; `None` if they continue the acknowledged ones.
     begins: Option<Timestamp>,
     ends: Timestamp,
 }

@@ -1,4 +1,6 @@
-//! Sums: of a batch, of what is yet to be told, of all that was ever told.
+//! Sums: of a batch, of all pending batches, of everything acknowledged.
+//!
+//! All three have the same type, so adding them up is the only operation, and its order does not matter.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +13,9 @@ use crate::semconv::metric::{self, Metric};
 use crate::semconv::{ErrorType, Event, field};
 use crate::trace_context::{SpanContext, SpanId, TraceId};
 
-/// Which of the durable metrics.
+/// One of the durable metrics.
+///
+/// Stored: bump `SCHEMA_VERSION` with a new one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MetricKind {
@@ -28,7 +32,7 @@ pub enum MetricKind {
 }
 
 impl MetricKind {
-    /// What the catalogue says of it.
+    /// Its entry in the catalogue.
     pub const fn metric(self) -> &'static Metric {
         match self {
             Self::Duration => &metric::DURATION,
@@ -46,7 +50,7 @@ pub struct Key {
     /// The metric.
     #[serde(rename = "m")]
     pub kind: MetricKind,
-    /// `workflowName`, on one line and not too long; absent where nobody knows it.
+    /// `workflowName`, on one line and cut; absent if unknown.
     #[serde(rename = "w", default, skip_serializing_if = "Option::is_none")]
     pub workflow: Option<String>,
     /// `outcome`.
@@ -85,7 +89,7 @@ impl Key {
         Self { event: Some(event), error_type, ..Self::new(MetricKind::Events, workflow.map(label)) }
     }
 
-    /// Entries that the triggers could not write.
+    /// Entries that the triggers skipped.
     pub const fn skipped() -> Self {
         Self::new(MetricKind::Skipped, None)
     }
@@ -104,7 +108,7 @@ impl Key {
         .collect()
     }
 
-    /// What exists of a workflow at its first sight, at zero: a ratio over a series that never was is absent, not 0.
+    /// The series that exist at zero once a workflow is known: a ratio over a missing series is absent, not 0.
     pub(super) fn of_workflow(name: &str) -> (Vec<Self>, Vec<Self>) {
         let outcomes = Outcome::ALL;
         let durations = outcomes.map(|outcome| {
@@ -130,7 +134,7 @@ impl Key {
     }
 }
 
-/// A run that lies in a bucket.
+/// A run in a bucket.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exemplar {
     /// The value, in microseconds.
@@ -146,22 +150,22 @@ pub struct Exemplar {
     pub span_id: SpanId,
 }
 
-/// What a histogram holds.
+/// The values of a histogram.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Distribution {
-    /// How many values lie in each bucket; zeros at the end are left out.
+    /// The number of values in each bucket, without the zeros at the end.
     #[serde(rename = "c", default, skip_serializing_if = "Vec::is_empty")]
     counts: Vec<u64>,
-    /// Their sum, in microseconds: exact, as no sum of fractions is.
+    /// Their sum, in microseconds: exact, unlike a sum of fractions.
     #[serde(rename = "s", default)]
     sum: i64,
-    /// The newest of each bucket, until it is told.
+    /// The newest exemplar of each bucket, until it is exported.
     #[serde(rename = "x", default, skip_serializing_if = "BTreeMap::is_empty")]
     exemplars: BTreeMap<usize, Exemplar>,
 }
 
 impl Distribution {
-    /// How many values there are.
+    /// The number of values.
     pub fn count(&self) -> u64 {
         self.counts.iter().sum()
     }
@@ -171,14 +175,14 @@ impl Distribution {
         seconds(self.sum)
     }
 
-    /// How many lie in each of `buckets`.
+    /// The number of values in each of `buckets`.
     pub fn counts(&self, buckets: &Buckets) -> Vec<u64> {
         let mut counts = self.counts.clone();
         counts.resize(buckets.len(), 0);
         counts
     }
 
-    /// The newest of each bucket, from the lowest.
+    /// The newest exemplar of each bucket, from the lowest bucket.
     pub fn exemplars(&self) -> impl DoubleEndedIterator<Item = &Exemplar> {
         self.exemplars.values()
     }
@@ -211,8 +215,8 @@ impl Distribution {
         }
     }
 
-    /// The `q`-quantile in seconds, as `PromQL`'s `histogram_quantile` interpolates it (but at least the mean where that
-    /// lies beyond the last bound); `None` without values.
+    /// The `q`-quantile in seconds, as `PromQL`'s `histogram_quantile` interpolates it (but at least the mean if that
+    /// is beyond the last bound); `None` without values.
     pub(super) fn quantile(&self, q: f64, buckets: &Buckets) -> Option<f64> {
         let count = self.count();
         if count == 0 {
@@ -230,7 +234,7 @@ impl Distribution {
             }
             (below, lower) = (below + number, *upper);
         }
-        // Beyond the last bound nothing is known but the mean.
+        // Beyond the last bound only the mean is known.
         #[expect(clippy::cast_precision_loss, reason = "an estimate")]
         let mean = self.sum_seconds() / count as f64;
         bounds.last().map(|last| last.max(mean))
@@ -248,12 +252,12 @@ pub struct Totals {
 }
 
 impl Totals {
-    /// Nothing yet.
+    /// Empty.
     pub fn new(buckets: Buckets) -> Self {
         Self { buckets, ..Self::default() }
     }
 
-    /// Whether there is nothing.
+    /// Whether it is empty.
     pub fn is_empty(&self) -> bool {
         self.counters.is_empty() && self.histograms.is_empty()
     }
@@ -268,12 +272,12 @@ impl Totals {
         self.histograms.iter()
     }
 
-    /// Counts one.
+    /// Increments a counter.
     pub fn count(&mut self, key: Key) {
         *self.counters.entry(key).or_default() += 1;
     }
 
-    /// Measures `micros`, at `at`, of the run whose span is `context`.
+    /// Adds a value of the run with the span `context`, measured at `at`.
     pub fn observe(&mut self, key: Key, micros: i64, at: Timestamp, context: SpanContext) {
         let micros = micros.max(0);
         let bucket = self.buckets.index(micros);
@@ -284,9 +288,9 @@ impl Totals {
         distribution.keep(bucket, Exemplar { micros, at, trace_id, span_id });
     }
 
-    /// Adds what has the same buckets.
+    /// Adds totals with the same buckets.
     pub(crate) fn add(&mut self, other: Self) {
-        debug_assert_eq!(self.buckets, other.buckets, "counts of other buckets mean something else");
+        debug_assert_eq!(self.buckets, other.buckets, "counts in different buckets cannot be added");
         for (key, number) in other.counters {
             *self.counters.entry(key).or_default() += number;
         }
@@ -295,12 +299,12 @@ impl Totals {
         }
     }
 
-    /// The names of the workflows that something is known of.
+    /// The names of the workflows.
     pub(super) fn workflows(&self) -> impl Iterator<Item = &str> {
         self.counters.keys().chain(self.histograms.keys()).filter_map(|key| key.workflow.as_deref())
     }
 
-    /// With other names for workflows.
+    /// Renames workflows.
     pub(super) fn renamed(self, mut name: impl FnMut(&str) -> Option<String>) -> Self {
         let mut renamed = Self::new(self.buckets);
         let mut key = |mut key: Key| {
@@ -319,7 +323,7 @@ impl Totals {
     }
 }
 
-/// Maps as lists of pairs: JSON's keys are text.
+/// Maps as lists of pairs, because JSON's keys are strings.
 mod pairs {
     use std::collections::BTreeMap;
 

@@ -1,4 +1,7 @@
-//! Series to OTLP metrics.
+//! Encodes series as OTLP metrics.
+//!
+//! The points of a series stay in one request, as requests may overtake each other behind the receiver; and exemplars are
+//! bounded, as they make most of an export's size.
 
 use bytes::Bytes;
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
@@ -16,10 +19,10 @@ use crate::semconv::field;
 use crate::semconv::metric::{self, Instrument, Metric};
 use crate::series::{Exemplar, InFlight, Point, Series, Value, seconds};
 
-/// Cumulative, always: with deltas an acknowledgement that never came would count twice.
+/// Always cumulative: a delta whose acknowledgement is lost would count twice.
 const CUMULATIVE: i32 = AggregationTemporality::Cumulative as i32;
 
-/// A request, as it goes on the wire.
+/// An encoded request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Points {
     /// How many points it holds.
@@ -28,7 +31,7 @@ pub struct Points {
     pub wire: Bytes,
 }
 
-/// The most exemplars of one export: they are what makes it large, about 33 bytes each after gzip.
+/// The most exemplars of one export: about 33 bytes each after gzip, most of its size.
 const MAX_EXEMPLARS: usize = 20_000;
 
 enum DataPoint {
@@ -38,7 +41,7 @@ enum DataPoint {
 
 impl DataPoint {
     fn size(&self) -> usize {
-        // Tag and length before each.
+        // With its tag and length.
         8 + match self {
             Self::Number(point) => point.encoded_len(),
             Self::Histogram(point) => point.encoded_len(),
@@ -48,9 +51,9 @@ impl DataPoint {
 
 impl Encoder {
     /// Series as `ExportMetricsServiceRequest`s of at most about `size` bytes, in order. The points of a series stay
-    /// together: requests may overtake each other behind the receiver, and what precedes a point has to be there first.
+    /// together: requests may overtake each other behind the receiver, and a point must arrive after its predecessor.
     ///
-    /// Where there are too many exemplars, each histogram keeps those of its highest buckets.
+    /// If there are too many exemplars, each histogram keeps those of its highest buckets.
     pub fn series(&self, series: &[Series], exemplars: bool, size: usize) -> Vec<Points> {
         let exemplars = if exemplars { exemplars_each(series) } else { 0 };
         let points = series.iter().map(|series| {
@@ -64,7 +67,7 @@ impl Encoder {
         self.requests(points, size)
     }
 
-    /// The runs in flight at the moment `at`, in the same form.
+    /// The runs in flight at `at`, in the same form.
     pub fn in_flight(&self, rows: &[InFlight], at: Timestamp, size: usize) -> Vec<Points> {
         let time_unix_nano = at.unix_nanos();
         let point = |row: &InFlight, value| {

@@ -1,6 +1,6 @@
-//! Requests put together from encoded items.
+//! Assembles requests from encoded items.
 //!
-//! Not with the generated messages: they would ask every part of every item for its length at each of four levels.
+//! The generated messages would compute the length of every part of every item at each of four levels.
 
 use std::collections::HashSet;
 
@@ -14,7 +14,7 @@ use super::gzip;
 use crate::run::RunId;
 use crate::store::{Channel, NewRequest};
 
-// The same in `trace_service.proto` and `trace.proto` as in their kin for logs.
+// The same in `trace_service.proto` and `trace.proto` as in those for logs.
 /// `resource_spans` of a request.
 const RESOURCE_ITEMS: u32 = 1;
 /// `resource` of a `ResourceSpans`.
@@ -57,9 +57,9 @@ impl Batch {
         self.count == 0
     }
 
-    /// How many bytes it would have with one item more, at most.
+    /// The most bytes that it would have with one more item.
     pub(super) fn size_with(&self, item: &[u8]) -> usize {
-        // Three heads: a tag, and a length that fits into five bytes.
+        // Three headers: a tag, and a length of at most five bytes.
         self.resource.len() + self.scope.len() + self.items.len() + item.len() + 3 * 6
     }
 
@@ -70,7 +70,7 @@ impl Batch {
         self.runs.extend(run);
     }
 
-    /// The request; the next begins empty.
+    /// Returns the request and starts an empty one.
     pub(super) fn finish(&mut self) -> NewRequest {
         let mut of_scope = Vec::new();
         head(SCOPE_ITEMS, self.scope.len() + self.items.len(), &mut of_scope);
