@@ -2,7 +2,7 @@
 //!
 //! The relay must know exactly why a request was not accepted, which `opentelemetry-otlp` hides. So [`config`] reads the
 //! standard `OTEL_*` variables, [`encode`] makes requests, [`client`] sends one over gRPC or HTTP, and [`answer`]
-//! says what the answer means for that request.
+//! classifies its answer.
 
 pub mod answer;
 pub mod body;

@@ -1,5 +1,5 @@
-//! Entries and tracked runs in; spans, records and increments of the series out. Pure: no clock, no I/O, and no order
-//! but the journal's.
+//! Projects journal entries to spans, records and increments of the series. Pure: no clock, no I/O, and no order but the
+//! journal's.
 //!
 //! A span needs a run's beginning and its end, which different processes write, in any number of batches. So the
 //! projection carries what it knows of a run from one batch to the next, and where a batch ends changes nothing.
@@ -83,7 +83,7 @@ struct Projection {
     output: Output,
 }
 
-/// One transition of one run, with what the entry says around it.
+/// One transition of one run, with the rest of its entry.
 struct Step {
     run: RunId,
     from: Before,
@@ -180,7 +180,7 @@ impl Projection {
         }
     }
 
-    /// The parent's `handed_off`: on its span if that is still open, as a record in any case.
+    /// The parent's `handed_off`: an event of its span if that is still open, and always a record.
     fn hand_off(
         &mut self,
         parent: RunId,
@@ -274,7 +274,7 @@ impl Projection {
     }
 }
 
-/// Whether a reconciled entry adds something to what the journal has said meanwhile.
+/// Whether a reconciled entry adds something to what the journal has recorded meanwhile.
 fn is_news(step: &Step, known: Option<&Tracked>) -> bool {
     match (step.from, known) {
         (Before::Absent, known) => known.is_none(),

@@ -273,7 +273,7 @@ const RULES: &[Rule] = &[
             r#"| token: [[:blank:]]* (?:[a-z_:]+\()* " ([^"\\]*[0-9][^"\\]*)"#
         ),
     },
-    // Commands that failed, with their arguments. A digit tells `--token a1b2` from "--token is missing".
+    // Commands that failed, with their arguments. A digit distinguishes `--token a1b2` from "--token is missing".
     Rule {
         name: "command line",
         pattern: concat!(

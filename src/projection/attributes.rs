@@ -1,4 +1,4 @@
-//! Fields as attributes: the one place that says which become which, and in which order.
+//! Converts fields to attributes: the one place that defines their keys and order.
 //!
 //! OTLP and the JSON line differ in form only. What every span and record of a run carries comes first and separately
 //! ([`of_run`]), so that an encoder writes it once per run.
@@ -128,7 +128,7 @@ impl Span {
         attributes
     }
 
-    /// Its attributes beside those [`of_run`].
+    /// Its attributes except those [`of_run`].
     pub fn own_attributes(&self) -> Attributes<'_> {
         let mut attributes = Attributes::new();
         match &self.kind {

@@ -123,7 +123,7 @@ pub enum Subject {
         /// What is known of it.
         context: Arc<Context>,
     },
-    /// A parent's that had ended: nothing is known of it but what its child's entry says.
+    /// A parent's that had ended: only its child's entry describes it.
     EndedParent {
         /// Its id.
         run: RunId,

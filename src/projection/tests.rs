@@ -291,7 +291,7 @@ fn enqueue_failed() {
 }
 
 #[test]
-fn a_handler_that_speaks_of_enqueueing_did_run() {
+fn an_enqueue_failure_reported_by_a_handler() {
     let story = story()
         .then(0, 1, "triage", "- → queued")
         .then(10, 1, "triage", "queued → running")
@@ -502,7 +502,7 @@ fn more_events_than_a_span_carries() {
 }
 
 #[test]
-fn a_status_of_the_applications_own() {
+fn an_unknown_status_is_in_flight() {
     let story = story()
         .then(0, 1, "plan", "- → queued")
         .then(10, 1, "plan", "queued → running")
@@ -513,7 +513,7 @@ fn a_status_of_the_applications_own() {
 }
 
 #[test]
-fn an_entry_that_cannot_be_understood() {
+fn an_unreadable_entry_is_set_aside() {
     let story = story()
         .then(0, 1, "plan", "- → queued")
         .then(5, 2, "plan", "- → queued")

@@ -171,7 +171,7 @@ impl OpenRun {
             self.dropped_events += 1;
             let handed_off = self.events.iter().rposition(|known| known.event == Event::HandedOff);
             match handed_off {
-                // The many children of a loop say less than the run's own states.
+                // A loop's many children matter less than the run's own states.
                 _ if event.event == Event::HandedOff => return,
                 Some(index) => self.events.remove(index),
                 // A run sent back again and again: its first event stays.

@@ -180,7 +180,7 @@ fn fires(rule: &str, text: &str) -> bool {
 }
 
 #[test]
-fn each_shape_goes_and_its_surroundings_stay() {
+fn credentials_are_redacted_and_context_is_kept() {
     for (rule, before, secret, after) in corpus() {
         let text = format!("{before}{secret}{after}");
         assert!(fires(rule, &text), "{rule}: {text}");
@@ -190,7 +190,7 @@ fn each_shape_goes_and_its_surroundings_stay() {
 }
 
 #[test]
-fn every_rule_has_a_shape() {
+fn every_rule_has_an_example() {
     let rules: BTreeSet<_> = RULES.iter().map(|rule| rule.name).collect();
     let shapes: BTreeSet<_> = corpus().into_iter().map(|(rule, ..)| rule).collect();
     assert_eq!(rules.len(), RULES.len(), "two rules of the same name");
@@ -198,7 +198,7 @@ fn every_rule_has_a_shape() {
 }
 
 #[test]
-fn ordinary_text_stays_as_it_is() {
+fn ordinary_text_is_unchanged() {
     let long_hex = hex(64);
     for text in [
         "",
@@ -267,7 +267,7 @@ fn ordinary_text_stays_as_it_is() {
 /// Where more goes than the secret, and where less is recognised than one might hope: known, and so it stays
 /// until someone changes it on purpose.
 #[test]
-fn the_limits_are_these() {
+fn length_limits() {
     for (text, clean) in [
         // An `@` later in the same word may belong to the password.
         ("https://u:secret@host/x/@scope/pkg", "https://[redacted]@scope/pkg"),
@@ -295,7 +295,7 @@ fn the_limits_are_these() {
 }
 
 #[test]
-fn neighbours_become_one_marker_and_neither_hides_the_other() {
+fn adjacent_credentials_share_one_marker() {
     let (pat, id) = (format!("ghp_{}", random(36, 1)), format!("AKIA{}", upper(16)));
     assert_eq!(redact(&format!("{pat}{id} {id},{pat}")), "[redacted] [redacted],[redacted]");
     assert_eq!(
@@ -305,7 +305,7 @@ fn neighbours_become_one_marker_and_neither_hides_the_other() {
 }
 
 #[test]
-fn what_a_marker_brings_to_light_goes_too() {
+fn credentials_exposed_by_a_marker_are_redacted() {
     let text = "authorization: password=>.";
     let once = pass(text).expect("a hit");
     assert!(pass(&once).is_some(), "{once}: another text is needed here");
@@ -331,7 +331,7 @@ fn a_reason_is_redacted_before_it_is_cut() {
 }
 
 #[test]
-fn a_reason_that_fits_is_whole() {
+fn a_short_reason_is_not_cut() {
     assert_eq!(reason(&"a".repeat(KEPT)), "a".repeat(KEPT));
     assert_eq!(reason(&"a".repeat(KEPT + 1)), format!("{}…", "a".repeat(KEPT - 3)));
     // Cut only by the cap, and then short: it still lost its end.

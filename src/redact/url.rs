@@ -78,7 +78,7 @@ mod tests {
     const FULL: Form = Form { parameter: |name, _| name == "user", fragments: &["insecure"], sockets: true };
 
     #[test]
-    fn a_raw_reserved_character_is_found_wherever_it_moves_the_host() {
+    fn raw_reserved_characters_are_detected() {
         for url in [
             "x://u:S3@cr/et@h/d",
             "x://u:p@ss@h/d",
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_one_reading_is_left_alone() {
+    fn unambiguous_urls_are_accepted() {
         for url in [
             "",
             "x",

@@ -224,10 +224,12 @@ impl Ledger {
             let totals = totals.renamed(|name| self.admit(name, &mut notices));
             self.last = id;
             self.has_received = true;
-            let told = self.head.attempt.as_ref().map_or(0, |attempt| attempt.upto);
+            let exporting = self.head.attempt.as_ref().map_or(0, |attempt| attempt.upto);
             match self.pending.last_mut() {
                 // The totals of an export in progress must not change.
-                Some((before, sum)) if sum.buckets == totals.buckets && (*before > told || id <= told) => {
+                Some((before, sum))
+                    if sum.buckets == totals.buckets && (*before > exporting || id <= exporting) =>
+                {
                     sum.add(totals);
                     self.merged.remove(before);
                     self.removed.extend([*before, id]);
@@ -394,8 +396,8 @@ impl Ledger {
         if stage.begins.is_some() {
             self.head.histograms_since = stage.begins;
         }
-        let told = self.pending.partition_point(|(id, _)| *id <= attempt.upto);
-        if told > 0 {
+        let exported = self.pending.partition_point(|(id, _)| *id <= attempt.upto);
+        if exported > 0 {
             let mut totals = stage.totals;
             for distribution in totals.histograms.values_mut() {
                 *distribution = distribution.without_exemplars();
@@ -403,7 +405,7 @@ impl Ledger {
             self.acknowledged = totals;
             self.totals_changed = true;
         }
-        for (id, _) in self.pending.drain(..told) {
+        for (id, _) in self.pending.drain(..exported) {
             self.merged.remove(&id);
             self.removed.insert(id);
         }

@@ -209,7 +209,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, cases: 600, ..ProptestConfig::default() })]
 
     #[test]
-    fn whatever_fails_every_increment_is_seen_once(steps in prop::collection::vec(step(), 1..60)) {
+    fn every_increment_is_seen_once_despite_failures(steps in prop::collection::vec(step(), 1..60)) {
         let layouts = [buckets("1,10,60"), buckets("5,30")];
         let (mut database, mut receiver) = (Database::new(), Receiver::default());
         let mut ledger = database.open();
@@ -291,7 +291,7 @@ proptest! {
 
     /// Whenever somebody sets the numbers back: what would be hidden is seen, and counted once.
     #[test]
-    fn numbers_that_are_set_back_lose_and_double_nothing(steps in prop::collection::vec(odd(), 1..40)) {
+    fn set_back_sequences_lose_and_double_no_increment(steps in prop::collection::vec(odd(), 1..40)) {
         let layout = buckets("1,10,60");
         let (mut database, mut receiver) = (Database::new(), Receiver::default());
         let mut ledger = database.open();
@@ -333,7 +333,7 @@ proptest! {
 }
 
 #[test]
-fn what_the_ledger_has_not_written_down_is_still_stored() {
+fn totals_count_as_stored_until_their_change_is_recorded() {
     let layout = buckets("1,10");
     let (mut database, mut ledger) = (Database::new(), Database::new().open());
     assert_eq!(ledger.stored(), 0);
@@ -358,7 +358,7 @@ fn what_the_ledger_has_not_written_down_is_still_stored() {
 }
 
 #[test]
-fn a_number_that_is_set_back_is_seen() {
+fn a_sequence_that_was_set_back_is_detected() {
     let layout = buckets("1,10");
     let (mut database, mut ledger) = (Database::new(), Database::new().open());
     for _ in 0..3 {
@@ -413,7 +413,7 @@ fn render(series: &[Series], kind: MetricKind) -> String {
 }
 
 #[test]
-fn the_first_run_is_preceded_by_zero_and_so_is_what_follows_a_gap() {
+fn first_point_and_point_after_gap_have_a_predecessor() {
     let layout = buckets("1,10");
     let (mut database, mut ledger) = (Database::new(), Database::new().open());
     database.append(run("ship", 3, &layout));
@@ -467,7 +467,7 @@ fn the_first_run_is_preceded_by_zero_and_so_is_what_follows_a_gap() {
 }
 
 #[test]
-fn a_database_that_went_back_in_time_begins_anew() {
+fn a_restored_database_begins_new_series() {
     let layout = buckets("1,10");
     let (mut database, mut ledger) = (Database::new(), Database::new().open());
     database.append(run("ship", 3, &layout));
@@ -483,7 +483,7 @@ fn a_database_that_went_back_in_time_begins_anew() {
 }
 
 #[test]
-fn the_newest_exemplar_of_a_bucket_is_told_once() {
+fn the_newest_exemplar_of_a_bucket_is_exported_once() {
     let layout = buckets("1,10");
     let (mut database, mut ledger) = (Database::new(), Database::new().open());
     let exemplars = |series: Vec<Series>| -> Vec<i64> {
@@ -504,7 +504,7 @@ fn the_newest_exemplar_of_a_bucket_is_told_once() {
 }
 
 #[test]
-fn what_was_skipped_long_ago_is_no_news_after_a_failover() {
+fn old_skipped_entries_are_not_counted_again_after_failover() {
     let (mut database, mut ledger) = (Database::new(), Database::new().open());
     let mut export = |ledger: &mut Ledger, now, skipped| {
         ledger.begin(at(now), INTERVAL, skipped);
@@ -523,7 +523,7 @@ fn what_was_skipped_long_ago_is_no_news_after_a_failover() {
 }
 
 #[test]
-fn only_so_many_workflows_have_series_of_their_own() {
+fn workflows_beyond_the_limit_are_counted_as_other() {
     let layout = Buckets::default();
     let (mut database, mut ledger) = (Database::new(), Database::new().open());
     for number in 0..5_000 {
@@ -559,7 +559,7 @@ fn only_so_many_workflows_have_series_of_their_own() {
 }
 
 #[test]
-fn a_name_that_is_too_long_or_breaks_lines_is_shortened_and_said() {
+fn long_or_multiline_names_are_shortened_with_a_notice() {
     let layout = Buckets::default();
     let (mut database, mut ledger) = (Database::new(), Database::new().open());
     database.append(run(&"x".repeat(10 * 1024), 3, &layout));
@@ -572,7 +572,7 @@ fn a_name_that_is_too_long_or_breaks_lines_is_shortened_and_said() {
 }
 
 #[test]
-fn lists_of_buckets() {
+fn bucket_lists_are_validated() {
     let of =
         |text: &str| text.parse::<Buckets>().map_or_else(|error| error.to_string(), |read| read.to_string());
     let read: String = ["0.1, 2.5,60", "", " , ", "1,2,2", "2,1", "0,1", "-1", "1,x", "1e99", "inf", "NaN"]
@@ -612,7 +612,7 @@ fn lists_of_buckets() {
 }
 
 #[test]
-fn what_runs_usually_take() {
+fn usual_duration_is_the_99th_percentile() {
     let layout = buckets("1,10,100");
     let (mut database, mut ledger) = (Database::new(), Database::new().open());
     for _ in 0..19 {

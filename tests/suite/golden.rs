@@ -93,7 +93,7 @@ impl Replay {
 }
 
 #[test]
-fn spans_records_and_open_runs_are_the_recorded_ones() {
+fn spans_records_and_open_runs_match_golden_files() {
     let mut replay = Replay::new();
     let (mut spans, mut records, mut lines, mut open_runs) =
         (String::new(), String::new(), String::new(), String::new());
@@ -128,7 +128,7 @@ fn spans_records_and_open_runs_are_the_recorded_ones() {
 }
 
 #[test]
-fn metrics_are_the_recorded_ones() {
+fn metrics_match_golden_files() {
     let mut replay = Replay::new();
     let mut metrics = String::new();
     for (batch, rows) in (1..).zip(journal::batches()) {

@@ -1,6 +1,6 @@
 //! Classifies answers over gRPC (OTLP specification, "OTLP/gRPC Response").
 //!
-//! tonic reports its own failures as statuses too, so a status from the receiver has to be told apart from a guess.
+//! tonic reports its own failures as statuses too, so this module distinguishes the receiver's statuses from its guesses.
 
 use std::{error::Error as _, time::SystemTime};
 

@@ -37,7 +37,7 @@ fn wait(retry_after: &str) -> Option<u64> {
 }
 
 #[test]
-fn retry_after_is_read_in_each_of_its_forms() {
+fn retry_after_accepts_each_form() {
     assert_eq!(wait("120"), Some(120));
     assert_eq!(wait("Thu, 01 Jan 1970 00:02:00 GMT"), Some(120));
     assert_eq!(wait("Thursday, 01-Jan-70 00:02:00 GMT"), Some(120));
@@ -45,7 +45,7 @@ fn retry_after_is_read_in_each_of_its_forms() {
 }
 
 #[test]
-fn a_strange_retry_after_does_no_harm() {
+fn an_invalid_retry_after_is_ignored() {
     assert_eq!(wait("99999999999999999999999"), Some(3600), "too long");
     assert_eq!(wait("Fri, 31 Dec 9999 23:59:59 GMT"), Some(3600), "too long");
     let date = "Thu, 01 Jan 1970 00:02:00 GMT";
@@ -57,7 +57,7 @@ fn a_strange_retry_after_does_no_harm() {
 }
 
 #[test]
-fn an_http_error_says_the_words_of_its_status_message() {
+fn an_http_error_quotes_its_status_message() {
     let body = tonic_types::Status { code: 3, message: "span id is empty".to_owned(), details: Vec::new() };
     let answer = http(400, &[("content-type", "application/x-protobuf")], &body.encode_to_vec());
     insta::assert_snapshot!(
@@ -67,7 +67,7 @@ fn an_http_error_says_the_words_of_its_status_message() {
 }
 
 #[test]
-fn a_missing_pipeline_says_what_to_do() {
+fn a_missing_pipeline_suggests_a_remedy() {
     insta::assert_snapshot!(
         http(404, &[], b"404 page not found\n").cause().unwrap(),
         @r#"logs to http://localhost:4318/v1/logs (http/protobuf): HTTP 404 Not Found, the receiver does not accept logs, check the path in OTEL_EXPORTER_OTLP_ENDPOINT or add a logs pipeline to the receiver: "404 page not found""#
@@ -80,7 +80,7 @@ fn a_missing_pipeline_says_what_to_do() {
 }
 
 #[test]
-fn a_redirect_is_named_without_its_query() {
+fn a_redirect_is_reported_without_its_query() {
     let answer = http(307, &[("location", "https://login.example/sso?session=s3cr3t-t0ken")], b"");
     let line = answer.cause().unwrap().to_string();
     assert!(line.contains("to https://login.example/sso,"), "{line}");
@@ -91,7 +91,7 @@ fn a_redirect_is_named_without_its_query() {
 }
 
 #[test]
-fn a_status_made_by_the_transport_is_no_opinion_of_the_receiver() {
+fn a_transport_status_is_not_a_rejection() {
     // What tonic makes of an HTTP/2 reset: INTERNAL with a source.
     let status = Status::from_error(Box::new(std::io::Error::from(std::io::ErrorKind::BrokenPipe)));
     let answer = from_grpc(&config("grpc"), &status, SystemTime::UNIX_EPOCH);
@@ -100,7 +100,7 @@ fn a_status_made_by_the_transport_is_no_opinion_of_the_receiver() {
 }
 
 #[test]
-fn a_port_that_is_usually_the_others_is_a_hint() {
+fn the_other_protocols_usual_port_is_a_hint() {
     let mut config = config("grpc");
     config.endpoint = self::config("http/protobuf").endpoint;
     let broken = std::io::Error::from(std::io::ErrorKind::BrokenPipe);
@@ -112,7 +112,7 @@ fn a_port_that_is_usually_the_others_is_a_hint() {
 }
 
 #[test]
-fn every_kind_has_a_name_of_its_own() {
+fn failure_kinds_have_distinct_names() {
     let kinds = [
         FailureKind::Unreachable,
         FailureKind::Timeout,

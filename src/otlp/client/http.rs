@@ -67,7 +67,7 @@ impl Http {
         }
     }
 
-    /// Posts a body that is encoded as `encoding` says. Reads only the beginning of the response.
+    /// Posts a body with this content encoding. Reads only the beginning of the response.
     pub(crate) async fn post(
         &self,
         config: &SignalConfig,

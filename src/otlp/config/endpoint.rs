@@ -113,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_general_url_gets_the_signal_path_with_one_slash() {
+    fn a_general_url_gets_the_signal_path() {
         for (value, expected) in [
             ("http://c:4318", "http://c:4318/v1/traces"),
             ("http://c:4318/", "http://c:4318/v1/traces"),
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn a_url_of_one_signal_is_used_as_it_is() {
+    fn a_signal_url_is_used_unchanged() {
         let path = |value| Endpoint::http_exact(value).unwrap().as_url().path().to_owned();
         assert_eq!(path("http://c:4318"), "/");
         assert_eq!(path("http://c:4318/v1/traces"), "/v1/traces");
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_addresses_are_told_apart() {
+    fn invalid_addresses_have_distinct_errors() {
         assert_eq!(Endpoint::http_exact("localhost:4318"), Err(Problem::EndpointScheme));
         assert_eq!(Endpoint::http_exact("ftp://localhost"), Err(Problem::EndpointScheme));
         assert_eq!(Endpoint::grpc("unix:///run/otlp.sock", false), Err(Problem::EndpointScheme));
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_raw_password_is_refused_before_any_of_it_is_a_host() {
+    fn a_raw_password_is_rejected_before_it_becomes_a_host() {
         for value in [
             "http://u:S3@cr/et@c:4318",
             "http://u:p@ss@c:4318",

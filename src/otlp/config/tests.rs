@@ -21,7 +21,7 @@ fn resource(variables: &[(&str, &str)]) -> Result<Resource, ConfigError> {
 }
 
 #[test]
-fn nothing_set_means_the_specified_defaults() {
+fn unset_variables_have_the_specified_defaults() {
     for signal in Signal::ALL {
         let config = read(signal, &[]).unwrap().unwrap();
         assert_eq!(config.protocol, Protocol::HttpProtobuf);
@@ -36,7 +36,7 @@ fn nothing_set_means_the_specified_defaults() {
 }
 
 #[test]
-fn the_variable_of_the_signal_beats_the_general_one() {
+fn a_signal_variable_overrides_the_general_one() {
     let config = traces(&[
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://general:1"),
         ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "https://own:2/in"),
@@ -80,14 +80,14 @@ fn an_empty_value_is_unset() {
 }
 
 #[test]
-fn a_signal_can_be_switched_off_and_then_its_other_variables_do_not_matter() {
+fn a_disabled_signal_ignores_its_other_variables() {
     let off = [("OTEL_TRACES_EXPORTER", "none"), ("OTEL_EXPORTER_OTLP_PROTOCOL", "carrier pigeon")];
     assert_eq!(read(Signal::Traces, &off), Ok(None));
     assert!(read(Signal::Logs, &off).is_err());
 }
 
 #[test]
-fn insecure_decides_for_grpc_addresses_without_a_scheme() {
+fn insecure_selects_the_scheme_of_grpc_addresses() {
     let grpc = |extra: &[(&str, &str)]| {
         let mut variables =
             vec![("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"), ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4317")];
@@ -190,7 +190,7 @@ fn resource_attributes_are_decoded_and_keep_their_order() {
 }
 
 #[test]
-fn a_broken_resource_attribute_is_an_error() {
+fn an_invalid_resource_attribute_is_an_error() {
     let message = |list| resource(&[("OTEL_RESOURCE_ATTRIBUTES", list)]).unwrap_err().to_string();
     assert!(message("a=b,c").starts_with("OTEL_RESOURCE_ATTRIBUTES has no = in entry 2"));
     assert!(message("a=%ff").starts_with("OTEL_RESOURCE_ATTRIBUTES is not UTF-8 in entry 1"));
@@ -205,7 +205,7 @@ fn a_secret_in_the_wrong_variable_is_not_repeated() {
 }
 
 #[test]
-fn how_metrics_are_exported() {
+fn metrics_variables_are_parsed() {
     let metrics = |variables: &[(&str, &str)]| {
         let map: HashMap<_, _> = variables.iter().copied().collect();
         MetricsConfig::from_env(&|name| map.get(name).map(ToString::to_string))

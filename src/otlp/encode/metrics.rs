@@ -213,7 +213,7 @@ mod tests {
     use crate::trace_context::SpanContext;
 
     #[test]
-    fn the_largest_export_keeps_the_exemplars_of_its_slowest_runs() {
+    fn large_exports_keep_exemplars_of_slowest_runs() {
         let buckets = Buckets::default();
         let mut totals = Totals::new(buckets.clone());
         // 200 workflows with 14 histograms each, a run in each bucket of each.
