@@ -138,8 +138,6 @@ impl TargetKind {
 }
 
 /// The state of a run, as the column `status` spells it.
-///
-/// Stored in open runs: bump `SCHEMA_VERSION` with a new one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 // Stored in open runs and series: for a new value bump SCHEMA_VERSION.
@@ -218,8 +216,6 @@ impl FromStr for Status {
 }
 
 /// How a run ended.
-///
-/// Stored in series: bump `SCHEMA_VERSION` with a new one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 // Stored in open runs and series: for a new value bump SCHEMA_VERSION.

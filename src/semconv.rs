@@ -18,8 +18,6 @@ use crate::run::Outcome;
 macro_rules! events {
     ($($(#[doc = $doc:literal])* $variant:ident = $name:literal;)*) => {
         /// An event of the `workflow.run.*` family.
-        ///
-        /// Stored in open runs and series: bump `SCHEMA_VERSION` with a new one.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(rename_all = "snake_case")]
         // Stored in open runs and series: for a new value bump SCHEMA_VERSION.
@@ -149,8 +147,6 @@ impl Level {
 }
 
 /// Why a run failed or a dispatch was refused: low in cardinality, the same on span, record and metric.
-///
-/// Stored in series: bump `SCHEMA_VERSION` with a new one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 // Stored in open runs and series: for a new value bump SCHEMA_VERSION.

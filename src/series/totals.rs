@@ -14,10 +14,9 @@ use crate::semconv::{ErrorType, Event, field};
 use crate::trace_context::{SpanContext, SpanId, TraceId};
 
 /// One of the durable metrics.
-///
-/// Stored: bump `SCHEMA_VERSION` with a new one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+// Stored in series: for a new value bump SCHEMA_VERSION.
 pub enum MetricKind {
     /// [`metric::DURATION`].
     Duration,
