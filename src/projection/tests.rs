@@ -1,242 +1,15 @@
-//! Every path of a run, as a tree of text.
+//! Every path of a run, as snapshots.
 //!
-//! Each story is projected twice: as one batch, and entry by entry with the open runs stored in between. Both have
-//! to tell the same, so where a batch ends makes no difference.
+//! Each story is projected twice: as one batch, and entry by entry with the tracked runs stored in between. Both must
+//! have the same result, so that batch boundaries do not matter.
 
-use std::collections::{BTreeMap, HashMap};
+mod story;
 
-use uuid::Uuid;
+use std::collections::HashMap;
 
+use self::story::{id, moment, story};
 use super::*;
-use crate::journal::{Lineage, Row, Unreadable};
-use crate::semconv::field;
-use crate::trace_context::SpanId;
-
-/// The moment that stories begin at.
-const START: i64 = 1_800_000_000_000_000;
-
-/// A story: rows as the triggers write them. Times are milliseconds from its beginning.
-#[derive(Default)]
-struct Story {
-    rows: Vec<Row>,
-}
-
-/// Runs are numbered. The ids look like `UUIDv7s`.
-fn id(number: u128) -> Uuid {
-    Uuid::from_u128(0x0190_0000_0000_7000_8000_0000_0000_0000 + number)
-}
-
-fn at(millis: i64) -> i64 {
-    START + millis * 1_000
-}
-
-impl Story {
-    /// A transition; `-` stands for no row.
-    fn then(mut self, millis: i64, run: u128, workflow: &str, change: &str) -> Self {
-        let (from, to) = change.split_once(" → ").unwrap();
-        let status = |name: &str| (name != "-").then(|| name.to_owned());
-        let created_at = self
-            .rows
-            .iter()
-            .find(|row| row.run_id == Some(id(run)))
-            .map_or(at(millis), |first| first.created_at.unwrap());
-        self.rows.push(Row {
-            seq: i64::try_from(self.rows.len()).unwrap(),
-            at: at(millis),
-            created_at: Some(created_at),
-            run_id: Some(id(run)),
-            workflow_name: Some(workflow.to_owned()),
-            from_status: status(from),
-            to_status: status(to),
-            target_type: Some("issue".to_owned()),
-            target_owner: Some("acme".to_owned()),
-            target_repo: Some("widgets".to_owned()),
-            target_number: Some(42),
-            ..Row::default()
-        });
-        self
-    }
-
-    /// The last row belongs to a child of `parent`, in the tree of `root`.
-    fn under(self, parent: u128, root: (u128, &str)) -> Self {
-        self.with(|row| {
-            row.parent_run_id = Some(id(parent));
-            row.root_run_id = Some(id(root.0));
-            row.root_workflow_name = Some(root.1.to_owned());
-        })
-    }
-
-    /// The last row's reason.
-    fn because(self, reason: &str) -> Self {
-        self.with(|row| row.reason = Some(reason.to_owned()))
-    }
-
-    fn reconciled(self) -> Self {
-        self.with(|row| row.reconciled = true)
-    }
-
-    /// When the last row's run was created.
-    fn created(self, millis: i64) -> Self {
-        self.with(|row| row.created_at = Some(at(millis)))
-    }
-
-    fn refused(mut self, millis: i64, workflow: &str, reason: &str, inflight: Option<u128>) -> Self {
-        self.rows.push(Row {
-            at: at(millis),
-            workflow_name: Some(workflow.to_owned()),
-            target_owner: Some("acme".to_owned()),
-            target_repo: Some("widgets".to_owned()),
-            target_number: Some(42),
-            reason: Some(reason.to_owned()),
-            delivery_id: Some("delivery-1".to_owned()),
-            inflight_run_id: inflight.map(id),
-            ..Row::default()
-        });
-        self
-    }
-
-    fn with(mut self, change: impl FnOnce(&mut Row)) -> Self {
-        change(self.rows.last_mut().unwrap());
-        self
-    }
-
-    /// What it comes to.
-    fn tell(self) -> String {
-        let read: Vec<Result<Entry, Unreadable>> = self.rows.into_iter().map(Entry::try_from).collect();
-        let mut unreadable = String::new();
-        let mut entries = Vec::new();
-        for entry in read {
-            match entry {
-                Ok(entry) => entries.push(entry),
-                Err(error) => unreadable += &format!("set aside: {error}\n"),
-            }
-        }
-        let mut stored = HashMap::new();
-        let (mut spans, mut records) = (Vec::new(), Vec::new());
-        let mut totals = Totals::default();
-        for entry in &entries {
-            let projected = project(stored.clone(), [entry.clone()], &Settings::default());
-            totals.add(projected.totals);
-            for (run, open) in projected.opened {
-                let text = serde_json::to_string(&open).unwrap();
-                stored.insert(run, serde_json::from_str(&text).unwrap());
-            }
-            for run in projected.closed {
-                stored.remove(&run).unwrap();
-            }
-            spans.extend(projected.spans);
-            records.extend(projected.records);
-        }
-        let at_once = project(HashMap::new(), entries, &Settings::default());
-        assert_eq!(at_once.totals, totals);
-        let counted: u64 = totals.counters().map(|(_, count)| count).sum();
-        assert_eq!(counted, records.len() as u64, "one count for each record");
-        assert_eq!(
-            render(&at_once.spans, &at_once.records),
-            render(&spans, &records),
-            "batches do not matter"
-        );
-        assert_eq!(at_once.opened.into_iter().collect::<HashMap<_, _>>(), stored);
-        let left: BTreeMap<RunId, &Tracked> = stored.iter().map(|(run, open)| (*run, open)).collect();
-        let open: String = left
-            .into_iter()
-            .map(|(run, open)| {
-                let ended = if matches!(open, Tracked::Ended(_)) { ", after its end" } else { "" };
-                format!("open: run {} is {}{ended}\n", number(run), open.status())
-            })
-            .collect();
-        render(&spans, &records) + &open + &unreadable
-    }
-}
-
-fn number(run: RunId) -> u128 {
-    run.uuid().as_u128() & 0xffff_ffff
-}
-
-fn moment(time: Timestamp) -> String {
-    ((time.micros() - START) / 1_000).to_string()
-}
-
-/// Attributes beside those that every span and record of the run carries.
-fn particular(attributes: Attributes<'_>) -> String {
-    let common = [
-        field::RUN_ID,
-        field::WORKFLOW_NAME,
-        field::TARGET,
-        field::TARGET_TYPE,
-        field::TARGET_OWNER,
-        field::TARGET_REPO,
-        field::TARGET_NUMBER,
-        field::PARENT_RUN_ID,
-        field::ROOT_RUN_ID,
-        field::ROOT_WORKFLOW_NAME,
-    ];
-    attributes
-        .into_iter()
-        .filter(|(key, _)| !common.contains(key))
-        .map(|(key, value)| match value {
-            Value::Text(text) => match text.parse::<RunId>() {
-                Ok(run) => format!(" {key}=run {}", number(run)),
-                Err(_) => format!(" {key}={text:?}"),
-            },
-            Value::Int(number) => format!(" {key}={number}"),
-            Value::Bool(yes) => format!(" {key}={yes}"),
-        })
-        .collect()
-}
-
-fn render(spans: &[Span], records: &[Record]) -> String {
-    let mut text = String::new();
-    let known = |id: SpanId| spans.iter().any(|span| span.span_context().span_id == id);
-    for root in spans.iter().filter(|span| span.parent().is_none_or(|parent| !known(parent))) {
-        render_span(&mut text, spans, root, 0);
-    }
-    for record in records {
-        let run = record.run().map_or("no run".to_owned(), |run| format!("run {}", number(run)));
-        text += &format!(
-            "{:>6} {:<5} {:<28} {run}{}\n",
-            moment(record.at),
-            record.level().as_str(),
-            record.event,
-            particular(record.attributes())
-        );
-    }
-    text
-}
-
-fn render_span(text: &mut String, spans: &[Span], span: &Span, depth: usize) {
-    let indent = "  ".repeat(depth);
-    let (start, end) = (moment(span.start), moment(span.end));
-    *text += &format!("{indent}{} {start}..{end}{}", span.name(), particular(span.attributes()));
-    if let Some(link) = span.link {
-        *text += &format!(" ← {link}");
-    }
-    if let Some(error) = span.error() {
-        *text += &format!(" ERROR {error:?}");
-    }
-    text.push('\n');
-    for event in &span.events {
-        *text += &format!(
-            "{indent}  · {} {}{}\n",
-            moment(event.at),
-            event.event,
-            particular(span.event_attributes(event))
-        );
-    }
-    if span.dropped_events > 0 {
-        *text += &format!("{indent}  · {} more\n", span.dropped_events);
-    }
-    let mut children: Vec<&Span> =
-        spans.iter().filter(|child| child.parent() == Some(span.span_context().span_id)).collect();
-    children.sort_by_key(|child| (child.start, child.kind != SpanKind::Queue));
-    for child in children {
-        render_span(text, spans, child, depth + 1);
-    }
-}
-
-fn story() -> Story {
-    Story::default()
-}
+use crate::journal::Lineage;
 
 #[test]
 fn succeeded() {
@@ -248,7 +21,7 @@ fn succeeded() {
         })
         .then(40, 1, "triage", "queued → running")
         .then(1_540, 1, "triage", "running → succeeded");
-    insta::assert_snapshot!(story.tell());
+    insta::assert_snapshot!(story.render());
 }
 
 #[test]
@@ -258,7 +31,7 @@ fn incomplete() {
         .then(10, 1, "resolve", "queued → running")
         .then(90, 1, "resolve", "running → incomplete")
         .because("2 of 5 threads are open");
-    insta::assert_snapshot!(story.tell());
+    insta::assert_snapshot!(story.render());
 }
 
 #[test]
@@ -268,7 +41,7 @@ fn failed_by_its_handler() {
         .then(10, 1, "implement", "queued → running")
         .then(90, 1, "implement", "running → failed")
         .because("git push https://bot:hunter2@example.com/acme/widgets was refused");
-    insta::assert_snapshot!(story.tell());
+    insta::assert_snapshot!(story.render());
 }
 
 #[test]
@@ -278,7 +51,7 @@ fn uncaught() {
         .then(10, 1, "implement", "queued → running")
         .then(90, 1, "implement", "running → failed")
         .because("uncaught: index out of bounds");
-    insta::assert_snapshot!(story.tell());
+    insta::assert_snapshot!(story.render());
 }
 
 #[test]
@@ -287,7 +60,7 @@ fn enqueue_failed() {
         .then(0, 1, "triage", "- → queued")
         .then(30, 1, "triage", "queued → failed")
         .because("enqueue failed: connection refused");
-    insta::assert_snapshot!(story.tell());
+    insta::assert_snapshot!(story.render());
 }
 
 #[test]
@@ -297,7 +70,7 @@ fn an_enqueue_failure_reported_by_a_handler() {
         .then(10, 1, "triage", "queued → running")
         .then(30, 1, "triage", "running → failed")
         .because("enqueue failed: the child's queue is full");
-    insta::assert_snapshot!(story.tell());
+    insta::assert_snapshot!(story.render());
 }
 
 #[test]
@@ -307,7 +80,7 @@ fn refused() {
         .refused(1, "plan", "missing-prior-output", None)
         .refused(2, "ship", "workflow-dispatch-inflight", Some(7))
         .refused(3, "ship", "the moon is full", None);
-    insta::assert_snapshot!(story.tell());
+    insta::assert_snapshot!(story.render());
 }
 
 #[test]
@@ -323,7 +96,7 @@ fn a_chain_of_five_children() {
             .then(begin + 90, number, workflow, "running → succeeded")
             .under(1, (1, "ship"));
     }
-    insta::assert_snapshot!(chain.then(700, 1, "ship", "running → succeeded").tell());
+    insta::assert_snapshot!(chain.then(700, 1, "ship", "running → succeeded").render());
 }
 
 #[test]
@@ -332,7 +105,7 @@ fn reaped_while_queued() {
         .then(0, 1, "plan", "- → queued")
         .then(60_000, 1, "plan", "queued → failed")
         .because("owner lost: dispatcher-2");
-    insta::assert_snapshot!(story.tell());
+    insta::assert_snapshot!(story.render());
 }
 
 #[test]
@@ -343,13 +116,13 @@ fn attached_while_running() {
         "plan",
         "running → succeeded",
     );
-    insta::assert_snapshot!(story.tell());
+    insta::assert_snapshot!(story.render());
 }
 
 #[test]
 fn first_seen_at_its_end() {
     let story = story().then(1_000, 1, "plan", "running → succeeded").created(0);
-    insta::assert_snapshot!(story.tell());
+    insta::assert_snapshot!(story.render());
 }
 
 #[test]
@@ -360,7 +133,7 @@ fn first_seen_as_it_begins_to_run() {
         "plan",
         "running → succeeded",
     );
-    insta::assert_snapshot!(story.tell());
+    insta::assert_snapshot!(story.render());
 }
 
 #[test]
@@ -371,7 +144,7 @@ fn ended_twice() {
         .then(90, 1, "plan", "running → failed")
         .because("owner lost: executor-3")
         .then(95, 1, "plan", "failed → succeeded");
-    insta::assert_snapshot!(story.tell());
+    insta::assert_snapshot!(story.render());
 }
 
 #[test]
@@ -386,7 +159,7 @@ fn brought_back_to_life_after_its_end() {
         .then(0, 2, "plan", "- → queued")
         .then(10, 2, "plan", "queued → failed")
         .then(20, 2, "plan", "failed → running");
-    insta::assert_snapshot!(story.tell());
+    insta::assert_snapshot!(story.render());
 }
 
 #[test]
@@ -396,7 +169,7 @@ fn its_end_was_missed() {
         .then(10, 1, "plan", "queued → running")
         .then(90, 1, "plan", "succeeded → failed")
         .because("owner lost: executor-3");
-    insta::assert_snapshot!(story.tell());
+    insta::assert_snapshot!(story.render());
 }
 
 #[test]
@@ -415,7 +188,7 @@ fn a_child_after_its_parents_end() {
         .under(1, (1, "ship"))
         .then(60, 4, "late", "- → queued")
         .under(2, (1, "ship"));
-    insta::assert_snapshot!(story.tell());
+    insta::assert_snapshot!(story.render());
 }
 
 #[test]
@@ -426,7 +199,7 @@ fn deleted_in_flight() {
         .then(50, 1, "plan", "running → -")
         .then(60, 2, "plan", "- → queued")
         .then(70, 2, "plan", "queued → -");
-    insta::assert_snapshot!(story.tell());
+    insta::assert_snapshot!(story.render());
 }
 
 #[test]
@@ -437,7 +210,7 @@ fn back_to_queued() {
         .then(50, 1, "plan", "running → queued")
         .then(70, 1, "plan", "queued → running")
         .then(90, 1, "plan", "running → succeeded");
-    insta::assert_snapshot!(story.tell());
+    insta::assert_snapshot!(story.render());
 }
 
 #[test]
@@ -447,7 +220,7 @@ fn inserted_as_running_or_as_ended() {
         .created(0)
         .then(90, 1, "plan", "running → succeeded")
         .then(100, 2, "restored", "- → succeeded");
-    insta::assert_snapshot!(story.tell());
+    insta::assert_snapshot!(story.render());
 }
 
 #[test]
@@ -466,7 +239,7 @@ fn reconciled_entries_count_only_where_they_say_something_new() {
         .reconciled()
         .then(90, 1, "plan", "running → succeeded")
         .reconciled();
-    insta::assert_snapshot!(story.tell());
+    insta::assert_snapshot!(story.render());
 }
 
 #[test]
@@ -480,7 +253,7 @@ fn more_events_than_a_span_carries() {
         .then(500, 1, "loop", "running → queued")
         .then(510, 1, "loop", "queued → running")
         .then(600, 1, "loop", "running → succeeded")
-        .tell();
+        .render();
     let span: Vec<&str> = told.lines().filter_map(|line| line.strip_prefix("  · ")).collect();
     let events = span.len() - 1;
     assert_eq!(
@@ -509,7 +282,7 @@ fn an_unknown_status_is_in_flight() {
         .then(20, 1, "plan", "running → paused")
         .then(60, 1, "plan", "paused → running")
         .then(90, 1, "plan", "running → succeeded");
-    insta::assert_snapshot!(story.tell());
+    insta::assert_snapshot!(story.render());
 }
 
 #[test]
@@ -519,7 +292,7 @@ fn an_unreadable_entry_is_set_aside() {
         .then(5, 2, "plan", "- → queued")
         .with(|row| row.workflow_name = None)
         .then(10, 1, "plan", "queued → failed");
-    insta::assert_snapshot!(story.tell());
+    insta::assert_snapshot!(story.render());
 }
 
 #[test]
@@ -530,7 +303,7 @@ fn no_event_precedes_the_one_before_it() {
         "plan",
         "running → succeeded",
     );
-    insta::assert_snapshot!(story.tell());
+    insta::assert_snapshot!(story.render());
 }
 
 #[test]
