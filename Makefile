@@ -15,8 +15,8 @@ help: ## List the targets
 lint: lint-shell lint-rust lint-features lint-deny ## Format, clippy, rustdoc, features, licences and sources of dependencies, shell scripts
 
 lint-rust:
-	cargo fmt --check
-	cargo clippy --locked --all-targets --all-features -- -D warnings
+	cargo fmt --check --all
+	cargo clippy --locked --workspace --all-targets --all-features -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings cargo doc --locked --no-deps --all-features --document-private-items
 
 # The library with each useful set of features; lint-rust covers all of them together, `make test` the default. A bot that

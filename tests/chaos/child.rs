@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child as Process, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-use crate::common::wait_within;
+use runspan_test_support::end_to_end::wait_within;
 
 /// How long a process may take to end: one may have much to send, on a machine that has much else to do.
 const DEADLINE: Duration = Duration::from_mins(3);

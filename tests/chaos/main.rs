@@ -7,35 +7,6 @@
     reason = "clippy knows test functions, but not the helpers of an integration test"
 )]
 
-#[path = "../suite/end_to_end/collector.rs"]
-#[allow(dead_code, reason = "shared with the suite, which uses all of it")]
-mod collector;
-#[path = "../suite/end_to_end/common.rs"]
-#[allow(dead_code, reason = "as above")]
-mod common;
-#[path = "../suite/end_to_end/database.rs"]
-#[allow(dead_code, reason = "as above")]
-mod database;
-#[path = "../suite/hooked.rs"]
-mod hooked;
-#[path = "../suite/end_to_end/ledger.rs"]
-#[allow(dead_code, reason = "as above")]
-mod ledger;
-#[path = "../suite/end_to_end/output.rs"]
-#[allow(dead_code, reason = "as above")]
-mod output;
-#[path = "../suite/points.rs"]
-#[allow(dead_code, reason = "as above")]
-mod points;
-#[path = "../suite/end_to_end/pooler.rs"]
-mod pooler;
-#[path = "../suite/end_to_end/process.rs"]
-#[allow(dead_code, reason = "as above")]
-mod process;
-#[path = "../suite/receiver.rs"]
-#[allow(dead_code, unused_imports, reason = "as above")]
-mod receiver;
-
 mod child;
 mod cluster;
 mod embedded;
@@ -57,10 +28,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use runspan::otlp::config::Protocol;
+use runspan_test_support::end_to_end::{
+    MIX, collector, database, ledger, output, pooler, process, service, test_file, wait_for,
+};
+use runspan_test_support::{hooked, points, receiver};
 use tokio::runtime::Handle;
 
 use self::cluster::Template;
-use self::common::{MIX, service, test_file, wait_for};
 use self::oracle::Verdict;
 use self::plan::Plan;
 use self::proxy::Coverage;

@@ -3,25 +3,21 @@
 
 mod bad_database;
 mod bad_receiver;
-pub(crate) mod collector;
-mod common;
 mod cost;
-mod database;
-mod ledger;
 mod load;
 mod metrics;
 mod order;
-mod output;
 mod poison;
 mod pooled;
-mod pooler;
-pub(crate) mod process;
 mod prometheus;
 mod reconcile;
 mod standby;
 
-use self::common::{DEADLINE, LOOK, MIX, test_file, wait_within};
-pub(crate) use self::common::{service, wait_for};
+use runspan_test_support::end_to_end::{
+    DEADLINE, LOOK, MIX, database, ledger, output, pooler, test_file, wait_within,
+};
+pub(crate) use runspan_test_support::end_to_end::{collector, process, service, wait_for};
+
 use self::database::Database;
 use self::process::{Ended, Process, runspan};
 

@@ -21,9 +21,9 @@ use tracing_subscriber::layer::SubscriberExt as _;
 
 use self::workflows::{Gate, registry};
 use crate::database::{Database, eventually};
-#[cfg(feature = "services")]
-use crate::queue::server::Server;
 use crate::receiver::Receiver;
+#[cfg(feature = "services")]
+use crate::runtime::queue::server::Server;
 
 #[tokio::test]
 async fn on_sqlite_in_process() {

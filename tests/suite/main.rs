@@ -1,4 +1,18 @@
-//! The integration tests of the whole project, in one binary: linking is what takes the time.
+//! The integration tests, in one binary: linking is what takes the time.
+//!
+//! A test lies where its subject lies in `src/`: `store`, `relay`, `runtime`, `otlp`, `series`, `semconv`, `telemetry`, `cli`,
+//! `demo`. The others:
+//!
+//! | module | tests |
+//! |---|---|
+//! | `end_to_end` | real processes: psql, pgbench, `runspan relay`, the Collector, Prometheus |
+//! | `collector`, `dashboards`, `rules`, `promql` | the files of `collector/` and `dashboards/` |
+//! | `docs`, `module_order` | documents and layering against the code |
+//! | `fan_out` | one application with many workflows |
+//! | `fuzz` | properties of everything that parses |
+//! | `golden` | the telemetry of a fixed journal, which must not change |
+//!
+//! Helpers with more than one user are in `tests/support`.
 
 #![allow(
     clippy::unwrap_used,
@@ -6,21 +20,12 @@
 )]
 
 #[macro_use]
-mod database;
-mod hooked;
-mod points;
-mod receiver;
-#[macro_use]
-mod relay;
+extern crate runspan_test_support;
 
-mod attach;
-mod capture;
 #[cfg(feature = "services")]
 mod collector;
-mod command;
-mod contract;
+mod cli;
 mod dashboards;
-mod delivery;
 mod demo;
 mod docs;
 #[cfg(feature = "services")]
@@ -28,29 +33,18 @@ mod end_to_end;
 mod fan_out;
 mod fuzz;
 mod golden;
-mod journal;
-mod lease;
-mod logged;
 mod module_order;
-mod newer;
 mod otlp;
-mod outbox;
-#[cfg(feature = "services")]
-mod postgres;
-#[cfg(feature = "services")]
-mod processes;
 mod promql;
-mod queue;
-mod reconcile;
-mod relay_metrics;
+mod relay;
 mod rules;
 mod runs;
 mod runtime;
-mod scoped;
+mod semconv;
 mod series;
-mod set_back;
-mod sqlite_file;
-mod stuck;
+mod store;
 mod telemetry;
 #[cfg(feature = "services")]
-mod traceparent;
+mod trace_context;
+
+use runspan_test_support::{database, hooked, logged, points, projector, receiver, scoped};

@@ -1,5 +1,8 @@
 //! The runtime on both databases, with the queue in this process.
 
+#[cfg(feature = "services")]
+mod processes;
+pub(crate) mod queue;
 mod bad_input;
 mod chains;
 mod log_lines;

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::instrument::WithSubscriber as _;
 
 use crate::database::{Database, eventually};
-use crate::relay::Relay;
+use crate::projector::Relay;
 
 pub(super) struct Stage {
     pub(super) runtime: Runtime,

@@ -1,0 +1,3 @@
+//! The catalogue of events and fields.
+
+mod contract;

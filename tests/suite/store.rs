@@ -1,0 +1,14 @@
+//! The store, on both databases; what is particular to one of them lies below its name.
+
+mod attach;
+mod capture;
+mod journal;
+mod lease;
+mod newer;
+mod outbox;
+#[cfg(feature = "services")]
+mod postgres;
+mod reconcile;
+mod set_back;
+mod sqlite;
+mod stuck;
