@@ -174,9 +174,9 @@ impl Work {
         });
         // One in every process: one of them works, and another takes over when that dies.
         let reaper = runtime.reaper(ReaperSettings {
-            term: self.lease,
-            every: self.lease / 2,
-            publishing: self.lease * 3,
+            lease_term: self.lease,
+            interval: self.lease / 2,
+            enqueue_grace: self.lease * 3,
         });
         tracing::info!(process = runtime.name(), concurrency = self.concurrency, "starting");
         let reaper = tokio::spawn(reaper.run(stop.clone()));

@@ -1,7 +1,7 @@
 //! The `workflow_runs` table: its migrations, and the functions that change it.
 //!
-//! Every function works on the caller's connection, so that a run changes in the same transaction as whatever
-//! belongs to it, and none of them logs: what happened is told by the journal's triggers, whoever the writer is.
+//! Every function uses the caller's connection, so that a run changes in the same transaction as the application's own
+//! data. None of them logs: the triggers journal each transition, whichever program makes it.
 //!
 //! ```no_run
 //! # async fn example(pool: sqlx::PgPool, id: runspan::run::RunId) -> Result<(), Box<dyn std::error::Error>> {
@@ -28,7 +28,7 @@ pub use self::error::RunsError;
 #[cfg(feature = "relay")]
 pub(crate) use self::error::describe;
 pub use self::lease::{
-    Unattended, forget_leases, hold_lease, is_held, orphans, overdue, release_lease, stalled,
+    OrphanedRun, delete_expired_leases, hold_lease, is_lease_held, orphans, overdue, release_lease, stalled,
 };
 pub use self::migrate::migrate;
 pub use self::refusal::{Refusal, dispatch_refused};
@@ -40,27 +40,27 @@ const FAILED_REASON: &str = "failedReason";
 /// The reason's key in the state of an incomplete run.
 const INCOMPLETE_REASON: &str = "incompleteReason";
 
-/// A run to be queued.
+/// A run to insert as queued.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NewRun {
     /// The workflow's name.
     pub workflow_name: String,
-    /// What it works on.
+    /// The issue or pull request.
     pub target: Target,
-    /// The run that spawns it, if one does.
+    /// The run that spawns it, if any.
     pub parent: Option<Parent>,
-    /// Its state to begin with.
+    /// Its initial state.
     pub state: Map<String, Value>,
-    /// The delivery that caused it, if one did.
+    /// The delivery that caused it, if any.
     pub delivery_id: Option<String>,
     /// The comment that shows its progress.
     pub tracking_comment_id: Option<i64>,
-    /// Who looks after it.
+    /// Its owner.
     pub owner: Option<Owner>,
 }
 
 impl NewRun {
-    /// A run of `workflow_name` on `target`, and nothing else.
+    /// A run of `workflow_name` on `target`, with all other fields empty.
     pub fn new(workflow_name: impl Into<String>, target: Target) -> Self {
         Self {
             workflow_name: workflow_name.into(),
@@ -74,28 +74,28 @@ impl NewRun {
     }
 }
 
-/// The run that spawns another, and at which of its steps.
+/// The parent of a run, and the step that spawned the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Parent {
-    /// The run.
+    /// The parent run.
     pub run: RunId,
-    /// Its step, from 0.
+    /// The step's index, from 0.
     pub step_index: i32,
 }
 
-/// Who looks after a run.
+/// The owner of a run: the process that must make progress on it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Owner {
-    /// What kind of owner, as `executor`.
+    /// The kind of owner, such as `executor`.
     pub kind: String,
-    /// Which one.
+    /// The owner's id.
     pub id: String,
 }
 
 /// Inserts a run as queued.
 ///
-/// One that is in flight for the same workflow and target is [`RunsError::InFlight`]; a transaction goes on
-/// after that, so that the refusal can be recorded in it.
+/// Returns [`RunsError::InFlight`] if a run of the same workflow and target is in flight. The transaction stays usable,
+/// so that the refusal can be recorded in it.
 pub async fn insert_queued<'c>(
     connection: impl Into<Connection<'c>>,
     run: &NewRun,
@@ -146,7 +146,7 @@ pub async fn insert_queued<'c>(
     Err(RunsError::InFlight { run: inflight.map(|(id,)| id) })
 }
 
-/// A queued run begins.
+/// Marks a queued run as running.
 pub async fn mark_running<'c>(connection: impl Into<Connection<'c>>, id: RunId) -> Result<(), RunsError> {
     transition(connection.into(), id, Status::Running, Map::new(), None).await
 }
@@ -160,12 +160,12 @@ pub async fn claim<'c>(
     transition(connection.into(), id, Status::Running, Map::new(), Some(owner)).await
 }
 
-/// A running run ended well.
+/// Marks a running run as succeeded.
 pub async fn mark_succeeded<'c>(connection: impl Into<Connection<'c>>, id: RunId) -> Result<(), RunsError> {
     transition(connection.into(), id, Status::Succeeded, Map::new(), None).await
 }
 
-/// A run failed, for `reason`: while it ran, or before it could begin.
+/// Marks a queued or running run as failed, with its reason.
 pub async fn mark_failed<'c>(
     connection: impl Into<Connection<'c>>,
     id: RunId,
@@ -175,7 +175,7 @@ pub async fn mark_failed<'c>(
     transition(connection.into(), id, Status::Failed, patch, None).await
 }
 
-/// A running run ended cleanly, but work remains, for `reason`.
+/// Marks a running run as incomplete (it ended cleanly, but work remains), with its reason.
 pub async fn mark_incomplete<'c>(
     connection: impl Into<Connection<'c>>,
     id: RunId,
@@ -185,8 +185,8 @@ pub async fn mark_incomplete<'c>(
     transition(connection.into(), id, Status::Incomplete, patch, None).await
 }
 
-/// Puts `patch` into a run's state: each of its keys takes the place of the one that was there, whole. A state
-/// that is no object becomes one.
+/// Merges `patch` into a run's state; each key replaces the previous value as a whole. A state that is not an object
+/// becomes one.
 pub async fn merge_state<'c>(
     connection: impl Into<Connection<'c>>,
     id: RunId,
@@ -202,7 +202,7 @@ pub async fn merge_state<'c>(
     if changed == 1 { Ok(()) } else { Err(RunsError::NotFound { run: id }) }
 }
 
-/// Gives a run to `owner`, if it is still `status`; whether it was. Otherwise it has an owner by now who counts on it.
+/// Makes `owner` the owner of a run that still has this status. Returns whether it had: otherwise it has a new owner.
 pub async fn set_owner<'c>(
     connection: impl Into<Connection<'c>>,
     id: RunId,
@@ -214,11 +214,11 @@ pub async fn set_owner<'c>(
     Ok(changed == 1)
 }
 
-/// `$2` put into the state, key by key.
+/// `$2` merged into the state, key by key.
 const POSTGRES_MERGED: &str = "CASE jsonb_typeof(state) WHEN 'object' THEN state ELSE '{}' END || $2";
 
-/// The same. SQLite's `json_patch` alone merges deeply and drops nulls, so it only takes the old values out (the
-/// same keys, all null), and the new ones are put behind what is left.
+/// The same for SQLite, whose `json_patch` merges deeply and drops nulls. So it only removes the old values (the same
+/// keys, all null), and the new ones are appended to the rest.
 const SQLITE_MERGED: &str = "(
     SELECT CASE WHEN $2 = '{}' THEN kept WHEN kept = '{}' THEN $2
                 ELSE substr(kept, 1, length(kept) - 1) || ',' || substr($2, 2) END
@@ -226,8 +226,8 @@ const SQLITE_MERGED: &str = "(
                                  ELSE '{}' END ELSE '{}' END,
                             (SELECT json_group_object(key, NULL) FROM json_each($2))) AS kept))";
 
-/// Moves a run to `to`, if it may go there, puts `patch` into its state, and gives it to `owner` if there is one,
-/// in one statement.
+/// Changes a run's status to `to` if that transition is allowed, merges `patch` into its state, and sets its owner if one
+/// is given, in one statement.
 async fn transition(
     mut connection: Connection<'_>,
     id: RunId,
@@ -245,7 +245,7 @@ async fn transition(
             from.join(", ")
         ))
     };
-    // Once more if the run has moved between the statement and the question why it changed nothing.
+    // Retry once, in case the run changed between the update and the query for its status.
     for last in [false, true] {
         let changed = execute!(
             connection.reborrow(),
@@ -265,10 +265,10 @@ async fn transition(
             return Err(RunsError::IllegalTransition { run: id, from: is, to });
         }
     }
-    unreachable!("the last round returns")
+    unreachable!("the second attempt returns")
 }
 
-/// A state as both databases can hold it: PostgreSQL's jsonb has no U+0000.
+/// A state that both databases can store: PostgreSQL's jsonb rejects U+0000.
 fn json(state: &Map<String, Value>) -> Json<Value> {
     let state = Value::Object(state.clone());
     Json(if state.to_string().contains("\\u0000") { without_nul(state) } else { state })

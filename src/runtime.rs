@@ -1,17 +1,17 @@
-//! A small runtime for durable workflow runs: the system whose lifecycle runspan observes, and one to build on.
+//! A small runtime for durable workflow runs: the kind of system that runspan observes, and one to build on.
 //!
 //! ```text
 //! delivery → Dispatcher ─insert─▶ workflow_runs ◀─lock, next step─ Orchestrator
 //!                │ after the commit        ▲                            ▲ a run ends
 //!                ▼                         │ claim                      │
-//!              Queue ───────────────▶ Executor ── handler ──────────────┘      Reaper: what died, what was lost
+//!              Queue ───────────────▶ Executor ── handler ──────────────┘      Reaper: orphaned runs
 //! ```
 //!
-//! The table is the truth. A job in the queue only says where to look; who owns a run stands in its row, and whether
-//! the owner lives in its lease. So any process may die at any moment: what it had begun is failed by the
-//! [`Reaper`], what it had queued and not published is published again, and a chain goes on where it stood.
+//! The table is the truth. A job in the queue is only a reference to a row; the row names the run's owner, and a lease
+//! shows whether the owner is alive. So any process may die at any moment: the [`Reaper`] fails the runs that it had in
+//! progress and enqueues those that it had inserted only, and chains continue from their last step.
 //!
-//! Nothing here tells of a run's lifecycle: the triggers journal each change of a row, whoever makes it. The log
+//! Nothing here emits workflow events: the triggers journal each change of a row, whichever process makes it. The log
 //! lines of these processes are their own, and carry no `event`.
 //!
 //! ```no_run
@@ -34,7 +34,7 @@
 //!
 //! let stop = CancellationToken::new();
 //! let executor = tokio::spawn(runtime.executor(ExecutorSettings::default()).run(stop.clone()));
-//! // Without one nothing is looked after that died or was lost.
+//! // Recovers orphaned runs; at least one process needs it.
 //! let reaper = tokio::spawn(runtime.reaper(ReaperSettings::default()).run(stop.clone()));
 //! let delivery = Delivery::from_github("72d3162e", &std::fs::read("issues.labeled.json")?)?;
 //! runtime.dispatcher().label("bot:triage", &delivery).await?;
@@ -76,31 +76,31 @@ use crate::run::RunId;
 use crate::runs::{self, Owner, RunsError};
 use queue::{Queue, QueueError};
 
-/// The owner of a run that a dispatcher has queued.
+/// The owner of a run that a dispatcher has inserted.
 const DISPATCHER: &str = "dispatcher";
-/// The owner of a run that a handler works on: lost with its process.
+/// The owner of a run whose handler is running: orphaned if the process dies.
 const EXECUTOR: &str = "executor";
-/// The owner of a run whose children work for it: any process can take it further.
+/// The owner of a run that waits for its children: any process can advance it.
 const ORCHESTRATOR: &str = "orchestrator";
 
-/// The most that a delivery may bring into a run's state, or a handler put there at a time, as JSON. (A row is read and written whole, and so is its journal entry's
-/// context.)
+/// The largest JSON that a delivery or one `set_state` may add to a run's state: rows, and the contexts of their journal
+/// entries, are read and written as a whole.
 pub const MAX_STATE: usize = 1024 * 1024;
 
-/// Why the runtime could not do what it should.
+/// An error of the runtime.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RuntimeError {
     /// A row could not be read or changed.
     #[error(transparent)]
     Runs(#[from] RunsError),
-    /// A handler hands off to what no registry knows.
-    #[error("cannot hand off to {0:?}, which is no workflow")]
+    /// A handler hands off to a workflow that is not registered.
+    #[error("cannot hand off to unknown workflow {0:?}")]
     UnknownWorkflow(String),
-    /// A handler has queued a child already.
-    #[error("run {0} has handed off already, and a run has one child at a time")]
+    /// A handler hands off twice.
+    #[error("run {0} has already handed off: a run has one child at a time")]
     SecondChild(RunId),
-    /// The queue is away.
+    /// The queue failed.
     #[error("the queue failed: {0}")]
     Queue(#[from] QueueError),
 }
@@ -111,7 +111,7 @@ impl From<sqlx::Error> for RuntimeError {
     }
 }
 
-/// A process of the runtime: what its dispatcher, executor and reaper share. Clones share it too.
+/// What the dispatcher, executors and reaper of a process share. Clones are handles to the same runtime.
 #[derive(Clone)]
 pub struct Runtime {
     shared: Arc<Shared>,
@@ -126,8 +126,8 @@ struct Shared {
 }
 
 impl Runtime {
-    /// A process of the application `name`. What owns its runs is this name and a suffix of its own, so that a
-    /// process never takes its predecessor's runs for its own.
+    /// A process of the application `name`. Its owner id is this name with a random suffix, so that a process never
+    /// mistakes its predecessor's runs for its own.
     pub fn new(
         name: impl fmt::Display,
         database: Database,
@@ -138,7 +138,7 @@ impl Runtime {
         Self { shared: Arc::new(Shared { name, database, queue, registry, executors: AtomicU32::new(0) }) }
     }
 
-    /// Its name, with the suffix.
+    /// The process's owner id: its name with the suffix.
     pub fn name(&self) -> &str {
         &self.shared.name
     }
@@ -148,22 +148,22 @@ impl Runtime {
         &self.shared.database
     }
 
-    /// What takes deliveries and queues runs.
+    /// A dispatcher, which turns deliveries into queued runs.
     pub fn dispatcher(&self) -> Dispatcher {
         Dispatcher::new(self.clone())
     }
 
-    /// What runs handlers.
+    /// An executor, which runs handlers.
     pub fn executor(&self, settings: ExecutorSettings) -> Executor {
         Executor::new(self.clone(), settings)
     }
 
-    /// What ends runs and takes those above them further.
+    /// An orchestrator, which ends runs and advances their parents.
     pub fn orchestrator(&self) -> Orchestrator {
         Orchestrator::new(self.clone())
     }
 
-    /// What looks after runs whose owner is gone.
+    /// A reaper, which recovers orphaned runs.
     pub fn reaper(&self, settings: ReaperSettings) -> Reaper {
         Reaper::new(self.clone(), settings)
     }
@@ -172,7 +172,7 @@ impl Runtime {
         Owner { kind: kind.to_owned(), id: self.shared.name.clone() }
     }
 
-    /// The owner of one more executor's runs: not that of another's, whose lease and whose jobs are its own.
+    /// The owner of a new executor's runs. Executors of one process do not share leases or jobs.
     fn new_executor(&self) -> Owner {
         let mut owner = self.owner(EXECUTOR);
         let before = self.shared.executors.fetch_add(1, Ordering::Relaxed);
@@ -190,7 +190,7 @@ impl Runtime {
         &self.shared.registry
     }
 
-    /// Has the journal note a refusal, if there is a journal: the refusal stands without it.
+    /// Journals a refusal if runspan is attached; the refusal is valid without it.
     async fn refused(&self, refusal: &runs::Refusal) {
         tracing::info!(
             reason = refusal.reason,
@@ -198,16 +198,16 @@ impl Runtime {
             workflowName = refusal.workflow_name,
             target = refusal.target().map(tracing::field::display),
             deliveryId = refusal.delivery_id,
-            "refused"
+            "dispatch refused"
         );
-        let noted = async {
+        let journalled = async {
             let mut session = self.shared.database.acquire().await?;
             runs::dispatch_refused(session.runs(), refusal).await
         };
-        if let Err(error) = noted.await {
+        if let Err(error) = journalled.await {
             tracing::warn!(
                 workflowName = refusal.workflow_name,
-                "a refusal is in no journal (is runspan attached?): {error}"
+                "failed to journal refusal (is runspan attached?): {error}"
             );
         }
     }

@@ -95,8 +95,11 @@ impl Story {
             drain: Duration::ZERO,
             ..ExecutorSettings::default()
         });
-        let reaper =
-            self.main.reaper(ReaperSettings { term: LEASE, every: LEASE / 3, ..ReaperSettings::default() });
+        let reaper = self.main.reaper(ReaperSettings {
+            lease_term: LEASE,
+            interval: LEASE / 3,
+            ..ReaperSettings::default()
+        });
         let scenes = async {
             let more = future::try_join_all(MORE_ISSUES.map(|number| self.another_issue(number)));
             tokio::try_join!(self.issue(), self.pull_request(), self.nowhere(), self.by_hand(), more)?;

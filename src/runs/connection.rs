@@ -1,4 +1,4 @@
-//! The caller's connection or transaction, of either database, and one statement for both.
+//! The caller's connection or transaction to either database, and macros that run one statement on both.
 
 use sqlx::encode::IsNull;
 use sqlx::error::BoxDynError;
@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::run::RunId;
 
-/// A connection to the database that holds the table. Made from `&mut *connection`, `&mut *tx`.
+/// A connection to the database of the table, from `&mut *connection` or `&mut *tx`.
 #[derive(Debug)]
 pub enum Connection<'c> {
     /// To PostgreSQL.
@@ -19,7 +19,7 @@ pub enum Connection<'c> {
 }
 
 impl Connection<'_> {
-    /// The same connection, for a shorter time.
+    /// The same connection with a shorter lifetime.
     pub fn reborrow(&mut self) -> Connection<'_> {
         match self {
             Self::Postgres(connection) => Connection::Postgres(connection),
@@ -40,7 +40,7 @@ impl<'c> From<&'c mut SqliteConnection> for Connection<'c> {
     }
 }
 
-/// Runs a statement with these arguments, in PostgreSQL's words or SQLite's; how many rows it changed.
+/// Executes a statement in PostgreSQL's or SQLite's dialect. Returns the number of changed rows.
 macro_rules! execute {
     ($connection:expr, $postgres:expr, $sqlite:expr $(, $argument:expr)* $(,)?) => {
         match $connection {
@@ -52,7 +52,7 @@ macro_rules! execute {
     };
 }
 
-/// What a query with these arguments gives, by `fetch_one`, `fetch_optional` or `fetch_all`.
+/// Runs a query by `fetch_one`, `fetch_optional` or `fetch_all`, in PostgreSQL's or SQLite's dialect.
 macro_rules! query {
     ($connection:expr, $fetch:ident, $postgres:expr, $sqlite:expr $(, $argument:expr)* $(,)?) => {
         match $connection {

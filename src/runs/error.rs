@@ -1,4 +1,4 @@
-//! What can go wrong with a run's row.
+//! Errors of the functions that change runs.
 
 use crate::run::{RunId, Status};
 
@@ -7,49 +7,49 @@ use crate::run::{RunId, Status};
 #[non_exhaustive]
 pub enum RunsError {
     /// A run of the same workflow and target is in flight.
-    #[error("a run of this workflow is in flight for this target{}", .run.map(|run| format!(": {run}")).unwrap_or_default())]
+    #[error("a run of this workflow is already in flight for this target{}", .run.map(|run| format!(": {run}")).unwrap_or_default())]
     InFlight {
-        /// That run; `None` if it ended meanwhile.
+        /// That run; `None` if it has ended since.
         run: Option<RunId>,
     },
-    /// There is no such run.
-    #[error("there is no run {run}")]
+    /// The run does not exist.
+    #[error("run {run} does not exist")]
     NotFound {
-        /// The id that no row has.
+        /// The unknown id.
         run: RunId,
     },
-    /// The run may not go from its state to that one.
-    #[error("run {run} is {from}, and cannot become {to}")]
+    /// The transition is not allowed.
+    #[error("run {run} is {from} and cannot become {to}")]
     IllegalTransition {
         /// The run.
         run: RunId,
-        /// Its state.
+        /// Its status.
         from: Status,
-        /// The state it should have taken.
+        /// The rejected status.
         to: Status,
     },
-    /// The row holds what it cannot.
+    /// The row has an invalid value.
     #[error("run {run} is corrupt: {cause}")]
     Corrupt {
         /// The run.
         run: RunId,
-        /// How so.
+        /// Which value, and what is wrong with it.
         cause: String,
     },
-    /// The table has migrations that this program does not know.
+    /// The table has newer migrations than this program.
     #[error("workflow_runs has migration {found}, this program knows {known}: install a newer version")]
     Newer {
-        /// The last one that is applied.
+        /// The last applied migration.
         found: i64,
-        /// The last one that is known.
+        /// The last migration that this program knows.
         known: i64,
     },
-    /// The database refused, or is away.
+    /// The database returned an error or is unreachable.
     #[error("{}", describe(.0))]
     Database(#[from] sqlx::Error),
 }
 
-/// One clear line. sqlx's own says "error returned from database: …" before all else.
+/// One clear line, without sqlx's prefix "error returned from database: …".
 pub(crate) fn describe(error: &sqlx::Error) -> String {
     match error {
         // Duplicate, or unknown, prepared statement.
@@ -62,7 +62,7 @@ pub(crate) fn describe(error: &sqlx::Error) -> String {
         }
         sqlx::Error::Database(error) => format!("the database says: {}", error.message()),
         sqlx::Error::Io(error) => format!("cannot reach the database: {error}"),
-        // sqlx keeps trying where nothing listens, and forgets why.
+        // sqlx retries a refused connection until the timeout, and drops the cause.
         sqlx::Error::PoolTimedOut => {
             "cannot reach the database: no connection in time; is it running, are host and port right?"
                 .to_owned()

@@ -1,4 +1,4 @@
-//! Leases: who is alive, and which runs nobody looks after.
+//! Leases, which show whether an owner is alive, and queries for runs to recover.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use sqlx::types::Json;
 use super::{Connection, Owner, RunsError};
 use crate::run::RunId;
 
-/// Takes or prolongs the lease `name` for `holder` by `term`; `false` while another holds it.
+/// Acquires or renews the lease `name` for `holder`. Returns `false` while another holder has it.
 pub async fn hold_lease<'c>(
     connection: impl Into<Connection<'c>>,
     name: &str,
@@ -29,7 +29,7 @@ pub async fn hold_lease<'c>(
     Ok(changed == 1)
 }
 
-/// Gives the lease `name` back, if `holder` has it.
+/// Releases the lease `name` if `holder` has it.
 pub async fn release_lease<'c>(
     connection: impl Into<Connection<'c>>,
     name: &str,
@@ -40,8 +40,8 @@ pub async fn release_lease<'c>(
     Ok(())
 }
 
-/// Whether somebody holds the lease `name`.
-pub async fn is_held<'c>(connection: impl Into<Connection<'c>>, name: &str) -> Result<bool, RunsError> {
+/// Whether the lease `name` is held.
+pub async fn is_lease_held<'c>(connection: impl Into<Connection<'c>>, name: &str) -> Result<bool, RunsError> {
     let (held,): (bool,) = query!(
         connection.into(),
         fetch_one,
@@ -52,8 +52,8 @@ pub async fn is_held<'c>(connection: impl Into<Connection<'c>>, name: &str) -> R
     Ok(held)
 }
 
-/// Removes leases that expired longer than `age` ago.
-pub async fn forget_leases<'c>(
+/// Deletes leases that expired longer than `age` ago.
+pub async fn delete_expired_leases<'c>(
     connection: impl Into<Connection<'c>>,
     age: Duration,
 ) -> Result<(), RunsError> {
@@ -66,19 +66,19 @@ pub async fn forget_leases<'c>(
     Ok(())
 }
 
-/// A run that somebody should look after. Not its whole row, which may be large, or not to be read.
+/// A run to recover. Not its whole row, which may be large or corrupt.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unattended {
+pub struct OrphanedRun {
     /// Its id.
     pub id: RunId,
     /// The workflow's name.
     pub workflow_name: String,
-    /// Whose it is, or was.
+    /// Its owner, dead or alive.
     pub owner: Option<Owner>,
 }
 
-/// The columns of a [`Row`], of runs in this status and with what else is asked. IN repeats what the index of runs in
-/// flight says: SQLite uses that only where its words stand.
+/// Selects the columns of a [`Row`] from runs with a status and further conditions. IN repeats the condition of the
+/// index of runs in flight: SQLite uses a partial index only if the query contains its condition.
 macro_rules! select {
     ($status:literal, $rest:literal) => {
         concat!(
@@ -93,16 +93,16 @@ macro_rules! select {
 
 type Row = (RunId, String, Option<String>, Option<String>);
 
-fn unattended((id, workflow_name, by, whom): Row) -> Unattended {
-    Unattended { id, workflow_name, owner: by.zip(whom).map(|(kind, id)| Owner { kind, id }) }
+fn orphaned_run((id, workflow_name, by, whom): Row) -> OrphanedRun {
+    OrphanedRun { id, workflow_name, owner: by.zip(whom).map(|(kind, id)| Owner { kind, id }) }
 }
 
-/// Running runs, at most `limit`, whose owner is of `kind` and holds no lease on its own id any more.
+/// Up to `limit` running runs whose owner has this kind and no longer holds the lease with its id.
 pub async fn orphans<'c>(
     connection: impl Into<Connection<'c>>,
     kind: &str,
     limit: u32,
-) -> Result<Vec<Unattended>, RunsError> {
+) -> Result<Vec<OrphanedRun>, RunsError> {
     let rows: Vec<Row> = query!(
         connection.into(),
         fetch_all,
@@ -121,15 +121,15 @@ pub async fn orphans<'c>(
         kind,
         i64::from(limit)
     )?;
-    Ok(rows.into_iter().map(unattended).collect())
+    Ok(rows.into_iter().map(orphaned_run).collect())
 }
 
-/// Queued runs, at most `limit`, that nothing has touched for longer than `age`; the oldest first.
+/// Up to `limit` queued runs that were not updated for longer than `age`, oldest first.
 pub async fn overdue<'c>(
     connection: impl Into<Connection<'c>>,
     age: Duration,
     limit: u32,
-) -> Result<Vec<Unattended>, RunsError> {
+) -> Result<Vec<OrphanedRun>, RunsError> {
     let rows: Vec<Row> = query!(
         connection.into(),
         fetch_all,
@@ -146,17 +146,16 @@ pub async fn overdue<'c>(
         age.as_secs_f64(),
         i64::from(limit)
     )?;
-    Ok(rows.into_iter().map(unattended).collect())
+    Ok(rows.into_iter().map(orphaned_run).collect())
 }
 
-/// Running runs of these workflows, at most `limit`, whose owner is of `kind`, and of whose children none is in
-/// flight.
+/// Up to `limit` running runs of these workflows whose owner has this kind and that have no child in flight.
 pub async fn stalled<'c>(
     connection: impl Into<Connection<'c>>,
     kind: &str,
     workflows: &[&str],
     limit: u32,
-) -> Result<Vec<Unattended>, RunsError> {
+) -> Result<Vec<OrphanedRun>, RunsError> {
     let rows: Vec<Row> = query!(
         connection.into(),
         fetch_all,
@@ -178,5 +177,5 @@ pub async fn stalled<'c>(
         Json(workflows),
         i64::from(limit)
     )?;
-    Ok(rows.into_iter().map(unattended).collect())
+    Ok(rows.into_iter().map(orphaned_run).collect())
 }

@@ -1,4 +1,4 @@
-//! The table's migrations. Append-only: what is released is never edited.
+//! The table's migrations. Append-only: released migrations are never edited.
 
 use sqlx::Connection as _;
 use sqlx::postgres::PgConnection;
@@ -11,8 +11,8 @@ const POSTGRES: [&str; 2] =
 const SQLITE: [&str; 2] =
     [include_str!("0001_workflow_runs.sqlite.sql"), include_str!("0002_workflow_leases.sqlite.sql")];
 
-/// Applies the migrations of `workflow_runs` that are missing, all of them or none; how many that were.
-/// `connection` has to be outside of a transaction.
+/// Applies the missing migrations of `workflow_runs`, all or none, and returns their number. `connection` must not be in
+/// a transaction.
 pub async fn migrate<'c>(connection: impl Into<Connection<'c>>) -> Result<usize, RunsError> {
     match connection.into() {
         Connection::Postgres(connection) => postgres(connection).await,
@@ -22,7 +22,7 @@ pub async fn migrate<'c>(connection: impl Into<Connection<'c>>) -> Result<usize,
 
 async fn postgres(connection: &mut PgConnection) -> Result<usize, RunsError> {
     let mut tx = connection.begin().await?;
-    // Two at once would trip over each other's CREATE.
+    // Concurrent CREATE statements would fail.
     sqlx::query("SELECT pg_advisory_xact_lock(hashtext('workflow_runs_migrations'))")
         .execute(&mut *tx)
         .await?;
@@ -70,7 +70,7 @@ async fn sqlite(connection: &mut SqliteConnection) -> Result<usize, RunsError> {
     Ok(missing.len())
 }
 
-/// The migrations after `applied`, each with its number, from 1.
+/// The migrations after `applied`, with their numbers, which start at 1.
 fn missing(all: &[&'static str], applied: i64) -> Result<Vec<(i64, &'static str)>, RunsError> {
     let numbered: Vec<_> = (1..).zip(all.iter().copied()).collect();
     let known = numbered.last().map_or(0, |(version, _)| *version);

@@ -1,39 +1,39 @@
-//! What never became a run.
+//! Dispatches that were refused before a row existed.
 
 use super::{Connection, RunsError};
 use crate::run::{RunId, Target, TargetKind};
 
-/// A dispatch that was refused before there was a row.
+/// A dispatch that was refused before a row existed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// The workflow that was asked for.
+    /// The requested workflow.
     pub workflow_name: String,
     /// The repository's owner.
     pub target_owner: String,
     /// The repository's name.
     pub target_repo: String,
-    /// The issue or pull request, if it is about one.
+    /// The issue or pull request, if any.
     pub target: Option<(TargetKind, i64)>,
-    /// Why.
+    /// The reason.
     pub reason: &'static str,
-    /// The delivery that asked for it, if one did.
+    /// The delivery that requested it, if any.
     pub delivery_id: Option<String>,
-    /// The run in flight that it collided with.
+    /// The run in flight that caused the refusal, if any.
     pub inflight: Option<RunId>,
 }
 
 impl Refusal {
-    /// What it is about, if it is about an issue or a pull request.
+    /// The full target, if the dispatch has one.
     pub fn target(&self) -> Option<Target> {
         let (owner, repo) = (self.target_owner.clone(), self.target_repo.clone());
         self.target.map(|(kind, number)| Target { kind, owner, repo, number })
     }
 }
 
-/// Has the journal note that a dispatch was refused.
+/// Journals that a dispatch was refused.
 ///
-/// The one function here that needs runspan to be attached; without it this is an error, and costs a transaction
-/// around it on PostgreSQL. So call it on its own.
+/// The only function here that needs runspan to be attached. Otherwise it fails, and on PostgreSQL aborts the
+/// transaction around it: call it outside of one.
 pub async fn dispatch_refused<'c>(
     connection: impl Into<Connection<'c>>,
     refusal: &Refusal,

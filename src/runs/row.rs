@@ -1,4 +1,4 @@
-//! Rows, read.
+//! Queries for rows.
 
 use serde_json::{Map, Value};
 
@@ -12,17 +12,17 @@ pub struct Run {
     pub id: RunId,
     /// The workflow's name.
     pub workflow_name: String,
-    /// What it works on.
+    /// The issue or pull request.
     pub target: Target,
-    /// The run that spawned it, if one did.
+    /// The run that spawned it, if any.
     pub parent: Option<Parent>,
-    /// Where it stands.
+    /// Its status.
     pub status: Status,
-    /// What it knows; nothing, where that is no object, or not to be read.
+    /// Its state; empty if the column is not a JSON object.
     pub state: Map<String, Value>,
-    /// The delivery that caused it, if one did.
+    /// The delivery that caused it, if any.
     pub delivery_id: Option<String>,
-    /// Who looks after it.
+    /// Its owner.
     pub owner: Option<Owner>,
 }
 
@@ -38,8 +38,8 @@ impl Run {
     }
 }
 
-/// The columns of a [`Row`]. A status or a kind may be an enum of the application's; a state comes as text, as not all
-/// that the database takes for JSON is that to us.
+/// Selects the columns of a [`Row`]. Status and kind may be enums of the application; the state is read as text, as not
+/// every value that the database accepts as JSON can be parsed.
 macro_rules! select {
     ($rest:literal) => {
         concat!(
@@ -81,7 +81,7 @@ fn run(row: Row) -> Result<Run, RunsError> {
         target: Target { kind, owner, repo, number },
         parent: parent.map(|run| Parent { run, step_index: step.unwrap_or_default() }),
         status: status.parse().map_err(|error: crate::run::UnknownStatus| corrupt(error.to_string()))?,
-        // Another writer's: a run is not stuck for it.
+        // Written by another program: it must not block the run.
         state: state.and_then(|state| serde_json::from_str(&state).ok()).unwrap_or_default(),
         delivery_id,
         owner: by.zip(whom).map(|(kind, id)| Owner { kind, id }),
@@ -95,8 +95,7 @@ pub async fn load<'c>(connection: impl Into<Connection<'c>>, id: RunId) -> Resul
     row.map(run).ok_or(RunsError::NotFound { run: id })?
 }
 
-/// A run's row, which nobody else changes until the transaction ends. (On SQLite that is so in every transaction
-/// that began with `BEGIN IMMEDIATE`.)
+/// A run's row, locked until the transaction ends. (On SQLite, any `BEGIN IMMEDIATE` transaction holds that lock.)
 pub async fn lock<'c>(connection: impl Into<Connection<'c>>, id: RunId) -> Result<Run, RunsError> {
     let row: Option<Row> = query!(
         connection.into(),
@@ -108,7 +107,7 @@ pub async fn lock<'c>(connection: impl Into<Connection<'c>>, id: RunId) -> Resul
     row.map(run).ok_or(RunsError::NotFound { run: id })?
 }
 
-/// The child of the last step that a run has begun.
+/// The child of the last step that a run has started.
 pub async fn last_child<'c>(
     connection: impl Into<Connection<'c>>,
     parent: RunId,
@@ -120,8 +119,8 @@ pub async fn last_child<'c>(
     row.map(run).transpose()
 }
 
-/// The run at the top of a run's tree: itself, without a parent. As for the triggers that is the highest whose row is
-/// there, and a parent whose row is gone for want of any.
+/// The root of a run's tree; the run itself if it has no parent. As for the triggers, that is the highest ancestor whose
+/// row exists, or else the parent even if its row does not.
 pub async fn root<'c>(connection: impl Into<Connection<'c>>, id: RunId) -> Result<RunId, RunsError> {
     const SQL: &str = "WITH RECURSIVE above (id, depth) AS (
              SELECT parent_run_id, 1 FROM workflow_runs WHERE id = $1 AND parent_run_id IS NOT NULL

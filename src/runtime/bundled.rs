@@ -1,14 +1,14 @@
-//! The workflows of a bot that takes issues to merged pull requests: what most teams begin with.
+//! The workflows of a bot that takes issues to merged pull requests: what most teams start with.
 
 use super::registry::{Accepts, Registry, RegistryError, Workflow};
 use super::steps::Steps;
 
-/// How often review and resolve take turns in [`registry`]'s composite workflow.
+/// The most rounds of review and resolve in [`registry`]'s composite workflow.
 pub const ROUNDS: usize = 3;
 
-/// `triage`, `plan`, `implement`, `review` and `resolve`, and `ship`, which is all of them, with review and resolve
-/// in rounds until one succeeds. Labels are the names after `bot:`. `handled` gives each of the five, by its name,
-/// its handler.
+/// `triage`, `plan`, `implement`, `review`, `resolve`, and their composite `ship`, which repeats review and resolve until
+/// a round succeeds. The label of each is `bot:` and its name. `handled` returns the workflow of each of the five names,
+/// with its handler.
 pub fn registry(handled: impl Fn(&'static str) -> Workflow) -> Result<Registry, RegistryError> {
     let workflow = |name| handled(name).label(format!("bot:{name}"));
     Registry::new([

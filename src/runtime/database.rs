@@ -1,4 +1,4 @@
-//! The application's database, as the runtime uses it.
+//! The application's database, as the runtime uses it: connections and transactions that [`runs`](crate::runs) accepts.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::runs::{Connection, RunsError};
 /// How long to wait for a connection, or for SQLite's lock.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A process that is stopped in the middle gives its locks back before others take it for dead.
+/// A suspended process must release its locks before others consider it dead.
 const BEGIN: &str =
     "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = '5s'";
 
@@ -27,12 +27,12 @@ pub enum Database {
 }
 
 impl Database {
-    /// Connects, with at most `connections` at a time; to SQLite with one, as it has one writer: several would
-    /// starve each other where these take turns. A missing SQLite file is created.
+    /// Connects with at most `connections` connections; with one to SQLite, which has one writer: several connections
+    /// would starve each other. Creates a missing SQLite file.
     pub async fn connect(url: &DatabaseUrl, connections: u32) -> Result<Self, RunsError> {
         Ok(match url {
             DatabaseUrl::Postgres(options) => {
-                // A pool would try again and again, and then only say that time is up.
+                // A pool would retry until its timeout and hide the cause.
                 PgConnection::connect_with(options).await?.close().await?;
                 let pool = PgPoolOptions::new().acquire_timeout(ACQUIRE_TIMEOUT).max_connections(connections);
                 Self::Postgres(pool.connect_with((**options).clone()).await?)
@@ -49,7 +49,7 @@ impl Database {
         })
     }
 
-    /// A connection, for statements that are each a transaction of its own.
+    /// A connection for statements outside of a transaction.
     pub async fn acquire(&self) -> Result<Session, sqlx::Error> {
         Ok(match self {
             Self::Postgres(pool) => Session::Postgres(pool.acquire().await?),
@@ -57,8 +57,7 @@ impl Database {
         })
     }
 
-    /// Begins a transaction in which every statement sees what others have committed before it, and which on
-    /// SQLite is the only one that writes.
+    /// Begins a READ COMMITTED transaction; on SQLite, one that holds the write lock.
     pub async fn begin(&self) -> Result<Tx, sqlx::Error> {
         Ok(match self {
             Self::Postgres(pool) => Tx::Postgres(pool.begin_with(BEGIN).await?),
@@ -85,7 +84,7 @@ pub enum Session {
 }
 
 impl Session {
-    /// As [`runs`](crate::runs) takes it.
+    /// As an argument for [`runs`](crate::runs).
     pub fn runs(&mut self) -> Connection<'_> {
         match self {
             Self::Postgres(connection) => Connection::Postgres(connection),
@@ -104,7 +103,7 @@ pub enum Tx {
 }
 
 impl Tx {
-    /// As [`runs`](crate::runs) takes it.
+    /// As an argument for [`runs`](crate::runs).
     pub fn runs(&mut self) -> Connection<'_> {
         match self {
             Self::Postgres(tx) => Connection::Postgres(tx),
@@ -112,7 +111,7 @@ impl Tx {
         }
     }
 
-    /// Makes it true.
+    /// Commits.
     pub async fn commit(self) -> Result<(), sqlx::Error> {
         match self {
             Self::Postgres(tx) => tx.commit().await,

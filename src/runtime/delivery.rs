@@ -1,45 +1,45 @@
-//! A webhook delivery, as far as a dispatcher and the handlers need it.
+//! A webhook delivery, reduced to what the dispatcher and the handlers need.
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::run::{Target, TargetKind};
 
-/// A delivery: what happened, and on which issue or pull request.
+/// A delivery: an event on an issue or pull request.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Delivery {
-    /// Its id: GitHub's `X-GitHub-Delivery`. Redelivered it has the same.
+    /// The delivery's id: GitHub's `X-GitHub-Delivery`. A redelivery has the same id.
     pub id: String,
     /// The repository's owner.
     pub owner: String,
     /// The repository's name.
     pub repo: String,
-    /// What it is about; a release, say, is about no issue and no pull request.
+    /// The issue or pull request; `None` for other events, such as releases.
     pub target: Option<Target>,
-    /// What it says, for the handlers.
+    /// Its content, for the handlers.
     pub input: Map<String, Value>,
     /// The W3C `traceparent` of the request that brought it: the run's span links to it.
     pub traceparent: Option<String>,
 }
 
-/// Why a payload is no delivery.
+/// Why a payload is invalid.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidDelivery {
-    /// It is not what GitHub sends.
+    /// It is not a GitHub payload.
     #[error("delivery {id}: not a GitHub webhook payload: {cause}")]
     Malformed {
         /// The delivery.
         id: String,
-        /// Where, and what was expected.
+        /// The position, and what was expected.
         cause: serde_json::Error,
     },
-    /// The number of its issue or pull request is none.
-    #[error("delivery {id}: {number} is no number of an issue or pull request: they begin at 1")]
+    /// The number of its issue or pull request is invalid.
+    #[error("delivery {id}: {number} is not an issue or pull request number: numbers start at 1")]
     Number {
         /// The delivery.
         id: String,
-        /// What it says.
+        /// The number.
         number: i64,
     },
 }
@@ -73,7 +73,7 @@ struct Subject {
     additions: Option<u64>,
     deletions: Option<u64>,
     changed_files: Option<u64>,
-    /// GitHub calls a pull request an issue in events about comments, and says so here.
+    /// Present if GitHub describes a pull request as an issue, as in events about comments.
     pull_request: Option<serde::de::IgnoredAny>,
 }
 
@@ -115,18 +115,18 @@ impl Delivery {
             return Err(InvalidDelivery::Number { id: id.to_owned(), number: *number });
         }
         let mut input = Map::new();
-        let mut say = |key: &str, value: Option<Value>| {
+        let mut insert = |key: &str, value: Option<Value>| {
             input.extend(value.map(|value| (key.to_owned(), value)));
         };
         if let Some((_, subject)) = &subject {
-            say("title", subject.title.as_ref().map(|title| json!(title)));
-            say("body", subject.body.as_ref().map(|body| json!(body)));
-            say("additions", subject.additions.map(|lines| json!(lines)));
-            say("deletions", subject.deletions.map(|lines| json!(lines)));
-            say("changedFiles", subject.changed_files.map(|files| json!(files)));
+            insert("title", subject.title.as_ref().map(|title| json!(title)));
+            insert("body", subject.body.as_ref().map(|body| json!(body)));
+            insert("additions", subject.additions.map(|lines| json!(lines)));
+            insert("deletions", subject.deletions.map(|lines| json!(lines)));
+            insert("changedFiles", subject.changed_files.map(|files| json!(files)));
         }
-        let said = payload.comment.or(payload.review).and_then(|said| said.body);
-        say("comment", said.map(|said| json!(said)));
+        let comment = payload.comment.or(payload.review).and_then(|comment| comment.body);
+        insert("comment", comment.map(|comment| json!(comment)));
         let target = subject.map(|(kind, subject)| Target {
             kind,
             owner: owner.clone(),
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_delivery_says_where() {
+    fn errors_name_the_delivery_and_the_position() {
         assert_eq!(
             error("{\"repository\": "),
             "delivery d-1: not a GitHub webhook payload: EOF while parsing a value at line 1 column 15"
@@ -158,7 +158,7 @@ mod tests {
         let repository = r#""repository": {"name": "widgets", "owner": {"login": "acme"}}"#;
         assert_eq!(
             error(&format!("{{{repository}, \"issue\": {{\"number\": 0}}}}")),
-            "delivery d-1: 0 is no number of an issue or pull request: they begin at 1"
+            "delivery d-1: 0 is not an issue or pull request number: numbers start at 1"
         );
         assert!(error(&format!("{{{repository}, \"issue\": {{\"number\": \"1\"}}}}")).contains("column"));
     }

@@ -1,14 +1,16 @@
-//! From a delivery to a queued run, or to a refusal.
+//! Turns a delivery into a queued run or a refusal.
+//!
+//! A refusal is not an error: it is journalled, so that the refusal rate can be queried like any other outcome.
 
 use super::handler::{INPUT, StateError, check_state};
-use super::orchestrator::Published;
+use super::orchestrator::Enqueue;
 use super::registry::Workflow;
 use super::{DISPATCHER, Delivery, Runtime, RuntimeError};
 use crate::run::{RunId, Target};
 use crate::runs::{self, NewRun, Refusal, RunsError};
 use crate::semconv::ErrorType;
 
-/// What became of a delivery.
+/// The result of a dispatch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Dispatched {
     /// A run is queued.
@@ -16,16 +18,16 @@ pub enum Dispatched {
         /// The run.
         run: RunId,
     },
-    /// A run was queued, and has failed because it could not be published. Its target is free again.
+    /// A run was inserted and has failed, because it could not be enqueued. Its target is free again.
     EnqueueFailed {
         /// The run.
         run: RunId,
     },
-    /// There is no run.
+    /// No run was inserted.
     Refused {
         /// Why: [`ErrorType::Inflight`], [`ErrorType::ContextMismatch`] or [`ErrorType::MissingPriorOutput`].
         reason: ErrorType,
-        /// The run that is in flight.
+        /// The run that is in flight, if that is the reason.
         inflight: Option<RunId>,
     },
 }
@@ -39,21 +41,21 @@ pub enum DispatchError {
     UnknownLabel {
         /// The label.
         label: String,
-        /// Those that there are.
+        /// The known ones.
         known: String,
     },
     /// No workflow has this name.
     #[error("no workflow is named {intent:?} (known: {known})")]
     UnknownIntent {
-        /// What the classifier said.
+        /// The name that the classifier returned.
         intent: String,
-        /// Those that there are.
+        /// The known ones.
         known: String,
     },
-    /// The delivery says more than a run's state may hold.
+    /// The delivery exceeds the size limit of a run's state.
     #[error(transparent)]
     State(#[from] StateError),
-    /// Database or queue failed.
+    /// The database or the queue failed.
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
 }
@@ -81,9 +83,9 @@ impl Dispatcher {
         Self { runtime }
     }
 
-    /// Dispatches the workflow that a label asks for.
+    /// Dispatches the workflow with this label.
     ///
-    /// Cancel safe: a dropped call has queued a run, which the reaper then publishes, or it has not.
+    /// Cancel safe: a dropped call has inserted a run, which the reaper then enqueues, or it has not.
     pub async fn label(&self, label: &str, delivery: &Delivery) -> Result<Dispatched, DispatchError> {
         let registry = self.runtime.registry();
         let workflow = registry.by_label(label).ok_or_else(|| DispatchError::UnknownLabel {
@@ -93,8 +95,8 @@ impl Dispatcher {
         self.dispatch(workflow, delivery).await
     }
 
-    /// Dispatches the workflow of this name, which a classifier has found in a comment's words. Cancel
-    /// safe as [`label`](Self::label) is.
+    /// Dispatches the workflow with this name, as returned by a classifier of comments. Cancel safe like
+    /// [`label`](Self::label).
     pub async fn intent(&self, intent: &str, delivery: &Delivery) -> Result<Dispatched, DispatchError> {
         let registry = self.runtime.registry();
         let workflow = registry.get(intent).ok_or_else(|| DispatchError::UnknownIntent {
@@ -117,7 +119,7 @@ impl Dispatcher {
             drop(session);
             return Ok(self.refuse(workflow, delivery, ErrorType::MissingPriorOutput, None).await);
         }
-        // Whether one is in flight is for the index to say: a read before this could be out of date.
+        // The unique index decides whether a run is in flight: a read before the insert could be stale.
         let inserted = runs::insert_queued(session.runs(), &new).await;
         drop(session);
         let run = match inserted {
@@ -135,9 +137,9 @@ impl Dispatcher {
             deliveryId = delivery.id,
             "dispatched"
         );
-        Ok(match self.runtime.orchestrator().publish(run).await? {
-            Published::Yes => Dispatched::Queued { run },
-            Published::No => Dispatched::EnqueueFailed { run },
+        Ok(match self.runtime.orchestrator().enqueue(run).await? {
+            Enqueue::Enqueued => Dispatched::Queued { run },
+            Enqueue::FailedToEnqueue => Dispatched::EnqueueFailed { run },
         })
     }
 

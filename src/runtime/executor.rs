@@ -1,4 +1,7 @@
-//! Takes jobs, and runs their handlers.
+//! Takes jobs from the queue and runs their handlers.
+//!
+//! An executor owns the runs that it has claimed for as long as it renews its lease. Each handler runs in a task of its
+//! own, so that a panic or a timeout ends one run and nothing else.
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -24,24 +27,24 @@ use crate::runs::{self, Owner, Run, RunsError};
 use crate::semconv::Level;
 use crate::{redact, telemetry};
 
-/// How long an executor that was told to stop goes on trying to write down how its runs ended.
-const LAST_WORDS: Duration = Duration::from_secs(5);
+/// How long a stopping executor retries to record the outcomes of its runs.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 
-/// The longest wait between failed attempts.
-const LONGEST_WAIT: Duration = Duration::from_secs(5);
+/// The longest delay between retries.
+const MAX_BACKOFF: Duration = Duration::from_secs(5);
 
-/// How often an executor gives a sign of life while a lease lasts. Each may take as long as the pause before it, so
-/// that one may fail.
-const SIGNS: u32 = 4;
+/// How often an executor renews its lease per lease term. Each renewal may take as long as the pause before it, so one
+/// may fail.
+const HEARTBEATS_PER_TERM: u32 = 4;
 
-/// How an executor works.
+/// Settings of an executor.
 #[derive(Clone, Debug)]
 pub struct ExecutorSettings {
-    /// How many handlers run at a time (16).
+    /// How many handlers run concurrently (16).
     pub concurrency: usize,
-    /// How long its runs are its own without a sign of life: it gives one four times as often (10 s).
+    /// How long its lease lasts; it is renewed four times per term (10 s).
     pub lease_term: Duration,
-    /// How long handlers may go on after it was told to stop (30 s).
+    /// How long handlers may continue after a stop was requested (30 s).
     pub drain: Duration,
 }
 
@@ -55,7 +58,7 @@ impl Default for ExecutorSettings {
 #[derive(Debug)]
 pub struct Executor {
     runtime: Runtime,
-    /// Of its runs; its lease is on the id of it.
+    /// The owner of its runs. The executor's lease has this owner's id.
     owner: Owner,
     settings: ExecutorSettings,
 }
@@ -65,28 +68,28 @@ impl Executor {
         Self { owner: runtime.new_executor(), runtime, settings }
     }
 
-    /// Works until `stop`, then lets its handlers come to their end. One that takes longer than
-    /// [`drain`](ExecutorSettings::drain) is dropped, and its run has failed: none is left running without an owner.
+    /// Takes jobs until `stop`, then waits for its handlers. A handler that takes longer than
+    /// [`drain`](ExecutorSettings::drain) is dropped and its run fails, so that no run is left without an owner.
     ///
-    /// Dropped itself, it is as if its process had died: the reaper fails what its handlers had in hand.
+    /// If this future is dropped, the effect is that of a crash: the reaper fails the runs in progress.
     pub async fn run(self, stop: CancellationToken) -> Result<(), RuntimeError> {
         self.hold_lease().await?;
-        let hands = Arc::new(Hands {
+        let worker = Arc::new(Worker {
             runtime: self.runtime.clone(),
             owner: self.owner.clone(),
-            in_hand: Mutex::default(),
+            in_progress: Mutex::default(),
             stop: stop.clone(),
             abandon: CancellationToken::new(),
         });
         let mut tasks = JoinSet::new();
         tokio::select! {
-            never = self.stay_alive() => match never {},
-            () = self.take_jobs(&hands, &mut tasks) => {}
+            never = self.renew_lease() => match never {},
+            () = self.take_jobs(&worker, &mut tasks) => {}
         }
         let drained = async { while tasks.join_next().await.is_some() {} };
         tokio::select! {
-            never = self.stay_alive() => match never {},
-            () = self.let_end(&hands, drained) => {}
+            never = self.renew_lease() => match never {},
+            () = self.drain(&worker, drained) => {}
         }
         let mut session = self.runtime.database().acquire().await?;
         Ok(runs::release_lease(session.runs(), &self.owner.id, &self.owner.id).await?)
@@ -99,41 +102,43 @@ impl Executor {
         Ok(())
     }
 
-    async fn stay_alive(&self) -> std::convert::Infallible {
-        // A lease of no time would be renewed without a pause.
-        let pause = (self.settings.lease_term / SIGNS).max(Duration::from_millis(1));
+    async fn renew_lease(&self) -> std::convert::Infallible {
+        // A term of zero must not become a busy loop.
+        let pause = (self.settings.lease_term / HEARTBEATS_PER_TERM).max(Duration::from_millis(1));
         loop {
             tokio::time::sleep(pause).await;
             match tokio::time::timeout(pause, self.hold_lease()).await {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::warn!("no sign of life: {error}"),
-                Err(_) => tracing::warn!("no sign of life: the database took longer than {pause:?}"),
+                Ok(Err(error)) => tracing::warn!("failed to renew executor lease: {error}"),
+                Err(_) => tracing::warn!(
+                    "failed to renew executor lease: no response from the database within {pause:?}"
+                ),
             }
         }
     }
 
-    /// Takes as many jobs as there is room for, until told to stop.
-    async fn take_jobs(&self, hands: &Arc<Hands>, tasks: &mut JoinSet<()>) {
+    /// Takes as many jobs as there are free slots, until a stop is requested.
+    async fn take_jobs(&self, worker: &Arc<Worker>, tasks: &mut JoinSet<()>) {
         let room = Arc::new(Semaphore::new(self.settings.concurrency.max(1)));
-        let mut waits = backoff(LONGEST_WAIT);
-        while let Some(Ok(first)) = hands.stop.run_until_cancelled(Arc::clone(&room).acquire_owned()).await {
+        let mut backoff_delays = backoff(MAX_BACKOFF);
+        while let Some(Ok(first)) = worker.stop.run_until_cancelled(Arc::clone(&room).acquire_owned()).await {
             let at_most = 1 + room.available_permits();
-            // Told to stop, it takes nothing more, even if there is something at the same moment.
+            // A stop wins over jobs that are available at the same moment.
             let taken = tokio::select! {
                 biased;
-                () = hands.stop.cancelled() => return,
+                () = worker.stop.cancelled() => return,
                 taken = self.runtime.queue().take(&self.owner.id, at_most) => taken,
             };
             match taken {
                 Ok(jobs) => {
-                    waits = backoff(LONGEST_WAIT);
+                    backoff_delays = backoff(MAX_BACKOFF);
                     let mut first = Some(first);
                     for job in jobs {
-                        // Only this loop takes room, so what was free still is.
+                        // Only this loop acquires permits, so those counted above are still free.
                         let permit = first.take().or_else(|| Arc::clone(&room).try_acquire_owned().ok());
-                        let hands = Arc::clone(hands);
+                        let worker = Arc::clone(worker);
                         let work = async move {
-                            hands.execute(&job).await;
+                            worker.execute(&job).await;
                             drop(permit);
                         };
                         tasks.spawn(Scoped::new(work));
@@ -141,73 +146,73 @@ impl Executor {
                     while tasks.try_join_next().is_some() {}
                 }
                 Err(error) => {
-                    let wait = waits.next().unwrap_or_default();
-                    tracing::warn!("no jobs: the queue failed: {error}");
-                    hands.stop.run_until_cancelled(tokio::time::sleep(wait)).await;
+                    let wait = backoff_delays.next().unwrap_or_default();
+                    tracing::warn!("failed to take jobs from the queue: {error}");
+                    worker.stop.run_until_cancelled(tokio::time::sleep(wait)).await;
                 }
             }
         }
     }
 
-    async fn let_end(&self, hands: &Hands, drained: impl Future<Output = ()>) {
+    async fn drain(&self, worker: &Worker, drained: impl Future<Output = ()>) {
         let mut drained = std::pin::pin!(drained);
         if tokio::time::timeout(self.settings.drain, &mut drained).await.is_ok() {
             return;
         }
-        hands.abandon.cancel();
-        // What cannot even be written down is the reaper's.
-        let _ = tokio::time::timeout(LAST_WORDS, drained).await;
+        worker.abandon.cancel();
+        // The reaper fails runs whose outcome could not be recorded.
+        let _ = tokio::time::timeout(SHUTDOWN_GRACE, drained).await;
     }
 }
 
-/// What the tasks of an executor share.
-struct Hands {
+/// State shared by an executor's tasks.
+struct Worker {
     runtime: Runtime,
     owner: Owner,
-    /// A job may come twice; a run is worked on once. With each, whether it has begun.
-    in_hand: Mutex<HashMap<RunId, bool>>,
+    /// The runs in progress, each with whether it is claimed. A job may be delivered twice; its run executes once.
+    in_progress: Mutex<HashMap<RunId, bool>>,
     stop: CancellationToken,
     abandon: CancellationToken,
 }
 
-impl Hands {
+impl Worker {
     async fn execute(&self, job: &Job) {
-        let earlier = match self.in_hand().entry(job.run) {
-            Entry::Occupied(has_begun) => Some(*has_begun.get()),
+        let earlier = match self.in_progress().entry(job.run) {
+            Entry::Occupied(is_claimed) => Some(*is_claimed.get()),
             Entry::Vacant(vacant) => {
                 vacant.insert(false);
                 None
             }
         };
-        if let Some(has_begun) = earlier {
-            // Left in the queue for as long as the handler takes, it would hide from the reaper which jobs are lost.
-            if has_begun {
+        if let Some(is_claimed) = earlier {
+            // If the job stayed in the queue while the handler runs, the reaper could not detect lost jobs.
+            if is_claimed {
                 self.acknowledge(job).await;
             }
             return;
         }
-        let mut waits = backoff(LONGEST_WAIT);
-        // Until it is known who has the run: an answer that was lost may have been a yes.
+        let mut backoff_delays = backoff(MAX_BACKOFF);
+        // Retry until the owner is known: a lost response may have been a successful claim.
         while let Err(error) = self.try_execute(job).await {
-            tracing::warn!(runId = %job.run, "not begun: {error}");
-            let wait = tokio::time::sleep(waits.next().unwrap_or_default());
+            tracing::warn!(runId = %job.run, "failed to claim run; retrying: {error}");
+            let wait = tokio::time::sleep(backoff_delays.next().unwrap_or_default());
             if self.stop.run_until_cancelled(wait).await.is_none() {
                 break;
             }
         }
-        self.in_hand().remove(&job.run);
+        self.in_progress().remove(&job.run);
     }
 
-    /// A map that is only ever inserted into and removed from is sound whoever panicked.
-    fn in_hand(&self) -> MutexGuard<'_, HashMap<RunId, bool>> {
-        self.in_hand.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Single inserts and removals leave the map consistent even if a task panics, so poisoning is ignored.
+    fn in_progress(&self) -> MutexGuard<'_, HashMap<RunId, bool>> {
+        self.in_progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn try_execute(&self, job: &Job) -> Result<(), RuntimeError> {
-        let begun = self.begin(job.run).await?;
-        self.in_hand().insert(job.run, true);
+        let claimed = self.claim(job.run).await?;
+        self.in_progress().insert(job.run, true);
         self.acknowledge(job).await;
-        if let Some(Begun { run, root, workflow }) = begun {
+        if let Some(Claimed { run, root, workflow }) = claimed {
             let outcome = if let Some(workflow) = workflow {
                 self.handle(workflow, &run, root).await
             } else {
@@ -219,20 +224,20 @@ impl Hands {
         Ok(())
     }
 
-    /// Claims a run for this executor; `None` if there is nothing for it to do.
-    async fn begin(&self, id: RunId) -> Result<Option<Begun<'_>>, RuntimeError> {
+    /// Claims a run for this executor; `None` if the executor has nothing to do for it.
+    async fn claim(&self, id: RunId) -> Result<Option<Claimed<'_>>, RuntimeError> {
         let mut session = self.runtime.database().acquire().await?;
         let run = match runs::load(session.runs(), id).await {
             Ok(run) => run,
             Err(error @ RunsError::NotFound { .. }) => {
-                tracing::warn!(runId = %id, "a job without a run: {error}");
+                tracing::warn!(runId = %id, "ignoring job without a run: {error}");
                 return Ok(None);
             }
             Err(RunsError::Corrupt { cause, .. }) => {
                 let reason = format!("its row cannot be read: {cause}");
-                tracing::warn!(runId = %id, "{reason}");
+                tracing::warn!(runId = %id, "failing run: {reason}");
                 return match runs::mark_failed(session.runs(), id, &reason).await {
-                    // One whose status is none is nobody's.
+                    // An unknown status belongs to another application.
                     Ok(()) | Err(RunsError::IllegalTransition { .. } | RunsError::Corrupt { .. }) => Ok(None),
                     Err(error) => Err(error.into()),
                 };
@@ -251,28 +256,29 @@ impl Hands {
             Some(_) => runs::root(session.runs(), id).await?,
             None => id,
         };
-        // The answer to an earlier claim of this task's may have been lost.
-        let is_ours = run.status == Status::Running && run.owner.as_ref() == Some(&self.owner);
+        // The response to an earlier claim by this task may have been lost.
+        let is_own = run.status == Status::Running && run.owner.as_ref() == Some(&self.owner);
         match runs::claim(session.runs(), id, &self.owner).await {
             Ok(()) => {}
-            Err(RunsError::IllegalTransition { .. }) if is_ours => {}
+            Err(RunsError::IllegalTransition { .. }) if is_own => {}
             Err(RunsError::IllegalTransition { .. }) => return Ok(None),
             Err(error) => return Err(error.into()),
         }
         let run = Run { status: Status::Running, owner: Some(self.owner.clone()), ..run };
-        Ok(Some(Begun { run, root, workflow }))
+        Ok(Some(Claimed { run, root, workflow }))
     }
 
-    /// The run has begun, or needs no executor. A job that could not be removed comes again, and changes nothing.
+    /// Removes a job whose run is claimed or needs no executor. A job that cannot be removed is delivered again, which is
+    /// harmless.
     async fn acknowledge(&self, job: &Job) {
         if let Err(error) = self.runtime.queue().acknowledge(job).await {
-            tracing::warn!(runId = %job.run, "a job is not removed: {error}");
+            tracing::warn!(runId = %job.run, "failed to acknowledge job: {error}");
         }
     }
 
     async fn handle(&self, workflow: &Workflow, run: &Run, root: RunId) -> Outcome {
         let Work::Handler(handler) = &workflow.work else {
-            unreachable!("steps have begun without a handler")
+            unreachable!("composite runs are started without a handler")
         };
         let span = telemetry::run_span(run.id, root);
         span.record("workflowName", &run.workflow_name).record("target", run.target.to_string());
@@ -282,8 +288,8 @@ impl Hands {
         }
         let context = Context::new(self.runtime.clone(), run.clone(), root);
         let handler = Arc::clone(handler);
-        // In a task of its own, which a panic does not outlive and a timeout can drop; an error's text is its code too.
-        let work = async move { handler(context).await.map_err(|error| with_causes(&error)) };
+        // A task of its own contains a panic, and a timeout can drop it. Formatting the error is the handler's code too.
+        let work = async move { handler(context).await.map_err(|error| error_chain(&error)) };
         let mut task = AbortOnDropHandle::new(tokio::spawn(Scoped::new(work.instrument(span))));
         let timeout = async {
             match workflow.timeout {
@@ -298,7 +304,7 @@ impl Hands {
             ended = &mut task => match ended {
                 Ok(Ok(outcome)) => outcome,
                 Ok(Err(error)) => uncaught(&error),
-                Err(ended) => uncaught(&panicked(ended)),
+                Err(ended) => uncaught(&panic_message(ended)),
             },
             timeout = timeout => {
                 let reason = format!("timeout: no end after {}", humantime::format_duration(timeout));
@@ -311,7 +317,7 @@ impl Hands {
         }
     }
 
-    /// Writes down how a run ended, however long the database is away.
+    /// Records a run's outcome; retries for as long as the database is unreachable.
     async fn end(&self, run: &Run, outcome: Outcome) {
         let end = match outcome {
             Outcome::HandedOff { child } => Err(child),
@@ -320,24 +326,24 @@ impl Hands {
             Outcome::Incomplete { reason } => Ok(End::Incomplete { reason }),
         };
         let orchestrator = self.runtime.orchestrator();
-        let mut waits = backoff(LONGEST_WAIT);
+        let mut backoff_delays = backoff(MAX_BACKOFF);
         loop {
-            let written = match &end {
+            let recorded = match &end {
                 Ok(end) => orchestrator.end(run, end).await,
                 Err(child) => orchestrator.hand_off(run, *child).await,
             };
-            match written {
+            match recorded {
                 Ok(()) => break,
                 Err(RuntimeError::Runs(
                     error @ (RunsError::IllegalTransition { .. } | RunsError::NotFound { .. }),
                 )) => {
-                    // The reaper took this process for dead, or an answer was lost and this is the second try.
-                    tracing::warn!(runId = %run.id, "the first end stands: {error}");
+                    // The reaper considered this process dead, or the response to an earlier attempt was lost.
+                    tracing::warn!(runId = %run.id, "run already ended; ignoring later outcome: {error}");
                     return;
                 }
                 Err(error) => {
-                    tracing::warn!(runId = %run.id, "its end is not written down yet: {error}");
-                    tokio::time::sleep(waits.next().unwrap_or_default()).await;
+                    tracing::warn!(runId = %run.id, "failed to record outcome; retrying: {error}");
+                    tokio::time::sleep(backoff_delays.next().unwrap_or_default()).await;
                 }
             }
         }
@@ -367,11 +373,11 @@ impl Hands {
     }
 }
 
-/// A run that is this executor's to work on.
-struct Begun<'a> {
+/// A run that this executor has claimed.
+struct Claimed<'a> {
     run: Run,
     root: RunId,
-    /// Unless no workflow has its name.
+    /// `None` if no workflow has its name.
     workflow: Option<&'a Workflow>,
 }
 
@@ -379,16 +385,16 @@ fn uncaught(what: &str) -> Outcome {
     Outcome::Failed { reason: format!("uncaught: {what}") }
 }
 
-fn with_causes(error: &BoxError) -> String {
+fn error_chain(error: &BoxError) -> String {
     let mut texts: Vec<String> = chain(&**error).map(ToString::to_string).collect();
     // An io::Error has the text of its contents.
     texts.dedup();
     texts.join(": ")
 }
 
-fn panicked(ended: JoinError) -> String {
+fn panic_message(ended: JoinError) -> String {
     let Ok(payload) = ended.try_into_panic() else { return "the handler was cancelled".to_owned() };
     let payload: &(dyn Any + Send) = &*payload;
     let text = payload.downcast_ref::<String>().map(String::as_str);
-    text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("a panic without words").to_owned()
+    text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("panic without a message").to_owned()
 }

@@ -1,4 +1,4 @@
-//! What a handler is given, and what it gives back.
+//! The interface of a handler: the context it gets and the outcome it returns.
 
 use std::error::Error;
 
@@ -9,13 +9,13 @@ use crate::run::RunId;
 use crate::runs::{self, Run};
 use crate::telemetry;
 
-/// An error that escapes a handler: the run has then failed with a reason that begins `uncaught:`.
+/// An error that a handler returns: the run fails with a reason that begins with `uncaught:`.
 pub type BoxError = Box<dyn Error + Send + Sync>;
 
-/// What became of a run, as its handler says.
+/// The outcome of a run, as its handler returns it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It did what it should.
+    /// It completed all its work.
     Succeeded,
     /// It failed.
     Failed {
@@ -27,34 +27,34 @@ pub enum Outcome {
         /// Which.
         reason: String,
     },
-    /// A child works on, and the run ends as that does.
+    /// A child continues the work, and the run ends as the child does.
     HandedOff {
         /// The child, from [`Context::hand_off`].
         child: RunId,
     },
 }
 
-/// Why a run's state could not be kept.
+/// Why a run's state could not be stored.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StateError {
     /// It is too large.
     #[error(
-        "a state of {0} bytes: at most {MAX_STATE} fit; keep what is large elsewhere, and its address here"
+        "a state of {0} bytes exceeds the limit of {MAX_STATE}: store large values elsewhere and keep a reference to them"
     )]
     TooLarge(usize),
-    /// The database failed, or the run is gone.
+    /// The database failed, or the run no longer exists.
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
 }
 
-/// Whether a state fits into a row.
+/// Rejects a state that is too large for a row.
 pub(super) fn check_state(state: &Map<String, Value>) -> Result<(), StateError> {
     let size = serde_json::to_string(state).map_or(0, |text| text.len());
     if size > MAX_STATE { Err(StateError::TooLarge(size)) } else { Ok(()) }
 }
 
-/// The run that a handler works on.
+/// The run that a handler executes.
 #[derive(Clone, Debug)]
 pub struct Context {
     runtime: Runtime,
@@ -67,29 +67,30 @@ impl Context {
         Self { runtime, run, root }
     }
 
-    /// Its row, as it was when the handler began: target, parent, delivery, state (a map: `state.get("key")`).
+    /// The run's row when the handler started: target, parent, delivery, state (a map: `state.get("key")`).
     pub fn run(&self) -> &Run {
         &self.run
     }
 
-    /// The run at the top of its tree.
+    /// The root of the run's tree.
     pub fn root(&self) -> RunId {
         self.root
     }
 
-    /// What the delivery said, as far as it was kept: for the children of a run, too. JSON null if there is none.
+    /// The input extracted from the delivery, which children inherit. JSON null if there is none.
     pub fn input(&self) -> &Value {
         self.run.state.get(INPUT).unwrap_or(&Value::Null)
     }
 
-    /// Puts `patch` into the run's state, each key in the place of the one that was there.
+    /// Merges `patch` into the run's state; each key replaces the previous value as a whole.
     pub async fn set_state(&self, patch: Map<String, Value>) -> Result<(), StateError> {
         check_state(&patch)?;
         let mut session = self.runtime.database().acquire().await.map_err(RuntimeError::from)?;
         Ok(runs::merge_state(session.runs(), self.run.id, &patch).await.map_err(RuntimeError::from)?)
     }
 
-    /// Queues a run of `workflow` on the same target, the one child of this run, to which the handler can then [hand off](Outcome::HandedOff).
+    /// Inserts and enqueues a run of `workflow` on the same target as this run's only child, to which the handler can then
+    /// [hand off](Outcome::HandedOff).
     pub async fn hand_off(&self, workflow: &str) -> Result<RunId, RuntimeError> {
         if self.runtime.registry().get(workflow).is_none() {
             return Err(RuntimeError::UnknownWorkflow(workflow.to_owned()));
@@ -97,11 +98,11 @@ impl Context {
         self.runtime.orchestrator().queue_child(&self.run, workflow).await
     }
 
-    /// The `traceparent` for a call to another service: the current span's, or else the run's.
+    /// The `traceparent` for a call to another service: that of the current span, otherwise that of the run.
     pub fn traceparent(&self) -> String {
         telemetry::outgoing_traceparent(self.run.id, self.root)
     }
 }
 
-/// The key of a state under which the delivery's words are.
+/// The key of the delivery's input in a run's state.
 pub(super) const INPUT: &str = "input";

@@ -1,8 +1,8 @@
-//! What follows from a run's end: the next step of the run above it, or that run's own end.
+//! Ends runs and advances their parents: the next step of a composite run, or its end.
 //!
-//! A child's end and what it means for its parent are one transaction, in which the parent is locked; so two
-//! children that end at once begin one next step, and no crash leaves a chain between two steps. What such a
-//! transaction queues is published after it has committed.
+//! A child's end and its effect on the parent are one transaction that locks the parent. So two children that end
+//! concurrently start the next step once, and a crash cannot leave a chain between two steps. Runs that such a
+//! transaction inserts are enqueued after the commit.
 
 use serde_json::Map;
 
@@ -14,13 +14,13 @@ use crate::run::{RunId, Status};
 use crate::runs::{self, Connection, NewRun, Owner, Parent, Refusal, Run, RunsError};
 use crate::semconv::{ErrorType, Event, Level};
 
-/// The most that a row keeps of a reason, in bytes: as much as the journal takes.
+/// The longest reason stored in a row, in bytes; the journal has the same limit.
 const MAX_REASON: usize = 8 * 1024;
 
 /// How a run ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {
-    /// It did what it should.
+    /// It completed all its work.
     Succeeded,
     /// It failed.
     Failed {
@@ -35,7 +35,7 @@ pub enum End {
 }
 
 impl End {
-    /// How it ends, in a word.
+    /// Its outcome, as the log and the table name it.
     pub const fn outcome(&self) -> &'static str {
         match self {
             Self::Succeeded => "succeeded",
@@ -44,7 +44,7 @@ impl End {
         }
     }
 
-    /// As grave as the event that the journal tells of it.
+    /// The level of the event that the journal emits for it.
     pub(super) fn level(&self) -> Level {
         match self {
             Self::Succeeded => Event::Succeeded.level(None, None),
@@ -53,9 +53,9 @@ impl End {
         }
     }
 
-    /// How a run has ended, by its row.
+    /// The end that a row records; `None` while the run is in flight.
     fn of(run: &Run) -> Option<Self> {
-        let reason = || run.reason().unwrap_or("for no reason").to_owned();
+        let reason = || run.reason().unwrap_or("no reason given").to_owned();
         match run.status {
             Status::Queued | Status::Running => None,
             Status::Succeeded => Some(Self::Succeeded),
@@ -65,37 +65,37 @@ impl End {
     }
 }
 
-/// Whether a run could be published.
+/// Whether a run reached the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Published {
-    Yes,
-    /// It has failed, and what is above it has, too.
-    No,
+pub(super) enum Enqueue {
+    Enqueued,
+    /// The run was marked as failed, and its ancestors were advanced.
+    FailedToEnqueue,
 }
 
-/// What somebody saw of a run.
+/// The state in which a run must still be, so that a decision about it holds.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Seen<'a> {
-    /// It is queued.
+pub(super) enum Expected<'a> {
+    /// Queued.
     Queued,
-    /// It runs, and this owner of it holds no lease.
+    /// Running, and its owner, this one, holds no lease.
     Orphan(&'a Owner),
 }
 
-/// What is to be done once a transaction has committed.
+/// Work to do after the commit.
 #[derive(Default)]
-struct Then {
-    publish: Option<RunId>,
+struct AfterCommit {
+    enqueue: Option<RunId>,
     refused: Option<Refusal>,
 }
 
-/// Ends runs, and takes the runs above them further.
+/// Ends runs and advances their parents.
 #[derive(Clone, Debug)]
 pub struct Orchestrator {
     runtime: Runtime,
 }
 
-/// A run under `parent`, at its step `step_index`. It works on the same target and the same input.
+/// A child of `parent` at step `step_index`, with the same target and input.
 fn child_of(parent: &Run, step_index: i32, workflow: &str, runtime: &Runtime) -> NewRun {
     let mut child = NewRun::new(workflow, parent.target.clone());
     child.parent = Some(Parent { run: parent.id, step_index });
@@ -109,7 +109,7 @@ impl Orchestrator {
         Self { runtime }
     }
 
-    /// Ends a run, and does what follows. A run that has ended stays as it is: the first end stands, and this is
+    /// Ends a run and advances its parent. The first end is final: for a run that has ended already, this is
     /// [`RunsError::IllegalTransition`].
     pub async fn end(&self, run: &Run, end: &End) -> Result<(), RuntimeError> {
         if run.parent.is_none() {
@@ -123,16 +123,21 @@ impl Orchestrator {
         Ok(())
     }
 
-    /// Ends a run and does what follows, if it still is what somebody saw a while ago; whether it was.
-    pub(super) async fn end_if(&self, run: RunId, end: &End, seen: Seen<'_>) -> Result<bool, RuntimeError> {
+    /// Ends a run and advances its parent, if the run is still in the state `expected`. Returns whether it was.
+    pub(super) async fn end_if(
+        &self,
+        run: RunId,
+        end: &End,
+        expected: Expected<'_>,
+    ) -> Result<bool, RuntimeError> {
         let mut tx = self.runtime.database().begin().await?;
         let now = runs::lock(tx.runs(), run).await?;
-        let still = match seen {
-            Seen::Queued => now.status == Status::Queued,
-            Seen::Orphan(owner) => {
+        let still = match expected {
+            Expected::Queued => now.status == Status::Queued,
+            Expected::Orphan(owner) => {
                 now.status == Status::Running
                     && now.owner.as_ref() == Some(owner)
-                    && !runs::is_held(tx.runs(), &owner.id).await?
+                    && !runs::is_lease_held(tx.runs(), &owner.id).await?
             }
         };
         if !still {
@@ -144,16 +149,15 @@ impl Orchestrator {
         Ok(true)
     }
 
-    async fn end_in(&self, tx: &mut Tx, run: &Run, end: &End) -> Result<Then, RuntimeError> {
+    async fn end_in(&self, tx: &mut Tx, run: &Run, end: &End) -> Result<AfterCommit, RuntimeError> {
         mark(tx.runs(), run.id, end).await?;
         match run.parent {
             Some(parent) => self.advance_in(tx, parent.run).await,
-            None => Ok(Then::default()),
+            None => Ok(AfterCommit::default()),
         }
     }
 
-    /// Takes a run further whose children have ended, if its children work for it. Does nothing where there is
-    /// nothing to do, so anyone may call it at any time.
+    /// Advances a run whose current child has ended. Otherwise it does nothing, so it is safe to call at any time.
     pub async fn advance(&self, run: RunId) -> Result<(), RuntimeError> {
         let mut tx = self.runtime.database().begin().await?;
         let then = self.advance_in(&mut tx, run).await?;
@@ -162,7 +166,7 @@ impl Orchestrator {
         Ok(())
     }
 
-    /// Begins a run whose work is `steps`, with its first step.
+    /// Starts a composite run with its first step.
     pub(super) async fn begin(&self, run: &Run) -> Result<(), RuntimeError> {
         let mut tx = self.runtime.database().begin().await?;
         runs::claim(tx.runs(), run.id, &self.runtime.owner(ORCHESTRATOR)).await?;
@@ -172,13 +176,13 @@ impl Orchestrator {
         Ok(())
     }
 
-    /// Queues a child of `run`, which a handler works on, and publishes it.
+    /// Inserts a child of `run`, whose handler is running, and enqueues it.
     pub(super) async fn queue_child(&self, run: &Run, workflow: &str) -> Result<RunId, RuntimeError> {
         let child = child_of(run, 0, workflow, &self.runtime);
         let mut tx = self.runtime.database().begin().await?;
         let now = runs::lock(tx.runs(), run.id).await?;
         if now.status != Status::Running || now.owner != run.owner {
-            // The reaper took this process for dead: a child would work on beside the run that comes after this one.
+            // The reaper considered this process dead: a child would compete with the run that replaces this one.
             return Err(
                 RunsError::IllegalTransition { run: run.id, from: now.status, to: Status::Running }.into()
             );
@@ -189,7 +193,7 @@ impl Orchestrator {
         match runs::insert_queued(tx.runs(), &child).await {
             Ok(id) => {
                 tx.commit().await?;
-                self.publish(id).await?;
+                self.enqueue(id).await?;
                 Ok(id)
             }
             Err(error) => {
@@ -202,7 +206,7 @@ impl Orchestrator {
         }
     }
 
-    /// From now on `run`, which a handler worked on, ends as `child` does; fails it if that is no child of its.
+    /// Makes `run` end as `child` does; its handler has returned. Fails the run if `child` is not its child.
     pub(super) async fn hand_off(&self, run: &Run, child: RunId) -> Result<(), RuntimeError> {
         let mut tx = self.runtime.database().begin().await?;
         let is_child = match runs::load(tx.runs(), child).await {
@@ -212,7 +216,7 @@ impl Orchestrator {
         };
         if !is_child {
             drop(tx);
-            let reason = format!("handed off to {child}, which is no child of this run");
+            let reason = format!("handed off to {child}, which is not a child of this run");
             return Box::pin(self.end(run, &End::Failed { reason })).await;
         }
         let owner = self.runtime.owner(ORCHESTRATOR);
@@ -226,39 +230,39 @@ impl Orchestrator {
         Ok(())
     }
 
-    /// Publishes a queued run. If that fails, the run fails, and what is above it: its target is free again.
-    pub(super) async fn publish(&self, run: RunId) -> Result<Published, RuntimeError> {
-        let Err(error) = self.runtime.queue().publish(run).await else { return Ok(Published::Yes) };
-        tracing::error!(reason = "workflow-dispatch-enqueue-failed", runId = %run, "not published: {error}");
+    /// Enqueues a queued run. If that fails, the run is marked as failed, so that its target is free again.
+    pub(super) async fn enqueue(&self, run: RunId) -> Result<Enqueue, RuntimeError> {
+        let Err(error) = self.runtime.queue().enqueue(run).await else { return Ok(Enqueue::Enqueued) };
+        tracing::error!(reason = "workflow-dispatch-enqueue-failed", runId = %run, "failed to enqueue run: {error}");
         let end = End::Failed { reason: format!("enqueue failed: {error}") };
-        // If it is not queued any more, it did arrive, and an executor has it: only the answer was lost.
-        let has_failed = self.end_if(run, &end, Seen::Queued).await?;
-        Ok(if has_failed { Published::No } else { Published::Yes })
+        // If it is no longer queued, the job did arrive and an executor has claimed it: only the response was lost.
+        let has_failed = self.end_if(run, &end, Expected::Queued).await?;
+        Ok(if has_failed { Enqueue::FailedToEnqueue } else { Enqueue::Enqueued })
     }
 
-    /// What was decided is true already: whatever goes wrong here, the reaper finds a queued run without a job.
-    async fn follow(&self, then: Then) {
+    /// The transaction has committed: if anything fails here, the reaper finds a queued run without a job.
+    async fn follow(&self, then: AfterCommit) {
         if let Some(refusal) = &then.refused {
             self.runtime.refused(refusal).await;
         }
-        if let Some(run) = then.publish
-            && let Err(error) = self.publish(run).await
+        if let Some(run) = then.enqueue
+            && let Err(error) = self.enqueue(run).await
         {
-            tracing::warn!(runId = %run, "neither published nor failed: {error}");
+            tracing::warn!(runId = %run, "failed to enqueue run or to mark it as failed: {error}");
         }
     }
 
-    /// Looks at the last child of `run`, and does what that means for `run`, and for what is above.
-    async fn advance_in(&self, tx: &mut Tx, mut run: RunId) -> Result<Then, RuntimeError> {
-        let mut then = Then::default();
+    /// Advances `run` according to its last child, then its ancestors as far as they end too.
+    async fn advance_in(&self, tx: &mut Tx, mut run: RunId) -> Result<AfterCommit, RuntimeError> {
+        let mut then = AfterCommit::default();
         loop {
             let parent = match runs::lock(tx.runs(), run).await {
                 Ok(parent) => parent,
-                // Removed, as old rows may be.
+                // Deleted, as old rows may be.
                 Err(RunsError::NotFound { .. }) => return Ok(then),
-                // That must not keep the child from its end.
+                // This must not prevent the child's end.
                 Err(error @ RunsError::Corrupt { .. }) => {
-                    tracing::warn!(runId = %run, "not taken further: {error}");
+                    tracing::warn!(runId = %run, "failed to advance parent run: {error}");
                     return Ok(then);
                 }
                 Err(error) => return Err(error.into()),
@@ -277,7 +281,7 @@ impl Orchestrator {
                     let child = child_of(&parent, index, workflow, &self.runtime);
                     match runs::insert_queued(tx.runs(), &child).await {
                         Ok(child) => {
-                            then.publish = Some(child);
+                            then.enqueue = Some(child);
                             return Ok(then);
                         }
                         Err(RunsError::InFlight { run }) => {
@@ -300,18 +304,18 @@ impl Orchestrator {
         }
     }
 
-    /// What comes after the last child of `parent`, at `step`: `None` while that is in flight.
+    /// What follows the last child of `parent`, which is at `step`; `None` while that child is in flight.
     fn next(&self, parent: &Run, step: i32, last: Option<&Run>) -> Option<Next<'_>> {
         let Some(workflow) = self.runtime.registry().get(&parent.workflow_name) else {
-            // The reaper of a process that knows it will find it stalled.
-            tracing::warn!(runId = %parent.id, workflowName = parent.workflow_name, "no such workflow here");
+            // The reaper of a process that has registered it will advance the run.
+            tracing::warn!(runId = %parent.id, workflowName = parent.workflow_name, "workflow is not registered in this process");
             return None;
         };
         let Some(last) = last else {
             return match &workflow.work {
                 Work::Steps(steps) => Some(steps.first()),
                 Work::Handler(_) => {
-                    let reason = "the run that it was handed off to is gone".to_owned();
+                    let reason = "the run that it was handed off to no longer exists".to_owned();
                     Some(Next::End(End::Failed { reason }))
                 }
             };
@@ -319,7 +323,7 @@ impl Orchestrator {
         let end = End::of(last)?;
         Some(match &workflow.work {
             Work::Steps(steps) => steps.after(usize::try_from(step).unwrap_or(0), &end),
-            // A handler handed off to it.
+            // Its handler handed off to this child.
             Work::Handler(_) => Next::End(end),
         })
     }
@@ -333,12 +337,12 @@ async fn mark(connection: Connection<'_>, run: RunId, end: &End) -> Result<(), R
     }
 }
 
-/// A reason, as long as a row should carry it.
+/// The reason, truncated to what a row stores.
 fn cut(reason: &str) -> &str {
     &reason[..reason.floor_char_boundary(MAX_REASON)]
 }
 
-/// The end of a run whose next step collides with a run of that workflow in flight.
+/// The end of a run whose next step was refused, because a run of that workflow is in flight.
 fn refused_step(workflow: &str, inflight: Option<RunId>) -> End {
     let which = inflight.map(|run| format!(": {run}")).unwrap_or_default();
     End::Failed { reason: format!("{workflow} was refused, as a run of it is in flight{which}") }

@@ -1,8 +1,7 @@
-//! What carries runs from whoever queues them to the executors.
+//! The queue between dispatchers and executors.
 //!
-//! A job is no more than a run's id: the table is the truth, and a job only says where to look. So one that comes
-//! twice does no harm (the second executor finds the run begun), and one that is lost is published again by the
-//! reaper, which finds its run still queued.
+//! A job is only a run's id: the table is the truth. So a job that is delivered twice is harmless (the second executor
+//! finds the run claimed), and one that is lost is enqueued again by the reaper, which finds its run still queued.
 
 mod in_process;
 #[cfg(feature = "redis")]
@@ -18,23 +17,23 @@ pub use self::redis::{RedisQueue, RedisSettings};
 use crate::redact::url::ENCODE;
 use crate::run::RunId;
 
-/// How long a consumer has for acknowledging what it took, by default: after that another gets it.
+/// The default time after which another consumer may take a job that was not acknowledged.
 const RECLAIM_AFTER: Duration = Duration::from_secs(10);
 
-/// Why a queue did not do what it was asked to.
+/// Why an operation of a queue failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum QueueError {
-    /// It takes no jobs any more.
+    /// The queue no longer accepts jobs.
     #[error("the queue is closed")]
     Closed,
-    /// No URL that a server could be reached at. It is not repeated, as it may hold a password.
+    /// The URL is invalid. The error does not repeat it, as it may contain a password.
     #[error(
-        "not a queue's URL: write redis://HOST:6379/0, or rediss:// for TLS, and where a password is needed \
+        "invalid queue URL: write redis://HOST:6379/0, or rediss:// for TLS, and with a password \
          redis://USER:PASSWORD@HOST:6379/0, percent-encoded ({ENCODE})"
     )]
     Url,
-    /// Its server is away, or refuses.
+    /// The server is unreachable or returned an error.
     #[error("{0}")]
     Server(String),
 }
@@ -44,26 +43,26 @@ pub enum QueueError {
 pub struct Job {
     /// The run to execute.
     pub run: RunId,
-    /// What the queue knows the job by.
+    /// The queue's handle of the job.
     pub receipt: String,
 }
 
-/// A queue of jobs, first in, first out.
+/// A FIFO queue of jobs.
 #[async_trait]
 pub trait Queue: Send + Sync + 'static {
-    /// Puts a run at the end. Once this returns, the job outlives this process (where the queue does).
-    async fn publish(&self, run: RunId) -> Result<(), QueueError>;
+    /// Appends a run. Once this returns, the job outlives this process (if the queue does).
+    async fn enqueue(&self, run: RunId) -> Result<(), QueueError>;
 
-    /// Waits for jobs, and takes at least one and at most `at_most` for `consumer`: the oldest first, and before
-    /// them those that another consumer took and did not acknowledge in time.
+    /// Waits for jobs, and takes at least one and at most `at_most` for `consumer`, oldest first; jobs that another
+    /// consumer took and did not acknowledge in time come before them.
     ///
-    /// Cancel safe: a job that a dropped call had taken comes again after that time.
+    /// Cancel safe: a job that a dropped call had taken is delivered again after that time.
     async fn take(&self, consumer: &str, at_most: usize) -> Result<Vec<Job>, QueueError>;
 
-    /// Removes a job for good: its run has begun, or needs no executor.
+    /// Removes a job permanently: its run is claimed, or needs no executor.
     async fn acknowledge(&self, job: &Job) -> Result<(), QueueError>;
 
-    /// How old the oldest job is that is not acknowledged; `None` if there is none. Jobs leave in order, so a run
-    /// that was published longer ago has no job.
+    /// The age of the oldest unacknowledged job; `None` if there is none. Jobs leave in order, so a run that was enqueued
+    /// earlier has no job.
     async fn oldest(&self) -> Result<Option<Duration>, QueueError>;
 }

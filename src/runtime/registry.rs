@@ -1,4 +1,6 @@
-//! Which workflows there are.
+//! The registry of workflows: their names, labels, conditions and handlers.
+//!
+//! It is validated as a whole at start, so that a wrong step or label is not first noticed by a run.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
@@ -11,7 +13,7 @@ use super::handler::{BoxError, Context, Outcome};
 use super::steps::Steps;
 use crate::run::TargetKind;
 
-/// What a workflow can work on.
+/// The kinds of targets that a workflow accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Accepts {
     /// Issues.
@@ -23,7 +25,7 @@ pub enum Accepts {
 }
 
 impl Accepts {
-    /// Whether it can work on this kind of target.
+    /// Whether it includes this kind of target.
     pub fn takes(self, kind: TargetKind) -> bool {
         match self {
             Self::Issue => kind == TargetKind::Issue,
@@ -33,7 +35,7 @@ impl Accepts {
     }
 }
 
-/// What runs of a workflow do.
+/// How runs of a workflow are executed.
 #[derive(Clone)]
 pub(super) enum Work {
     Handler(Arc<dyn Fn(Context) -> BoxFuture<'static, Result<Outcome, BoxError>> + Send + Sync>),
@@ -52,7 +54,7 @@ pub struct Workflow {
 }
 
 impl Workflow {
-    /// One whose runs are handled by `handler`.
+    /// A workflow whose runs are executed by `handler`.
     ///
     /// ```
     /// use runspan::runtime::{Accepts, Outcome, Workflow};
@@ -72,7 +74,7 @@ impl Workflow {
         Self::of(name.into(), Work::Handler(Arc::new(move |context| Box::pin(handler(context)))))
     }
 
-    /// One whose runs are made of runs of other workflows.
+    /// A workflow whose runs consist of runs of other workflows.
     pub fn composite(name: impl Into<String>, steps: Steps) -> Self {
         Self::of(name.into(), Work::Steps(steps))
     }
@@ -81,26 +83,25 @@ impl Workflow {
         Self { name, label: None, accepts: Accepts::Both, requires: None, timeout: None, work }
     }
 
-    /// The label that asks for it.
+    /// The label that requests it.
     #[must_use]
     pub fn label(self, label: impl Into<String>) -> Self {
         Self { label: Some(label.into()), ..self }
     }
 
-    /// What it can work on; without this on anything. Asked when a delivery is dispatched, not of a step or a hand-off.
+    /// The targets it accepts (default: both kinds). Checked when a delivery is dispatched, not for a step or a hand-off.
     #[must_use]
     pub fn accepts(self, accepts: Accepts) -> Self {
         Self { accepts, ..self }
     }
 
-    /// The workflow of which a run has to have succeeded on the same target before. Asked as what it
-    /// [accepts](Self::accepts) is.
+    /// The workflow that must have succeeded on the same target before. Checked like [`accepts`](Self::accepts).
     #[must_use]
     pub fn requires(self, workflow: impl Into<String>) -> Self {
         Self { requires: Some(workflow.into()), ..self }
     }
 
-    /// How long its handler may take; without this, for ever. Not for a composite: give it to its steps.
+    /// How long its handler may take (default: no limit). Not for a composite workflow: set it on its steps.
     #[must_use]
     pub fn timeout(self, timeout: Duration) -> Self {
         Self { timeout: Some(timeout), ..self }
@@ -113,42 +114,42 @@ impl fmt::Debug for Workflow {
     }
 }
 
-/// Why workflows do not make a registry.
+/// Why a set of workflows is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RegistryError {
-    /// Two of one name.
+    /// Two workflows have the same name.
     #[error("there are two workflows named {0:?}")]
     DuplicateName(String),
-    /// Two with one label.
-    #[error("the label {label:?} asks for {first:?} and for {second:?}")]
+    /// Two workflows have the same label.
+    #[error("the label {label:?} is used by both {first:?} and {second:?}")]
     DuplicateLabel {
         /// The label.
         label: String,
-        /// A workflow that has it.
+        /// A workflow with this label.
         first: String,
         /// Another.
         second: String,
     },
-    /// A step is no workflow.
-    #[error("{workflow:?} has a step {step:?}, which is no workflow")]
+    /// A step is not a registered workflow.
+    #[error("{workflow:?} has an unknown workflow as a step: {step:?}")]
     UnknownStep {
         /// The composite workflow.
         workflow: String,
         /// Its step.
         step: String,
     },
-    /// A composite workflow has nothing to do.
+    /// A composite workflow is empty.
     #[error("{0:?} has no steps")]
     NoSteps(String),
-    /// A composite workflow would come back to itself, and its guard would refuse it.
+    /// A composite workflow contains itself: its run in flight would refuse the step.
     #[error("{0:?} is a step of itself")]
     Cycle(String),
-    /// A composite workflow has a time limit, which nobody would keep.
-    #[error("{0:?} has a timeout, and no handler: give it to its steps")]
+    /// A composite workflow has a timeout, which applies to handlers only.
+    #[error("{0:?} has a timeout but no handler: set the timeout on its steps")]
     TimeoutWithoutHandler(String),
-    /// What has to have succeeded before is no workflow.
-    #[error("{workflow:?} requires {prior:?}, which is no workflow")]
+    /// A required workflow is not registered.
+    #[error("{workflow:?} requires an unknown workflow: {prior:?}")]
     UnknownPrior {
         /// The workflow.
         workflow: String,
@@ -165,7 +166,7 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// All of `workflows`, if they fit together.
+    /// A registry of `workflows`, if they are consistent.
     pub fn new(workflows: impl IntoIterator<Item = Workflow>) -> Result<Self, RegistryError> {
         let mut registry = Self::default();
         for workflow in workflows {
@@ -198,7 +199,7 @@ impl Registry {
         if let Some(step) = steps.iter().find(|step| self.get(step).is_none()) {
             return Err(RegistryError::UnknownStep { workflow: name, step: (*step).to_owned() });
         }
-        // Everything below it, each once: a cycle further down is found from there.
+        // All workflows below it, each once. A cycle further down is found from one of its own members.
         let mut below = steps;
         let mut seen = HashSet::new();
         while let Some(step) = below.pop() {
@@ -212,22 +213,22 @@ impl Registry {
         Ok(())
     }
 
-    /// The workflow of that name.
+    /// The workflow with this name.
     pub fn get(&self, name: &str) -> Option<&Workflow> {
         self.workflows.get(name)
     }
 
-    /// The workflow that a label asks for.
+    /// The workflow with this label.
     pub fn by_label(&self, label: &str) -> Option<&Workflow> {
         self.labels.get(label).and_then(|name| self.get(name))
     }
 
-    /// Every name, in order.
+    /// All names, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.workflows.keys().map(String::as_str)
     }
 
-    /// Every label, in order.
+    /// All labels, sorted.
     pub fn labels(&self) -> impl Iterator<Item = &str> {
         self.labels.keys().map(String::as_str)
     }
@@ -251,24 +252,24 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_together_is_an_error() {
+    fn rejects_inconsistent_workflows() {
         let error = |workflows: Vec<Workflow>| Registry::new(workflows).unwrap_err().to_string();
         let composite = |name: &str, steps: &[&str]| Workflow::composite(name, Steps::new(steps.to_vec()));
         assert_eq!(error(vec![workflow("a"), workflow("a")]), r#"there are two workflows named "a""#);
         assert_eq!(
             error(vec![workflow("a").label("x"), workflow("b").label("x")]),
-            r#"the label "x" asks for "a" and for "b""#
+            r#"the label "x" is used by both "a" and "b""#
         );
         assert_eq!(
             error(vec![workflow("a"), composite("c", &["a", "b"])]),
-            r#""c" has a step "b", which is no workflow"#
+            r#""c" has an unknown workflow as a step: "b""#
         );
         assert_eq!(error(vec![composite("c", &[])]), r#""c" has no steps"#);
-        assert_eq!(error(vec![workflow("a").requires("b")]), r#""a" requires "b", which is no workflow"#);
+        assert_eq!(error(vec![workflow("a").requires("b")]), r#""a" requires an unknown workflow: "b""#);
         assert_eq!(error(vec![composite("c", &["c"])]), r#""c" is a step of itself"#);
         assert_eq!(
             error(vec![workflow("a"), composite("c", &["a"]).timeout(Duration::ZERO)]),
-            r#""c" has a timeout, and no handler: give it to its steps"#
+            r#""c" has a timeout but no handler: set the timeout on its steps"#
         );
         let nested = vec![composite("c", &["d"]), composite("d", &["a", "c"]), workflow("a")];
         assert_eq!(error(nested), r#""c" is a step of itself"#);

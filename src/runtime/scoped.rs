@@ -1,15 +1,15 @@
-//! Work that belongs to a subscriber, wherever it is polled and whoever drops it.
+//! A future that keeps its `tracing` subscriber wherever it is polled or dropped.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use tracing::{Dispatch, dispatcher};
 
-/// A future that is polled and also dropped in the subscriber that was current when it was made.
+/// A future that is polled and dropped with the subscriber that was current when it was created.
 ///
-/// [`WithSubscriber`](tracing::instrument::WithSubscriber) only does the first. A task that is cancelled is dropped
-/// outside of its poll, and the registry of `tracing-subscriber` then looks for the parent of each span that is
-/// closed in whichever subscriber is current: it panics, or closes another's span.
+/// [`WithSubscriber`](tracing::instrument::WithSubscriber) covers polling only. A cancelled task is dropped outside of
+/// its poll, and the registry of `tracing-subscriber` then looks up the parents of the closed spans in whichever
+/// subscriber is current: it panics, or closes a span of another subscriber.
 pub(super) struct Scoped<F> {
     work: Option<Pin<Box<F>>>,
     subscriber: Dispatch,
@@ -26,7 +26,7 @@ impl<F: Future> Future for Scoped<F> {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let Self { work, subscriber } = &mut *self;
-        let work = work.as_mut().expect("only dropping takes it");
+        let work = work.as_mut().expect("only drop takes it");
         dispatcher::with_default(subscriber, || work.as_mut().poll(context))
     }
 }

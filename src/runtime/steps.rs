@@ -1,4 +1,6 @@
-//! What a composite workflow consists of, and what comes after each of its steps.
+//! The steps of a composite workflow, and what follows each of them.
+//!
+//! Which step is next depends only on the index and the end of the last one, so any process can advance any chain.
 
 use super::End;
 
@@ -10,7 +12,7 @@ pub struct Steps {
     at_most: usize,
 }
 
-/// What comes after a step.
+/// What follows a step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Next<'a> {
     /// A step: its index and its workflow.
@@ -20,7 +22,7 @@ pub enum Next<'a> {
 }
 
 impl Steps {
-    /// These workflows, one after the other.
+    /// These workflows, in sequence.
     ///
     /// ```
     /// use runspan::runtime::{End, Next, Steps};
@@ -36,7 +38,7 @@ impl Steps {
         Self { once: once.into_iter().map(Into::into).collect(), rounds: Vec::new(), at_most: 0 }
     }
 
-    /// And then these, again and again until every one of a round has succeeded, in at most `at_most` rounds.
+    /// Then these, repeated until all steps of a round have succeeded, for at most `at_most` rounds.
     #[must_use]
     pub fn rounds<S: Into<String>>(self, steps: impl IntoIterator<Item = S>, at_most: usize) -> Self {
         Self { rounds: steps.into_iter().map(Into::into).collect(), at_most, ..self }
@@ -47,7 +49,7 @@ impl Steps {
         self.once.iter().chain(&self.rounds).map(String::as_str)
     }
 
-    /// The step at `index`, where the rounds are counted on: in rounds of two, the second begins two higher.
+    /// The step at `index`. Indexes continue through the rounds: with two steps per round, each round starts two higher.
     fn workflow(&self, index: usize) -> Option<&str> {
         let of_rounds = || {
             let index = index - self.once.len();
@@ -57,14 +59,14 @@ impl Steps {
         self.once.get(index).map_or_else(of_rounds, |step| Some(step))
     }
 
-    /// What a composite run begins with: a step, unless there is none.
+    /// The first step of a composite run, or its end if there are no steps.
     pub fn first(&self) -> Next<'_> {
         self.workflow(0).map_or(Next::End(End::Succeeded), |step| Next::Step(0, step))
     }
 
-    /// What comes after the step at `index`, which has ended so.
+    /// What follows the step at `index`, given how that step ended.
     pub fn after(&self, index: usize, end: &End) -> Next<'_> {
-        let step = self.workflow(index).unwrap_or("a step that is none");
+        let step = self.workflow(index).unwrap_or("unknown step");
         let round = index.checked_sub(self.once.len()).filter(|_| !self.rounds.is_empty());
         let round = round.map(|index| index / self.rounds.len());
         let next = |index| self.workflow(index).map(|step| Next::Step(index, step));
@@ -97,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn after_each_step_and_each_end() {
+    fn next_after_each_step_and_end() {
         let steps = Steps::new(["triage", "plan"]).rounds(["review", "resolve"], 2);
         let ends = [
             End::Succeeded,
@@ -139,13 +141,13 @@ mod tests {
     }
 
     #[test]
-    fn rounds_may_have_no_cap() {
+    fn rounds_may_be_unlimited() {
         let steps = Steps::new(["plan"]).rounds(["review", "resolve"], usize::MAX);
         assert_eq!(steps.after(0, &End::Succeeded), Next::Step(1, "review"));
     }
 
     #[test]
-    fn without_rounds_the_last_step_is_the_end() {
+    fn without_rounds_the_run_ends_after_the_last_step() {
         let steps = Steps::new(["build"]);
         assert_eq!(steps.first(), Next::Step(0, "build"));
         assert_eq!(steps.after(0, &End::Succeeded), Next::End(End::Succeeded));

@@ -1,6 +1,6 @@
-//! Finished spans, on their way to their receiver.
+//! The exporter of live spans.
 //!
-//! Of a batch that was taken, `opentelemetry-otlp` tells nobody what the receiver threw away (`partial_success`).
+//! `opentelemetry-otlp` does not report spans that the receiver rejected from an accepted batch (`partial_success`).
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -20,27 +20,27 @@ pub(super) struct Exporter {
     otlp: Otlp,
     config: SignalConfig,
     runtime: Runtime,
-    /// Spans lost since the receiver last took some.
+    /// Spans lost since the last successful export.
     lost: AtomicU64,
 }
 
 impl Exporter {
     pub(super) fn new(config: SignalConfig) -> Result<Self, TelemetryError> {
-        let (otlp, runtime) = transport::on_its_own(|| otlp(&config))?;
+        let (otlp, runtime) = transport::on_own_runtime(|| otlp(&config))?;
         Ok(Self { otlp, config, runtime, lost: AtomicU64::new(0) })
     }
 
-    /// Says once that spans are being lost, and once how many it were.
-    fn settle(&self, spans: u64, sent: Result<(), String>) -> OTelSdkResult {
+    /// Logs once when exports start to fail, and once, with the number of lost spans, when they succeed again.
+    fn record(&self, spans: u64, sent: Result<(), String>) -> OTelSdkResult {
         let Err(problem) = sent else {
             let lost = self.lost.swap(0, Ordering::Relaxed);
             if lost > 0 {
-                tracing::info!(lost, "the receiver takes spans of handlers again; some were lost");
+                tracing::info!(lost, "export of handler spans recovered; some were lost");
             }
             return Ok(());
         };
         if self.lost.fetch_add(spans, Ordering::Relaxed) == 0 {
-            tracing::warn!("spans of handlers are being lost: {problem}");
+            tracing::warn!("failed to export handler spans; they are lost: {problem}");
         }
         Err(OTelSdkError::InternalFailure(problem))
     }
@@ -49,7 +49,7 @@ impl Exporter {
 impl SpanExporter for Exporter {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
         let spans = batch.len() as u64;
-        self.settle(spans, transport::send(&self.config, &self.runtime, self.otlp.export(batch)))
+        self.record(spans, transport::send(&self.config, &self.runtime, self.otlp.export(batch)))
     }
 
     fn set_resource(&mut self, resource: &Resource) {

@@ -1,7 +1,7 @@
-//! Log lines: one JSON object an event, in the order of the relay's own lines.
+//! Log lines: one JSON object per event, in the field order of the relay's event lines.
 //!
-//! `timestamp` and `level`; the fields of the spans around the event, from the outside in, and its own, where of one
-//! name the innermost counts; `trace_id` and `span_id`; `message`. So a line finds its run, and its span in a trace.
+//! `timestamp` and `level`; the fields of the enclosing spans, outermost first, and of the event, where the innermost of
+//! one name wins; `trace_id` and `span_id`; `message`. So a line leads to its run and to its span in a trace.
 
 use std::error::Error;
 use std::fmt::Debug;
@@ -38,12 +38,12 @@ where
     fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: layer::Context<'_, S>) {
         let mut fields = Fields::default();
         attributes.record(&mut fields);
-        let span = context.span(id).expect("the registry has the span that it tells of");
+        let span = context.span(id).expect("the registry has every span that it reports");
         span.extensions_mut().insert(fields);
     }
 
     fn on_record(&self, id: &Id, values: &Record<'_>, context: layer::Context<'_, S>) {
-        let span = context.span(id).expect("the registry has the span that it tells of");
+        let span = context.span(id).expect("the registry has every span that it reports");
         if let Some(fields) = span.extensions_mut().get_mut::<Fields>() {
             values.record(fields);
         }
@@ -68,18 +68,18 @@ where
         });
         let mut line = fields.line(event);
         line.push(b'\n');
-        // Where standard output takes nothing, there is nowhere left to complain.
+        // There is nowhere to report that standard output fails.
         let _ = self.0.make_writer_for(event.metadata()).write_all(&line);
     }
 }
 
-/// Fields in the order of their first mention. They are few: a search is cheaper than a map.
+/// Fields in insertion order. They are few: a linear search is cheaper than a map.
 #[derive(Default)]
 struct Fields(Vec<(&'static str, Value)>);
 
 impl Fields {
     fn set(&mut self, key: &'static str, value: Value) {
-        // `otel.name` and its like are instructions to the OpenTelemetry layer.
+        // `otel.name` and similar fields are instructions for the OpenTelemetry layer.
         if key.starts_with("otel.") {
             return;
         }
@@ -94,7 +94,7 @@ impl Fields {
             let at = self.0.iter().position(|(existing, _)| *existing == key)?;
             Some((key, self.0.remove(at).1))
         };
-        // These three are ours, whatever a field of that name says.
+        // These three are reserved: a field of the same name does not override them.
         let (_, _, message) = (take(field::TIMESTAMP), take(field::LEVEL), take(field::MESSAGE));
         let ids = [take(field::TRACE_ID), take(field::SPAN_ID)];
         let now = Utc::now().to_rfc3339_opts(SecondsFormat::Micros, true);
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_names_the_run_that_it_is_about() {
+    fn a_line_names_its_run_and_span() {
         let run = "0190a5d4-7d3c-7cc1-8b6a-0d2f3a4b5c6d".parse().unwrap();
         let lines = lines(|| {
             let span = super::super::run_span(run, run);
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn no_key_comes_twice() {
+    fn keys_are_unique() {
         let lines = lines(|| {
             tracing::info_span!("outer", runId = "outer", level = "high", n = 1).in_scope(|| {
                 let failed = io::Error::other("disk full");

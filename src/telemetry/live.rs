@@ -18,22 +18,22 @@ use crate::otlp::Signal;
 use crate::otlp::client::ClientError;
 use crate::otlp::config::{ConfigError, Env, Resource, SignalConfig};
 
-/// How long the end waits for the exporter's thread, which has had the SDK's 5 seconds to send what was left.
-const LONGEST_SHUTDOWN: Duration = Duration::from_secs(1);
+/// How long a shutdown waits for the exporter's thread, after the flush with its own 5 seconds.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What carries our own spans to their receiver: spans of it would beget more of it.
+/// The crates that export our own spans: their spans would cause further exports.
 const TRANSPORT: [&str; 8] =
     ["h2", "hyper", "hyper_util", "opentelemetry", "opentelemetry_sdk", "reqwest", "tonic", "tower"];
 
-/// Sets up a process of its own: JSON lines on standard output, `RUST_LOG` saying which (default `info`), and spans
-/// to the receiver of the `OTEL_*` variables, if one is named.
+/// Sets up a process without a subscriber: JSON lines on standard output, filtered by `RUST_LOG` (default `info`), and
+/// spans to the receiver of the `OTEL_*` variables, if one is set.
 ///
 /// # Errors
-/// A variable that cannot be understood, or a subscriber that the process has already: it is never overruled.
+/// An invalid variable, or a subscriber that is already set.
 pub fn init(env: Env<'_>) -> Result<Telemetry, TelemetryError> {
-    let filter = EnvFilter::try_new(set(env, "RUST_LOG").as_deref().unwrap_or("info"))?;
+    let filter = EnvFilter::try_new(variable(env, "RUST_LOG").as_deref().unwrap_or("info"))?;
     let telemetry = Telemetry::from_env(env)?;
-    // A line below a run's span names the run, also where RUST_LOG lets only errors through.
+    // Lines within a run's span name the run, even if RUST_LOG allows only errors.
     let spans = filter_fn(|metadata| metadata.is_span() && *metadata.level() <= Level::INFO);
     tracing_subscriber::registry()
         .with(JsonLog::to(io::stdout).with_filter(filter.or(spans.with_max_level_hint(Level::INFO))))
@@ -43,25 +43,26 @@ pub fn init(env: Env<'_>) -> Result<Telemetry, TelemetryError> {
     Ok(telemetry)
 }
 
-/// Live spans on their way to an OTLP receiver, in batches, from a thread of its own.
+/// Exports live spans to an OTLP receiver, in batches, from a thread of its own.
 ///
-/// They are best effort, unlike those of runs: what the receiver does not take within a few seconds is lost, and
-/// the log says so.
-#[must_use = "call shutdown at the end: the last spans are sent then"]
+/// Unlike the spans of runs, they are best effort: spans that the receiver does not accept within a few seconds are lost
+/// and logged.
+#[must_use = "call shutdown at the end: it sends the last spans"]
 #[derive(Debug)]
 pub struct Telemetry {
-    /// `None` where spans are turned off, or nobody has named a receiver.
+    /// `None` if spans are turned off or no receiver is set.
     provider: Option<SdkTracerProvider>,
 }
 
 impl Telemetry {
-    /// For the receiver, the resource and the sampler of the standard `OTEL_*` variables. Nothing global is set.
+    /// With the receiver, resource and sampler of the standard `OTEL_*` variables. Sets nothing global.
     ///
     /// # Errors
-    /// A variable that cannot be understood, or a client that cannot be made of them.
+    /// An invalid variable, or certificates that cannot be loaded.
     pub fn from_env(env: Env<'_>) -> Result<Self, TelemetryError> {
         let sampler = sampler::from_env(env)?;
-        let disabled = set(env, "OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true"));
+        let disabled =
+            variable(env, "OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true"));
         let config = if disabled { None } else { SignalConfig::if_endpoint_named(Signal::Traces, env)? };
         let Some(config) = config else { return Ok(Self { provider: None }) };
         let attributes = Resource::from_env(env)?;
@@ -77,7 +78,7 @@ impl Telemetry {
         Ok(Self { provider: Some(provider) })
     }
 
-    /// The layer that turns `tracing` spans into live ones, for a `tracing_subscriber::registry()`.
+    /// The layer that exports `tracing` spans, for a `tracing_subscriber::registry()`.
     pub fn layer<S>(&self) -> Option<impl Layer<S> + use<S>>
     where
         S: Subscriber + for<'lookup> LookupSpan<'lookup> + Send + Sync,
@@ -86,9 +87,9 @@ impl Telemetry {
         let quiet = TRANSPORT.map(|target| (target, LevelFilter::OFF));
         let layer = tracing_opentelemetry::layer()
             .with_tracer(tracer)
-            // The attribute `target` is the run's.
+            // The attribute `target` is the run's target.
             .with_target(false)
-            // Where a build lay and which worker polled are no news of the run.
+            // Source paths and worker threads say nothing about the run.
             .with_location(false)
             .with_threads(false)
             .with_tracked_inactivity(false)
@@ -99,25 +100,25 @@ impl Telemetry {
     /// Sends the spans that have ended.
     ///
     /// # Errors
-    /// They were not taken.
+    /// The receiver did not accept them.
     pub async fn flush(&self) -> Result<(), TelemetryError> {
         self.blocking(|provider| provider.force_flush()).await
     }
 
-    /// Sends what is left, and ends; within 6 seconds, whatever the receiver does.
+    /// Sends the remaining spans and stops, within 6 seconds.
     ///
     /// # Errors
-    /// Not all was taken.
+    /// The receiver did not accept all of them.
     pub async fn shutdown(self) -> Result<(), TelemetryError> {
-        // Shutting down sends too, but does not say what became of it.
+        // A shutdown sends too, but does not report the result.
         self.blocking(|provider| {
             let flushed = provider.force_flush();
-            flushed.and(provider.shutdown_with_timeout(LONGEST_SHUTDOWN))
+            flushed.and(provider.shutdown_with_timeout(SHUTDOWN_TIMEOUT))
         })
         .await
     }
 
-    /// The SDK waits for its thread: not on one of the runtime's workers.
+    /// The SDK blocks on its thread, which must not happen on a worker of the async runtime.
     async fn blocking(
         &self,
         work: impl FnOnce(SdkTracerProvider) -> opentelemetry_sdk::error::OTelSdkResult + Send + 'static,
@@ -129,34 +130,34 @@ impl Telemetry {
     }
 }
 
-/// A variable's value; an empty one is unset.
-pub(super) fn set(env: Env<'_>, variable: &str) -> Option<String> {
+/// A variable's value, unless it is empty.
+pub(super) fn variable(env: Env<'_>, variable: &str) -> Option<String> {
     env(variable).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
 }
 
-/// Telemetry that cannot be set up, or was not sent.
+/// Why telemetry could not be set up or sent.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TelemetryError {
-    /// A variable of the exporter or the resource.
+    /// An invalid variable of the exporter or the resource.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// A variable of the sampler.
+    /// An invalid variable of the sampler.
     #[error(transparent)]
     Sampler(#[from] SamplerError),
-    /// Certificates, keys.
+    /// Certificates or keys that cannot be used.
     #[error(transparent)]
     Client(#[from] ClientError),
-    /// `RUST_LOG`.
-    #[error("RUST_LOG cannot be understood ({0}): set it to e.g. info or warn,runspan=debug")]
+    /// An invalid `RUST_LOG`.
+    #[error("RUST_LOG is invalid ({0}): set it to e.g. info or warn,runspan=debug")]
     Filter(#[from] ParseError),
-    /// The process has a subscriber.
-    #[error("this process has a tracing subscriber already: add Telemetry::layer to it instead")]
+    /// The process already has a subscriber.
+    #[error("this process already has a tracing subscriber: add Telemetry::layer to it instead")]
     SubscriberSet,
-    /// No thread, no file handles.
-    #[error("the exporter of this process's own telemetry cannot start: {0}")]
+    /// No thread or file handle is available.
+    #[error("cannot start the exporter of this process's own telemetry: {0}")]
     Start(#[from] io::Error),
-    /// Spans did not reach their receiver.
-    #[error("spans of handlers were not sent: {0}")]
+    /// The receiver did not accept spans.
+    #[error("failed to export handler spans: {0}")]
     Unsent(String),
 }

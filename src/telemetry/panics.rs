@@ -7,15 +7,15 @@ use tracing::Level;
 
 use crate::redact::redact;
 
-/// Makes a panic one line of the log, with its place, instead of raw text on stderr. Where nobody takes log lines,
-/// the hook that was there before goes on printing.
+/// Logs a panic as one line with its location, instead of raw text on stderr. Without a subscriber that accepts errors,
+/// the previous hook prints it.
 pub fn log_panics() {
-    let before = panic::take_hook();
+    let previous = panic::take_hook();
     panic::set_hook(Box::new(move |panic| {
         if !tracing::enabled!(Level::ERROR) {
-            return before(panic);
+            return previous(panic);
         }
-        // It becomes the reason of a run too, which is redacted as well.
+        // The message also becomes the reason of a run, which is redacted the same way.
         let what = redact(panic.payload_as_str().unwrap_or("no message"));
         let place = panic.location().map(tracing::field::display);
         // Only where RUST_BACKTRACE asks for it.

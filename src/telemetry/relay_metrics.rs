@@ -1,4 +1,4 @@
-//! The relay's own metrics, on their way to their receiver.
+//! The exporter of the relay's own metrics, which are a service of their own: `runspan-relay`.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -10,36 +10,37 @@ use opentelemetry_sdk::metrics::exporter::PushMetricExporter;
 use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider, Temporality};
 use tokio::runtime::Runtime;
 
-use super::live::set;
+use super::live::variable;
 use super::{TelemetryError, transport};
 use crate::otlp::Signal;
 use crate::otlp::client::ClientError;
 use crate::otlp::config::{Env, MetricsConfig, Protocol, SignalConfig};
 
-/// What the relay is called where its metrics arrive: the application's are another service's.
+/// The relay's metrics are not the application's, whose `service.name` the runs have.
 const SERVICE_NAME: &str = "runspan-relay";
 
-/// How long the end waits for the last export.
-const LONGEST_SHUTDOWN: Duration = Duration::from_secs(2);
+/// How long a shutdown waits for the last export.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The metrics that a relay has of itself, on their way to an OTLP receiver, every `OTEL_METRIC_EXPORT_INTERVAL`.
+/// Exports a relay's own metrics to an OTLP receiver every `OTEL_METRIC_EXPORT_INTERVAL`.
 ///
-/// They are cumulative: what the receiver does not take, the next export tells.
-#[must_use = "call shutdown at the end: the last points are sent then"]
+/// They are cumulative: the next export includes what a failed one contained.
+#[must_use = "call shutdown at the end: it sends the last points"]
 #[derive(Debug)]
 pub struct RelayMetrics {
-    /// `None` where metrics are turned off.
+    /// `None` if metrics are turned off.
     provider: Option<SdkMeterProvider>,
 }
 
 impl RelayMetrics {
-    /// To the receiver of the standard `OTEL_*` variables. Becomes the process's global meter provider, whose
-    /// instruments the relays use that are made from now on.
+    /// Exports to the receiver of the standard `OTEL_*` variables. Sets the process's global meter provider, whose
+    /// instruments are used by relays created later.
     ///
     /// # Errors
-    /// A variable that cannot be understood, or a client that cannot be made of them.
+    /// An invalid variable, or certificates that cannot be loaded.
     pub fn install(env: Env<'_>) -> Result<Self, TelemetryError> {
-        let disabled = set(env, "OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true"));
+        let disabled =
+            variable(env, "OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true"));
         let config = SignalConfig::from_env(Signal::Metrics, env)?.filter(|_| !disabled);
         let interval = MetricsConfig::from_env(env)?.interval;
         let Some(config) = config else { return Ok(Self { provider: None }) };
@@ -57,13 +58,13 @@ impl RelayMetrics {
         Ok(Self { provider: Some(provider) })
     }
 
-    /// Sends the last points and ends; within 2 seconds, whatever the receiver does.
+    /// Sends the last points and stops, within 2 seconds.
     pub async fn shutdown(self) {
         let Some(provider) = self.provider else { return };
-        // The SDK waits for its thread, which tells the log itself what is not taken.
+        // The SDK blocks on its thread, which logs failed exports itself.
         let last = tokio::task::spawn_blocking(move || provider.shutdown());
-        if tokio::time::timeout(LONGEST_SHUTDOWN, last).await.is_err() {
-            tracing::warn!("the relay's own last metrics were not taken in time");
+        if tokio::time::timeout(SHUTDOWN_TIMEOUT, last).await.is_err() {
+            tracing::warn!("timed out exporting the relay's own final metrics");
         }
     }
 }
@@ -74,24 +75,24 @@ struct Exporter {
     otlp: Otlp,
     config: SignalConfig,
     runtime: Runtime,
-    /// The receiver did not take the last export.
+    /// Whether the last export failed.
     failing: AtomicBool,
 }
 
 impl Exporter {
     fn new(config: SignalConfig) -> Result<Self, TelemetryError> {
-        let (otlp, runtime) = transport::on_its_own(|| otlp(&config))?;
+        let (otlp, runtime) = transport::on_own_runtime(|| otlp(&config))?;
         Ok(Self { otlp, config, runtime, failing: AtomicBool::new(false) })
     }
 
-    /// Says once that the receiver does not take them, and once that it does again.
-    fn settle(&self, sent: Result<(), String>) -> OTelSdkResult {
+    /// Logs once when exports start to fail, and once when they succeed again.
+    fn record(&self, sent: Result<(), String>) -> OTelSdkResult {
         let failed_before = self.failing.swap(sent.is_err(), Ordering::Relaxed);
         match &sent {
             Err(problem) if !failed_before => {
-                tracing::warn!("the relay's own metrics are not taken: {problem}");
+                tracing::warn!("failed to export the relay's own metrics: {problem}");
             }
-            Ok(()) if failed_before => tracing::info!("the receiver takes the relay's own metrics again"),
+            Ok(()) if failed_before => tracing::info!("export of the relay's own metrics recovered"),
             _ => {}
         }
         sent.map_err(OTelSdkError::InternalFailure)
@@ -100,7 +101,7 @@ impl Exporter {
 
 impl PushMetricExporter for Exporter {
     async fn export(&self, metrics: &ResourceMetrics) -> OTelSdkResult {
-        self.settle(transport::send(&self.config, &self.runtime, self.otlp.export(metrics)))
+        self.record(transport::send(&self.config, &self.runtime, self.otlp.export(metrics)))
     }
 
     fn force_flush(&self) -> OTelSdkResult {
@@ -117,7 +118,7 @@ impl PushMetricExporter for Exporter {
 }
 
 fn otlp(config: &SignalConfig) -> Result<Otlp, ClientError> {
-    // Said here, as the crate would ask the environment.
+    // Set explicitly: the crate would read the environment.
     let builder = Otlp::builder().with_temporality(Temporality::Cumulative);
     let built = match config.protocol {
         Protocol::Grpc => transport::grpc(builder.with_tonic(), config)?.build(),

@@ -1,4 +1,6 @@
-//! Which live spans are sent, by `OTEL_TRACES_SAMPLER`.
+//! The sampler of live spans, from `OTEL_TRACES_SAMPLER`.
+//!
+//! Trace ids of runs are UUIDs, so a sampler that reads bits which are constant in UUIDs is rejected.
 
 use opentelemetry_sdk::trace::Sampler;
 
@@ -7,31 +9,31 @@ use crate::otlp::config::Env;
 const SAMPLER: &str = "OTEL_TRACES_SAMPLER";
 const ARGUMENT: &str = "OTEL_TRACES_SAMPLER_ARG";
 
-/// A sampler that cannot be used. Its text is one line: the variable, what is wrong, how to mend it.
+/// A sampler that cannot be used. Its text is one line: the variable, the problem, the remedy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SamplerError {
-    /// It would decide by bits that are the same in most ids of runs.
+    /// It decides by bits that are nearly constant in the ids of runs.
     #[error(
         "{SAMPLER} is traceidratio, which decides by bits that hold the variant of a run's UUID, so that a ratio up \
-         to 0.5 takes no run and one from 0.75 every run: set it to parentbased_always_on, or to \
-         parentbased_traceidratio for what no run causes"
+         to 0.5 samples no run and one from 0.75 every run: set it to parentbased_always_on, or to \
+         parentbased_traceidratio, which applies to traces without a run"
     )]
     TraceIdRatio,
-    /// None of the specification's, or one that the SDK does not have.
+    /// Not a sampler of the specification that the SDK supports.
     #[error(
         "{SAMPLER} is {0:?}: set it to always_on, always_off, parentbased_always_on, parentbased_always_off or \
          parentbased_traceidratio"
     )]
     Unknown(String),
-    /// No ratio.
+    /// Not a ratio.
     #[error("{ARGUMENT} is {0:?}, not a number from 0 to 1: set it to e.g. 0.1")]
     Argument(String),
 }
 
 /// Reads both variables; the default is the specification's, `parentbased_always_on`.
 pub(super) fn from_env(env: Env<'_>) -> Result<Sampler, SamplerError> {
-    let name = super::live::set(env, SAMPLER);
+    let name = super::live::variable(env, SAMPLER);
     let root = match name.as_deref() {
         Some("always_on") => return Ok(Sampler::AlwaysOn),
         Some("always_off") => return Ok(Sampler::AlwaysOff),
@@ -45,7 +47,7 @@ pub(super) fn from_env(env: Env<'_>) -> Result<Sampler, SamplerError> {
 }
 
 fn ratio(env: Env<'_>) -> Result<f64, SamplerError> {
-    let Some(text) = super::live::set(env, ARGUMENT) else { return Ok(1.0) };
+    let Some(text) = super::live::variable(env, ARGUMENT) else { return Ok(1.0) };
     match text.parse() {
         Ok(ratio) if (0.0..=1.0).contains(&ratio) => Ok(ratio),
         _ => Err(SamplerError::Argument(text)),
@@ -63,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn the_specifications_samplers_are_honoured_but_one() {
+    fn accepts_the_specifications_samplers_except_traceidratio() {
         assert_eq!(sampler("", ""), "ParentBased(AlwaysOn)");
         assert_eq!(sampler("always_on", ""), "AlwaysOn");
         assert_eq!(sampler("always_off", ""), "AlwaysOff");
@@ -77,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_that_cannot_be_meant_is_an_error() {
+    fn rejects_unknown_samplers_and_ratios() {
         assert!(sampler("xray", "").starts_with("OTEL_TRACES_SAMPLER is \"xray\": set it to"));
         for wrong in ["2", "-0.1", "NaN", "half"] {
             let line = sampler("parentbased_traceidratio", wrong);

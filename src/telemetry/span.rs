@@ -1,4 +1,6 @@
-//! A run's own span as the parent of what its handler does, here and in the processes that it calls.
+//! The run span as the remote parent of handler spans, in this process and in those that it calls.
+//!
+//! The ids follow from the run's id, so a handler can be a child of a span that the relay emits only when the run ends.
 
 use opentelemetry::Context;
 use opentelemetry::trace::{self, TraceContextExt as _, TraceFlags, TraceState};
@@ -10,10 +12,10 @@ use crate::run::RunId;
 use crate::semconv::field;
 use crate::trace_context::SpanContext;
 
-/// A span for the handler of `run`, whose root is `root` (itself for a run without a parent): what happens inside
-/// nests under the run. Without an OpenTelemetry layer it is an ordinary `tracing` span.
+/// A span for the handler of `run`, whose root is `root` (the run itself if it has no parent): a child of the run span.
+/// Without an OpenTelemetry layer it is an ordinary `tracing` span.
 ///
-/// `workflowName`, `target`, `deliveryId` and `otel.name`, the name that is shown, are empty until recorded:
+/// `workflowName`, `target`, `deliveryId` and `otel.name`, the displayed name, are empty until recorded:
 ///
 /// ```
 /// # let run: runspan::run::RunId = "0190a5d4-7d3c-7cc1-8b6a-0d2f3a4b5c6d".parse()?;
@@ -34,12 +36,12 @@ pub fn run_span(run: RunId, root: RunId) -> Span {
         { field::DELIVERY_ID } = Empty,
         { field::TRACE_ID } = %context.trace_id,
     );
-    // It fails where no layer or filter of the subscriber wants the span, and then there is no parent to set.
+    // It fails if the subscriber does not record the span, which then needs no parent.
     let _ = span.set_parent(remote(context));
     span
 }
 
-/// The W3C `traceparent` header of the span of `run`, for whoever is to nest something under it.
+/// The W3C `traceparent` header of the run span of `run`, for processes that create child spans of it.
 ///
 /// ```
 /// let run = "0190a5d4-7d3c-7cc1-8b6a-0d2f3a4b5c6d".parse()?;
@@ -50,8 +52,8 @@ pub fn traceparent(run: RunId, root: RunId) -> String {
     SpanContext::of_run(run, root).to_string()
 }
 
-/// The `traceparent` for a call that the handler of `run` makes: that of the current span, so that the answer's
-/// spans nest under the call, or the run's own where there is no OpenTelemetry layer.
+/// The `traceparent` for a call by the handler of `run`: that of the current span, so that the callee's spans are its
+/// children, or that of the run span if there is no OpenTelemetry layer.
 pub fn outgoing_traceparent(run: RunId, root: RunId) -> String {
     let context = Span::current().context();
     let span = context.span();
@@ -73,7 +75,7 @@ fn remote(context: SpanContext) -> Context {
     ))
 }
 
-/// Its examples are tested as those of this crate.
+/// Compiles and runs the examples of this page.
 #[cfg(doctest)]
 #[doc = include_str!("../../docs/traceparent.md")]
 struct DocsOfTraceparent;

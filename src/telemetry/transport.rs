@@ -1,9 +1,9 @@
-//! What `opentelemetry-otlp` sends by: connections like the relay's.
+//! The transport of `opentelemetry-otlp`: the same connections as the relay's.
 //!
-//! So there is one reading of the `OTEL_*` variables and one TLS for all that leaves this process. Two of the variables
-//! that crate reads from the environment of the process, whatever it is told. For the headers both transports put the
-//! configured ones, so that none is sent twice, or to a receiver that it is not meant for. The compression counts
-//! where the configuration has none, which cannot be said to it.
+//! So all exports of this process share one parser of the `OTEL_*` variables and one TLS configuration. That crate reads
+//! two of the variables from the environment regardless of its configuration. Headers: both transports replace them by the
+//! configured ones, so that none is sent twice or to the wrong receiver. Compression: the variable wins if the
+//! configuration has none, which its API cannot express.
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -19,12 +19,11 @@ use crate::otlp::answer;
 use crate::otlp::client::{self, ClientError};
 use crate::otlp::config::{Compression, SignalConfig};
 
-/// Makes an exporter on a runtime of its own, so that sending needs nothing of the application's, also when that has
-/// ended.
-pub(super) fn on_its_own<E>(
+/// Creates an exporter with a runtime of its own, so that it can send even after the application's runtime has ended.
+pub(super) fn on_own_runtime<E>(
     exporter: impl FnOnce() -> Result<E, ClientError>,
 ) -> Result<(E, Runtime), TelemetryError> {
-    // Its one thread looks after the connection between exports: one that the receiver closes is replaced in time.
+    // Its one thread drives the connection between exports, so that a closed one is replaced in time.
     let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let exporter = {
         let _entered = runtime.enter();
@@ -33,48 +32,48 @@ pub(super) fn on_its_own<E>(
     match exporter {
         Ok(exporter) => Ok((exporter, runtime)),
         Err(error) => {
-            // The caller may be on another runtime, where dropping one is not allowed.
+            // The caller may be within another runtime, where dropping one panics.
             runtime.shutdown_background();
             Err(error.into())
         }
     }
 }
 
-/// Sends, from a thread of the SDK's; why that failed, if it did.
+/// Sends from a thread of the SDK. The error says why it failed.
 pub(super) fn send(
     config: &SignalConfig,
     runtime: &Runtime,
     sending: impl Future<Output = OTelSdkResult>,
 ) -> Result<(), String> {
     let timeout = config.timeout;
-    // opentelemetry-otlp starts no retry after it, but would wait for an answer for ever.
+    // opentelemetry-otlp does not retry after its timeout, but waits for a response indefinitely.
     let problem = match runtime.block_on(async { tokio::time::timeout(timeout, sending).await }) {
         Ok(Ok(())) => return Ok(()),
         Ok(Err(OTelSdkError::InternalFailure(problem))) => problem,
         Ok(Err(error)) => error.to_string(),
-        Err(_) => format!("no answer within {}", humantime::format_duration(timeout)),
+        Err(_) => format!("no response within {}", humantime::format_duration(timeout)),
     };
     let SignalConfig { signal, endpoint, protocol, .. } = config;
     Err(format!("{signal} to {endpoint} ({protocol}): {problem}"))
 }
 
-/// The builder of an exporter over gRPC, told all of the configuration.
+/// Configures an exporter over gRPC.
 pub(super) fn grpc<B: WithExportConfig + WithTonicConfig>(
     builder: B,
     config: &SignalConfig,
 ) -> Result<B, ClientError> {
-    // A connection that is only half there would swallow request after request: a ping finds it out before
-    // the time for one is over. Servers in Go put up with two pings a request, and hang up at the third.
-    let silence = config.timeout * 2 / 5;
+    // A half-open connection would swallow requests: a ping detects it before a request times out. Servers in Go
+    // tolerate two pings per request and close the connection at the third.
+    let keep_alive = config.timeout * 2 / 5;
     let channel = client::grpc_endpoint(config)?
-        .http2_keep_alive_interval(silence)
-        .keep_alive_timeout(silence)
+        .http2_keep_alive_interval(keep_alive)
+        .keep_alive_timeout(keep_alive)
         .connect_lazy();
     let headers = MetadataMap::from_headers(config.headers.as_map().clone());
     let builder = builder
         .with_channel(channel)
         .with_timeout(config.timeout)
-        // It has the last word, after the headers of the environment.
+        // Applied last, after the headers from the environment.
         .with_interceptor(move |mut request: tonic::Request<()>| {
             request.metadata_mut().clone_from(&headers);
             Ok(request)
@@ -85,7 +84,7 @@ pub(super) fn grpc<B: WithExportConfig + WithTonicConfig>(
     })
 }
 
-/// The builder of an exporter over HTTP, told all of the configuration.
+/// Configures an exporter over HTTP.
 pub(super) fn http<B: WithExportConfig + WithHttpConfig>(
     builder: B,
     config: &SignalConfig,
@@ -94,7 +93,7 @@ pub(super) fn http<B: WithExportConfig + WithHttpConfig>(
     let builder = builder
         .with_http_client(http)
         .with_protocol(opentelemetry_otlp::Protocol::HttpBinary)
-        // As it is shown, without credentials: the client knows the whole.
+        // Without credentials: for messages only, the client has the full URL.
         .with_endpoint(config.endpoint.to_string())
         .with_timeout(config.timeout);
     Ok(match compression(config) {
@@ -111,7 +110,7 @@ fn compression(config: &SignalConfig) -> Option<opentelemetry_otlp::Compression>
     (config.compression == Compression::Gzip).then_some(opentelemetry_otlp::Compression::Gzip)
 }
 
-/// The relay's client for bodies that `opentelemetry-otlp` has made.
+/// The relay's client, for bodies that `opentelemetry-otlp` encoded.
 #[derive(Debug)]
 struct Http {
     http: client::Http,
@@ -124,7 +123,7 @@ impl HttpClient for Http {
         let (mut head, body) = request.into_parts();
         let encoding = head.headers.remove(header::CONTENT_ENCODING);
         self.http.post(&self.config, encoding, body).await.map_err(|error| {
-            // opentelemetry-otlp calls it a network error and keeps the rest to itself.
+            // opentelemetry-otlp reports only a network error.
             if let Some(cause) = answer::from_transport(&self.config, &error).cause() {
                 tracing::debug!("a request of this process's own telemetry failed: {cause}");
             }

@@ -230,7 +230,7 @@ async fn drive(stage: &Stage<'_>) -> RunId {
     eventually("it works", || async { stage.gate.waiting(18) }).await;
     killed.abort();
     eventually("it is dead", || async { !stage.gate.waiting(18) }).await;
-    let reaper = app.reaper(ReaperSettings { every: Duration::ZERO, ..ReaperSettings::default() });
+    let reaper = app.reaper(ReaperSettings { interval: Duration::ZERO, ..ReaperSettings::default() });
     eventually("reaped", || async {
         reaper.round().await.unwrap();
         row(orphan).await.status.outcome().is_some()

@@ -125,7 +125,10 @@ async fn a_target_takes_one_run_in_flight_a_workflow(database: &Database) {
     session.execute("BEGIN").await;
     let error = runs::insert_queued(session.runs(), &new_run("triage", 1)).await.unwrap_err();
     assert!(matches!(error, RunsError::InFlight { run: Some(run) } if run == first), "{error:?}");
-    assert_eq!(error.to_string(), format!("a run of this workflow is in flight for this target: {first}"));
+    assert_eq!(
+        error.to_string(),
+        format!("a run of this workflow is already in flight for this target: {first}")
+    );
     runs::mark_failed(session.runs(), first, "superseded").await.unwrap();
     session.queue("triage", 1).await;
     session.execute("COMMIT").await;

@@ -90,7 +90,7 @@ async fn each_outcome_of_a_handler_is_its_runs_end(database: &Database) {
          review#3 incomplete: 2 comments are open\n\
          review#4 failed: uncaught: no diff: an error occurred when formatting an argument\n\
          review#5 failed: uncaught: line 5 of 3\n\
-         review#6 failed: uncaught: a panic without words\n"
+         review#6 failed: uncaught: panic without a message\n"
     );
 }
 

@@ -160,7 +160,7 @@ async fn a_receiver_that_is_away_costs_its_spans_and_nothing_else() {
         let telemetry = telemetry(protocol, &receiver.endpoint());
         with_default(crate::scoped::registry().with(telemetry.layer()), handle);
         let line = telemetry.flush().await.unwrap_err().to_string();
-        assert!(line.starts_with("spans of handlers were not sent: "), "{line}");
+        assert!(line.starts_with("failed to export handler spans: "), "{line}");
         assert!(
             line.contains(&format!("traces to {}", receiver.endpoint())) && line.contains(cause),
             "{line}"
@@ -187,7 +187,7 @@ async fn a_receiver_that_never_answers_does_not_hold_up_the_end() {
         let telemetry = Telemetry::from_env(&variables).unwrap();
         with_default(crate::scoped::registry().with(telemetry.layer()), handle);
         let line = telemetry.shutdown().await.unwrap_err().to_string();
-        assert!(line.contains(&format!("({protocol}): no answer within 200ms")), "{line}");
+        assert!(line.contains(&format!("({protocol}): no response within 200ms")), "{line}");
     }
 }
 
@@ -228,7 +228,7 @@ fn a_variable_that_cannot_be_meant_is_named() {
     let endpoint = ("OTEL_EXPORTER_OTLP_ENDPOINT", "localhost:4318");
     assert!(line(&[endpoint]).starts_with("OTEL_EXPORTER_OTLP_ENDPOINT has no http://"));
     let filter = telemetry::init(&env(&[("RUST_LOG", "info,runspan=loud")])).unwrap_err().to_string();
-    assert!(filter.starts_with("RUST_LOG cannot be understood"), "{filter}");
+    assert!(filter.starts_with("RUST_LOG is invalid"), "{filter}");
 }
 
 #[tokio::test]
@@ -327,9 +327,9 @@ async fn the_log_says_once_that_spans_are_lost_and_once_that_they_no_longer_are(
     let lost = lost["message"].as_str().unwrap().replace(&endpoint, "ENDPOINT");
     insta::assert_snapshot!(
         lost,
-        @"spans of handlers are being lost: traces to ENDPOINT/v1/traces (http/protobuf): HTTP export failed with status code: 400"
+        @"failed to export handler spans; they are lost: traces to ENDPOINT/v1/traces (http/protobuf): HTTP export failed with status code: 400"
     );
-    assert_eq!(taken["message"], "the receiver takes spans of handlers again; some were lost");
+    assert_eq!(taken["message"], "export of handler spans recovered; some were lost");
     assert_eq!((&taken["level"], &taken["lost"]), (&"info".into(), &2.into()));
 }
 

@@ -1,4 +1,4 @@
-//! The embedded queue: the dispatcher and the executors are tasks of one process.
+//! The in-process queue: dispatcher and executors are tasks of one process.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,9 +11,9 @@ use tokio::time::{Instant, timeout};
 use super::{Job, Queue, QueueError, RECLAIM_AFTER};
 use crate::run::RunId;
 
-/// A queue in memory. Its clones are one queue.
+/// A queue in memory. Clones share it.
 ///
-/// What is in it is gone with the process; the runs are not, and the reaper publishes them again.
+/// Its jobs are lost with the process; the runs are not, and the reaper enqueues them again.
 #[derive(Clone, Debug)]
 pub struct InProcessQueue(Arc<Shared>);
 
@@ -21,17 +21,17 @@ pub struct InProcessQueue(Arc<Shared>);
 struct Shared {
     reclaim_after: Duration,
     state: Mutex<State>,
-    /// Something was published or taken: both change what a waiting consumer waits for.
+    /// Notified when a job was enqueued or taken: both change how long a consumer waits.
     changed: Notify,
 }
 
-/// Jobs by their numbers, in the order of publishing.
+/// Jobs by number, in the order of enqueueing.
 #[derive(Debug, Default)]
 struct State {
     closed: bool,
-    published: u64,
+    enqueued: u64,
     waiting: BTreeMap<u64, Entry>,
-    /// With the moment it was taken.
+    /// With the time it was taken.
     taken: BTreeMap<u64, (Entry, Instant)>,
 }
 
@@ -48,17 +48,17 @@ impl Default for InProcessQueue {
 }
 
 impl InProcessQueue {
-    /// An empty queue, in which a job that is not acknowledged after that long is there to be taken again.
+    /// An empty queue, which delivers a job again if it is not acknowledged within `reclaim_after`.
     pub fn new(reclaim_after: Duration) -> Self {
         Self(Arc::new(Shared { reclaim_after, state: Mutex::default(), changed: Notify::new() }))
     }
 
-    /// Takes no jobs any more, as a server that is away; what it has can still be taken.
+    /// Rejects new jobs, like a server that is down; jobs already in the queue can still be taken.
     pub fn close(&self) {
         self.state().closed = true;
     }
 
-    /// Takes jobs again.
+    /// Accepts jobs again.
     pub fn open(&self) {
         self.state().closed = false;
     }
@@ -70,8 +70,8 @@ impl InProcessQueue {
 
 #[async_trait]
 impl Queue for InProcessQueue {
-    async fn publish(&self, run: RunId) -> Result<(), QueueError> {
-        self.state().publish(run)?;
+    async fn enqueue(&self, run: RunId) -> Result<(), QueueError> {
+        self.state().enqueue(run)?;
         self.0.changed.notify_waiters();
         Ok(())
     }
@@ -87,7 +87,7 @@ impl Queue for InProcessQueue {
             }
             let first_taken = self.state().first_taken();
             match first_taken {
-                // Changed or due: either way there is something to look at.
+                // Whether something changed or a job is due: check again.
                 Some(at) => drop(timeout(self.0.reclaim_after.saturating_sub(at.elapsed()), changed).await),
                 None => changed.await,
             }
@@ -105,18 +105,18 @@ impl Queue for InProcessQueue {
 }
 
 impl State {
-    fn publish(&mut self, run: RunId) -> Result<(), QueueError> {
+    fn enqueue(&mut self, run: RunId) -> Result<(), QueueError> {
         if self.closed {
             return Err(QueueError::Closed);
         }
-        self.waiting.insert(self.published, Entry { run, since: Instant::now() });
-        self.published += 1;
+        self.waiting.insert(self.enqueued, Entry { run, since: Instant::now() });
+        self.enqueued += 1;
         Ok(())
     }
 
     fn take(&mut self, at_most: usize, reclaim_after: Duration) -> Vec<Job> {
         let now = Instant::now();
-        // Back to its place, which is before all that was published later.
+        // Back to its original place, before jobs that were enqueued later.
         for (number, (entry, _)) in self.taken.extract_if(.., |_, (_, at)| now - *at >= reclaim_after) {
             self.waiting.insert(number, entry);
         }
@@ -134,11 +134,11 @@ impl State {
         self.taken.values().map(|(_, at)| *at).min()
     }
 
-    /// Does nothing with the receipt of another queue, or of a job that is gone.
+    /// Ignores receipts of another queue or of a job that no longer exists.
     fn remove(&mut self, receipt: &str) {
         if let Ok(number) = receipt.parse() {
             self.taken.remove(&number);
-            self.waiting.remove(&number); // taken so long ago that it waits again
+            self.waiting.remove(&number); // reclaimed since
         }
     }
 

@@ -1,6 +1,7 @@
 //! The queue between processes: a stream of a Redis (6.2 or newer) or Valkey server, read by a consumer group.
 //!
-//! An entry leaves the stream when it is acknowledged, so the stream holds what is not, oldest first.
+//! An entry is deleted when it is acknowledged, so the stream holds the unacknowledged jobs, oldest first. That is how
+//! the reaper learns the age of the oldest job.
 
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -22,38 +23,38 @@ use super::{Job, Queue, QueueError, RECLAIM_AFTER};
 use crate::redact::url::{Form, is_unclear};
 use crate::run::RunId;
 
-/// The parameters of a socket's URL, and the fragment of the client's own.
+/// The parameters of a Unix socket's URL, and the fragment that the client defines.
 const FORM: Form =
     Form { parameter: |name, _| matches!(name, "user" | "pass"), fragments: &["insecure"], sockets: true };
 
 const GROUP: &str = "executors";
 
-/// The one field of an entry.
+/// The only field of an entry.
 const RUN: &str = "run";
 
 /// How long the server may take for an answer, connecting included.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long the server waits for a job before it says that there is none; then we ask again.
+/// How long a read blocks on the server before it returns without a job.
 const BLOCK: Duration = Duration::from_secs(1);
 
-/// A consumer that has nothing and has not asked for this many times the reclaim time (an hour by default) is gone.
-const GONE: u32 = 360;
+/// A consumer without pending jobs that has been idle for this many times the reclaim time (an hour by default) is dead.
+const IDLE_RECLAIM_PERIODS: u32 = 360;
 
-/// Connections kept while nobody uses them.
-const KEPT: usize = 16;
+/// The most idle connections that are kept.
+const MAX_IDLE: usize = 16;
 
-/// How to use the server.
+/// Settings of a queue on a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RedisSettings {
     /// The jobs are in the stream `{prefix}:jobs`.
     pub prefix: String,
-    /// How long a consumer has for acknowledging what it took: after that another gets it.
+    /// The time after which another consumer may take a job that was not acknowledged.
     pub reclaim_after: Duration,
 }
 
 impl RedisSettings {
-    /// Those of the application `prefix`: another's jobs on the same server must not be taken for its own.
+    /// The settings of the application `prefix`: applications that share a server need different prefixes.
     pub fn new(prefix: impl Into<String>) -> Self {
         Self { prefix: prefix.into(), reclaim_after: RECLAIM_AFTER }
     }
@@ -65,14 +66,14 @@ pub struct RedisQueue {
     client: Client,
     stream: String,
     reclaim_after: Duration,
-    /// A connection serves one call at a time, as one that waits for jobs holds up all else. It comes back here
-    /// with an answer, and only then: what became of a connection without one, nobody knows.
+    /// A connection serves one call at a time, as a blocking read delays all others. It returns here only after a
+    /// response: without one, its state is unknown.
     idle: Mutex<Vec<MultiplexedConnection>>,
 }
 
 impl RedisQueue {
-    /// Connects to `redis://HOST:6379/0` (`rediss://` for TLS; `redis://USER:PASSWORD@…`), so that a wrong URL and
-    /// a server that is away are known at once. Later it reconnects by itself.
+    /// Connects to `redis://HOST:6379/0` (`rediss://` for TLS; `redis://USER:PASSWORD@…`), so that an invalid URL or an
+    /// unreachable server is an error immediately. Later it reconnects automatically.
     pub async fn connect(url: &str, settings: RedisSettings) -> Result<Self, QueueError> {
         if is_unclear(url, &FORM) {
             return Err(QueueError::Url);
@@ -80,24 +81,24 @@ impl RedisQueue {
         let client = Client::open(url).map_err(|_| QueueError::Url)?;
         let is_tls = matches!(client.get_connection_info().addr(), ConnectionAddr::TcpTls { .. });
         if is_tls && CryptoProvider::get_default().is_none() {
-            // The client knows the process's only, and panics without one. Should one be set meanwhile, that is it.
+            // The client uses the process's default provider, and panics without one. If another is set concurrently, use that.
             let _ = rustls::crypto::ring::default_provider().install_default();
         }
         let stream = format!("{}:jobs", settings.prefix);
         let queue = Self { client, stream, reclaim_after: settings.reclaim_after, idle: Mutex::default() };
         let prepared = async {
             queue.create_group().await?;
-            queue.forget_consumers().await
+            queue.delete_idle_consumers().await
         };
         prepared.await.map_err(|error| queue.failure(&error))?;
         Ok(queue)
     }
 
-    /// Asks the server on an idle connection, else on a new one.
+    /// Sends commands on an idle connection, or on a new one.
     ///
-    /// What broke may be asked twice: jobs that come twice, or again after a while, do no harm.
-    async fn ask<T: FromRedisValue>(&self, limit: Duration, commands: &Pipeline) -> RedisResult<T> {
-        let answer = async {
+    /// After a broken connection they may be sent twice: duplicate jobs are harmless.
+    async fn request<T: FromRedisValue>(&self, limit: Duration, commands: &Pipeline) -> RedisResult<T> {
+        let response = async {
             loop {
                 let idle = self.idle().pop();
                 let was_idle = idle.is_some();
@@ -107,23 +108,23 @@ impl RedisQueue {
                 };
                 let answer = commands.query_async(&mut connection).await;
                 if answer.as_ref().is_err_and(|error| code(error).is_none()) {
-                    // Without an answer: what was idle, the server may have closed long ago.
+                    // No response: the server may have closed an idle connection.
                     if was_idle {
                         continue;
                     }
                     return answer;
                 }
                 let mut idle = self.idle();
-                if idle.len() < KEPT {
+                if idle.len() < MAX_IDLE {
                     idle.push(connection);
                 }
                 return answer;
             }
         };
-        if let Ok(answer) = timeout(limit, answer).await {
+        if let Ok(answer) = timeout(limit, response).await {
             return answer;
         }
-        // The others may hang as well, one after the other.
+        // Other idle connections may hang as well.
         self.idle().clear();
         Err(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {limit:?}")).into())
     }
@@ -133,35 +134,35 @@ impl RedisQueue {
     }
 
     async fn open(&self) -> RedisResult<MultiplexedConnection> {
-        // Its own time-outs are off: whoever asks has one for the whole of it.
+        // The caller has one timeout for connecting and the response.
         let config = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
         self.client.get_multiplexed_async_connection_with_config(&config).await
     }
 
-    /// Creates the group, and the stream with it, if they are not there. The group begins with the oldest entry.
+    /// Creates the group and the stream if they do not exist. The group starts at the oldest entry.
     async fn create_group(&self) -> RedisResult<()> {
         let mut create = pipe();
         create.cmd("XGROUP").arg("CREATE").arg(&self.stream).arg(GROUP).arg("0").arg("MKSTREAM");
-        match self.ask(REQUEST_TIMEOUT, &create).await {
+        match self.request(REQUEST_TIMEOUT, &create).await {
             Err(error) if code(&error).as_deref() == Some("BUSYGROUP") => Ok(()),
             answer => answer,
         }
     }
 
-    /// Removes what processes that ended leave behind: the server remembers every name that ever asked.
-    async fn forget_consumers(&self) -> RedisResult<()> {
+    /// Deletes the consumers of dead processes: the server keeps every consumer name that it has seen.
+    async fn delete_idle_consumers(&self) -> RedisResult<()> {
         let (consumers,): (StreamInfoConsumersReply,) = self
-            .ask(REQUEST_TIMEOUT, pipe().cmd("XINFO").arg("CONSUMERS").arg(&self.stream).arg(GROUP))
+            .request(REQUEST_TIMEOUT, pipe().cmd("XINFO").arg("CONSUMERS").arg(&self.stream).arg(GROUP))
             .await?;
-        let gone = millis(self.reclaim_after.saturating_mul(GONE));
-        let mut forget = pipe();
-        for consumer in consumers.consumers.iter().filter(|it| it.pending == 0 && it.idle as u64 >= gone) {
-            forget.cmd("XGROUP").arg("DELCONSUMER").arg(&self.stream).arg(GROUP).arg(&consumer.name);
+        let expiry = millis(self.reclaim_after.saturating_mul(IDLE_RECLAIM_PERIODS));
+        let mut delete = pipe();
+        for consumer in consumers.consumers.iter().filter(|it| it.pending == 0 && it.idle as u64 >= expiry) {
+            delete.cmd("XGROUP").arg("DELCONSUMER").arg(&self.stream).arg(GROUP).arg(&consumer.name);
         }
-        if forget.is_empty() { Ok(()) } else { self.ask(REQUEST_TIMEOUT, &forget).await }
+        if delete.is_empty() { Ok(()) } else { self.request(REQUEST_TIMEOUT, &delete).await }
     }
 
-    /// What waits for too long with another consumer, or else is new; nothing if there is nothing for a while.
+    /// Jobs that another consumer did not acknowledge in time, otherwise new ones; empty if none arrives in time.
     async fn try_take(&self, consumer: &str, at_most: usize) -> RedisResult<Vec<Job>> {
         let entries = match self.claim(consumer, at_most).await? {
             entries if entries.is_empty() => self.read(consumer, at_most).await?,
@@ -176,7 +177,7 @@ impl RedisQueue {
                 tracing::warn!(
                     stream = self.stream,
                     entry = entry.id,
-                    "an entry that names no run is removed"
+                    "removing a queue entry without a run id"
                 );
                 self.remove(&entry.id).await?;
             }
@@ -190,8 +191,8 @@ impl RedisQueue {
             let mut claim = pipe();
             claim.cmd("XAUTOCLAIM").arg(&self.stream).arg(GROUP).arg(consumer);
             claim.arg(millis(self.reclaim_after)).arg(&from).arg("COUNT").arg(at_most);
-            let (reply,): (StreamAutoClaimReply,) = self.ask(REQUEST_TIMEOUT, &claim).await?;
-            // The server looks at so many at a time, and says where to go on.
+            let (reply,): (StreamAutoClaimReply,) = self.request(REQUEST_TIMEOUT, &claim).await?;
+            // The server scans a limited number of entries per call and returns where to continue.
             if !reply.claimed.is_empty() || reply.next_stream_id == "0-0" {
                 return Ok(reply.claimed);
             }
@@ -200,12 +201,12 @@ impl RedisQueue {
     }
 
     async fn read(&self, consumer: &str, at_most: usize) -> RedisResult<Vec<StreamId>> {
-        // No longer than until something may be reclaimed; and 0 would be for ever.
+        // At most the reclaim time, so that expired jobs are reclaimed in time. 0 would block indefinitely.
         let block = BLOCK.min(self.reclaim_after).max(Duration::from_millis(1));
         let mut read = pipe();
         read.cmd("XREADGROUP").arg("GROUP").arg(GROUP).arg(consumer).arg("COUNT").arg(at_most);
         read.arg("BLOCK").arg(millis(block)).arg("STREAMS").arg(&self.stream).arg(">");
-        let (reply,): (Option<StreamReadReply>,) = self.ask(block + REQUEST_TIMEOUT, &read).await?;
+        let (reply,): (Option<StreamReadReply>,) = self.request(block + REQUEST_TIMEOUT, &read).await?;
         Ok(reply.unwrap_or_default().keys.into_iter().flat_map(|stream| stream.ids).collect())
     }
 
@@ -213,31 +214,31 @@ impl RedisQueue {
         let mut remove = pipe();
         remove.atomic().cmd("XACK").arg(&self.stream).arg(GROUP).arg(entry);
         remove.cmd("XDEL").arg(&self.stream).arg(entry);
-        self.ask(REQUEST_TIMEOUT, &remove).await
+        self.request(REQUEST_TIMEOUT, &remove).await
     }
 
-    /// One line, without what the URL holds besides the address.
+    /// One line with the address only: the rest of the URL may be secret.
     fn failure(&self, error: &RedisError) -> QueueError {
         let server = self.client.get_connection_info().addr();
         QueueError::Server(match (error.kind(), error.clone().into_server_errors().as_deref()) {
-            (_, Some([(_, refusal), ..])) => {
-                let details = refusal.details().unwrap_or_default();
-                format!("the queue at {server} refuses: {} {details}", refusal.code())
+            (_, Some([(_, error), ..])) => {
+                let details = error.details().unwrap_or_default();
+                format!("the queue at {server} returned an error: {} {details}", error.code())
             }
             (ErrorKind::AuthenticationFailed, _) => {
-                format!("the queue at {server} refuses the user or the password of its URL")
+                format!("the queue at {server} rejected the user or password of its URL")
             }
-            _ => format!("no queue at {server}: {error}"),
+            _ => format!("cannot reach the queue at {server}: {error}"),
         })
     }
 }
 
 #[async_trait]
 impl Queue for RedisQueue {
-    async fn publish(&self, run: RunId) -> Result<(), QueueError> {
+    async fn enqueue(&self, run: RunId) -> Result<(), QueueError> {
         let mut add = pipe();
         add.cmd("XADD").arg(&self.stream).arg("*").arg(RUN).arg(run.to_string()).ignore();
-        self.ask(REQUEST_TIMEOUT, &add).await.map_err(|error| self.failure(&error))
+        self.request(REQUEST_TIMEOUT, &add).await.map_err(|error| self.failure(&error))
     }
 
     async fn take(&self, consumer: &str, at_most: usize) -> Result<Vec<Job>, QueueError> {
@@ -247,7 +248,7 @@ impl Queue for RedisQueue {
                 Ok(jobs) => return Ok(jobs),
                 Err(error) => error,
             };
-            // The server lost its data, before we asked or while we waited.
+            // The server has lost the stream, before or during the request.
             if !matches!(code(&taken).as_deref(), Some("NOGROUP" | "UNBLOCKED")) {
                 return Err(self.failure(&taken));
             }
@@ -260,22 +261,22 @@ impl Queue for RedisQueue {
     }
 
     async fn oldest(&self) -> Result<Option<Duration>, QueueError> {
-        let mut look = pipe();
-        look.cmd("XRANGE").arg(&self.stream).arg("-").arg("+").arg("COUNT").arg(1).cmd("TIME");
-        let answer = self.ask(REQUEST_TIMEOUT, &look).await;
+        let mut range = pipe();
+        range.cmd("XRANGE").arg(&self.stream).arg("-").arg("+").arg("COUNT").arg(1).cmd("TIME");
+        let answer = self.request(REQUEST_TIMEOUT, &range).await;
         let (first, (seconds, micros)): (StreamRangeReply, (u64, u64)) =
             answer.map_err(|error| self.failure(&error))?;
         let now = Duration::from_secs(seconds) + Duration::from_micros(micros);
-        // An entry's id begins with the server's milliseconds when it was added.
+        // An entry's id starts with the server's time in milliseconds when it was added.
         let added = first.ids.first().and_then(|entry| entry.id.split('-').next()?.parse().ok());
         Ok(added.map(|added| now.saturating_sub(Duration::from_millis(added))))
     }
 }
 
-/// The first word of the server's refusal.
+/// The code of the server's error response.
 fn code(error: &RedisError) -> Option<String> {
-    let refusals = error.clone().into_server_errors()?;
-    refusals.first().map(|(_, refusal)| refusal.code().to_owned())
+    let errors = error.clone().into_server_errors()?;
+    errors.first().map(|(_, error)| error.code().to_owned())
 }
 
 fn millis(duration: Duration) -> u64 {

@@ -312,7 +312,7 @@ async fn a_receiver_that_takes_no_metrics_costs_nothing_and_is_told_of_once() {
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.success(), "{said}");
     assert_eq!(said.matches("the relay's own").count(), 1, "{said}");
-    assert!(said.contains("the relay's own metrics are not taken: metrics to "), "{said}");
+    assert!(said.contains("failed to export the relay's own metrics: metrics to "), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -46,12 +46,12 @@ async fn a_state_that_is_too_large_is_refused_where_it_comes_from(database: &Dat
     let said = stage.runtime.dispatcher().intent("plan", &delivery).await.unwrap_err().to_string();
     assert_eq!(
         said,
-        "a state of 10485780 bytes: at most 1048576 fit; keep what is large elsewhere, and its address here"
+        "a state of 10485780 bytes exceeds the limit of 1048576: store large values elsewhere and keep a reference to them"
     );
     let executor = stage.execute();
     let run = stage.dispatch("plan", 1).await;
     let ended = stage.ended(run).await;
-    assert!(ended.reason().unwrap().starts_with("uncaught: a state of 10485770 bytes: at most"), "{ended:?}");
+    assert!(ended.reason().unwrap().starts_with("uncaught: a state of 10485770 bytes exceeds"), "{ended:?}");
     executor.stop().await;
 }
 
@@ -61,7 +61,7 @@ async fn a_run_of_a_workflow_that_is_none_has_failed(database: &Database) {
     let mut session = database.connect().await;
     let new = NewRun::new("dance", about(1).target.unwrap());
     let run = runs::insert_queued(session.runs(), &new).await.unwrap();
-    stage.queue.publish(run).await.unwrap();
+    stage.queue.enqueue(run).await.unwrap();
     let ended = stage.ended(run).await;
     let said = format!("no workflow is named \"dance\" in {}", stage.runtime.name());
     assert_eq!(ended.reason(), Some(said.as_str()));
@@ -73,7 +73,7 @@ async fn a_run_of_a_workflow_that_is_none_has_failed(database: &Database) {
 async fn a_job_without_a_run_is_thrown_away(database: &Database) {
     let stage = Stage::new(database, [workflow("plan", |_| Outcome::Succeeded)]).await;
     let executor = stage.execute();
-    stage.queue.publish(RunId::generate()).await.unwrap();
+    stage.queue.enqueue(RunId::generate()).await.unwrap();
     eventually("gone", || async { stage.queue.oldest().await.unwrap().is_none() }).await;
     executor.stop().await;
 }
@@ -93,9 +93,9 @@ async fn a_child_that_is_none_fails_the_run(database: &Database) {
     let (one, two) = (stage.dispatch("lost", 1).await, stage.dispatch("lost", 2).await);
     let three = stage.dispatch("nowhere", 3).await;
     for (run, said) in [
-        (one, format!("handed off to {stranger}, which is no child of this run")),
-        (two, format!("handed off to {two}, which is no child of this run")),
-        (three, r#"uncaught: cannot hand off to "dance", which is no workflow"#.to_owned()),
+        (one, format!("handed off to {stranger}, which is not a child of this run")),
+        (two, format!("handed off to {two}, which is not a child of this run")),
+        (three, r#"uncaught: cannot hand off to unknown workflow "dance""#.to_owned()),
     ] {
         assert_eq!(stage.ended(run).await.reason(), Some(said.as_str()));
     }
@@ -124,7 +124,7 @@ async fn a_state_that_is_not_to_be_read_stops_nobody(database: &Database) {
     let reaper = stage.runtime.reaper(Stage::reaping());
     eventually("looked after", || {
         let round = reaper.round();
-        async { round.await.unwrap().is_some_and(|reaped| reaped.published == 1) }
+        async { round.await.unwrap().is_some_and(|reaped| reaped.re_enqueued == 1) }
     })
     .await;
     let executor = stage.execute();

@@ -234,7 +234,7 @@ async fn a_hand_off_that_collides_is_refused(database: &Database) {
     let run = stage.dispatch("route", 1).await;
     let executor = stage.execute();
     let ended = stage.ended(run).await;
-    let said = format!("uncaught: a run of this workflow is in flight for this target: {elsewhere}");
+    let said = format!("uncaught: a run of this workflow is already in flight for this target: {elsewhere}");
     assert_eq!(ended.reason(), Some(said.as_str()));
     gate.close();
     executor.stop().await;

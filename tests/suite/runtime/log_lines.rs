@@ -71,9 +71,9 @@ async fn the_processes_keep_the_older_vocabulary(database: &Database) {
     let lines = lines.0.lock().unwrap().join("\n");
     assert_told!(lines, @r#"
     info message=dispatched reason=workflow-dispatch runId workflowName=triage target=acme/widgets#1 deliveryId=d-1
-    info message=refused reason=workflow-dispatch-inflight inflightRunId workflowName=triage target=acme/widgets#1 deliveryId=d-1
+    info message=dispatch refused reason=workflow-dispatch-inflight inflightRunId workflowName=triage target=acme/widgets#1 deliveryId=d-1
     info message=dispatched reason=workflow-dispatch runId workflowName=triage target=acme/widgets#2 deliveryId=d-2
-    error message=not published: the queue is closed reason=workflow-dispatch-enqueue-failed runId
+    error message=failed to enqueue run: the queue is closed reason=workflow-dispatch-enqueue-failed runId
     info message=dispatched reason=workflow-dispatch runId workflowName=triage target=acme/widgets#3 deliveryId=d-3
     info message=handled outcome=succeeded runId workflowName=triage target=acme/widgets#1 deliveryId=d-1
     warn message=handled outcome=failed reason=push https://[redacted]@github.com: 403 runId workflowName=triage target=acme/widgets#3 deliveryId=d-3

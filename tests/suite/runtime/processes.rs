@@ -79,7 +79,7 @@ async fn every_run_ends_once_whatever_dies_meanwhile(database: &Database) {
         play.jobs_lost,
         said("published again"),
         reasons("owner lost:"),
-        said("the first end stands"),
+        said("run already ended; ignoring later outcome"),
         reasons("enqueue failed:"),
         began.elapsed()
     );
@@ -209,7 +209,7 @@ impl<'a> Play<'a> {
         self.server.kill();
         self.jobs_lost = self.count("status = 'queued'").await;
         assert!(self.jobs_lost > 0, "there was nothing left to lose");
-        self.workers[0].says("no jobs: the queue failed").await;
+        self.workers[0].says("failed to take jobs from the queue").await;
         assert!(self.server.restart().await);
     }
 
@@ -218,7 +218,7 @@ impl<'a> Play<'a> {
         let worker = &self.workers[self.random.random_range(0..PROCESSES)];
         let name = worker.name().await;
         let has = format!("owner_id = '{name}' AND status = 'running'");
-        let lost = format!("state->>'failedReason' = 'owner lost: {name} gives no sign of life'");
+        let lost = format!("state->>'failedReason' = 'owner lost: {name} did not renew its lease'");
         // What it has sent when it is stopped may yet be carried out: then it had nothing left to lose.
         while self.count(&lost).await == 0 {
             eventually("it works", || async { self.count(&has).await > 0 }).await;
@@ -226,7 +226,7 @@ impl<'a> Play<'a> {
             eventually("its runs are taken from it", || async { self.count(&has).await == 0 }).await;
             worker.signal("CONT");
         }
-        worker.says("the first end stands").await;
+        worker.says("run already ended; ignoring later outcome").await;
     }
 
     /// Has every process end; what all of them have said.

@@ -69,10 +69,10 @@ impl Kind {
     }
 }
 
-async fn publish(queue: &dyn Queue, count: usize) -> Vec<RunId> {
+async fn enqueue(queue: &dyn Queue, count: usize) -> Vec<RunId> {
     let runs: Vec<_> = std::iter::repeat_with(RunId::generate).take(count).collect();
     for run in &runs {
-        queue.publish(*run).await.unwrap();
+        queue.enqueue(*run).await.unwrap();
     }
     runs
 }
@@ -91,21 +91,21 @@ fn runs(jobs: &[Job]) -> Vec<RunId> {
 
 async fn first_in_first_out(kind: Kind) {
     let queue = kind.queue(NEVER).await;
-    let published = publish(&*queue, 5).await;
+    let enqueued = enqueue(&*queue, 5).await;
     let mut taken = Vec::new();
     for _ in 0..5 {
         taken.extend(take(&*queue, "one", 1).await);
     }
-    assert_eq!(runs(&taken), published);
+    assert_eq!(runs(&taken), enqueued);
 }
 
 async fn no_more_than_asked_for(kind: Kind) {
     let queue = kind.queue(NEVER).await;
-    let published = publish(&*queue, 5).await;
-    assert_eq!(runs(&take(&*queue, "one", 2).await), published[..2]);
-    assert_eq!(runs(&take(&*queue, "one", 10).await), published[2..]);
+    let enqueued = enqueue(&*queue, 5).await;
+    assert_eq!(runs(&take(&*queue, "one", 2).await), enqueued[..2]);
+    assert_eq!(runs(&take(&*queue, "one", 10).await), enqueued[2..]);
     // None would be to wait for nothing.
-    let more = publish(&*queue, 2).await;
+    let more = enqueue(&*queue, 2).await;
     assert_eq!(runs(&take(&*queue, "one", 0).await), more[..1]);
 }
 
@@ -125,7 +125,7 @@ async fn each_job_goes_to_one_taker(kind: Kind) {
             }
         });
     }
-    let published = publish(&*queue, RUNS).await;
+    let enqueued = enqueue(&*queue, RUNS).await;
     let mut taken = Vec::new();
     while taken.len() < RUNS {
         taken.push(timeout(LONG, received.recv()).await.expect("all are taken").unwrap());
@@ -134,14 +134,14 @@ async fn each_job_goes_to_one_taker(kind: Kind) {
     takers.shutdown().await;
     assert!(received.try_recv().is_err(), "none is left over");
     taken.sort_unstable();
-    assert_eq!(taken, published);
+    assert_eq!(taken, enqueued);
 }
 
 async fn what_is_acknowledged_never_comes_again(kind: Kind) {
     let queue = kind.queue(SOON).await;
-    publish(&*queue, 1).await;
+    enqueue(&*queue, 1).await;
     queue.acknowledge(&take_one(&*queue, "one").await).await.unwrap();
-    let other = publish(&*queue, 1).await;
+    let other = enqueue(&*queue, 1).await;
     // The other comes again, and again: so there was time enough for the first.
     for _ in 0..3 {
         assert_eq!(runs(&take(&*queue, "two", 10).await), other);
@@ -150,11 +150,11 @@ async fn what_is_acknowledged_never_comes_again(kind: Kind) {
 
 async fn what_is_not_acknowledged_comes_again_to_another(kind: Kind) {
     let queue = kind.queue(SOON).await;
-    let published = publish(&*queue, 2).await;
+    let enqueued = enqueue(&*queue, 2).await;
     let lost = take_one(&*queue, "one").await;
     queue.acknowledge(&take_one(&*queue, "one").await).await.unwrap();
     let again = take_one(&*queue, "two").await;
-    assert_eq!((lost.run, again.run), (published[0], published[0]));
+    assert_eq!((lost.run, again.run), (enqueued[0], enqueued[0]));
     // Who was late may still acknowledge it: the run has begun.
     queue.acknowledge(&lost).await.unwrap();
     assert_eq!(queue.oldest().await.unwrap(), None);
@@ -169,18 +169,18 @@ async fn a_taker_that_waits_gets_what_another_does_not_acknowledge(kind: Kind) {
         takers.spawn(async move { take_one(&*queue, consumer).await.run });
     }
     tokio::task::yield_now().await;
-    let published = publish(&*queue, 1).await;
-    assert_eq!(takers.join_all().await, [published[0]; 2]);
+    let enqueued = enqueue(&*queue, 1).await;
+    assert_eq!(takers.join_all().await, [enqueued[0]; 2]);
 }
 
 async fn the_oldest_grows_older_until_it_is_acknowledged(kind: Kind) {
     let queue = kind.queue(NEVER).await;
     assert_eq!(queue.oldest().await.unwrap(), None);
-    publish(&*queue, 1).await;
+    enqueue(&*queue, 1).await;
     let young = queue.oldest().await.unwrap().unwrap();
     assert!(young < LONG, "{young:?}");
     eventually("older", async || queue.oldest().await.unwrap() > Some(young + SOON)).await;
-    publish(&*queue, 1).await;
+    enqueue(&*queue, 1).await;
     let first = take_one(&*queue, "one").await;
     assert!(queue.oldest().await.unwrap() > Some(young + SOON), "taken is not acknowledged");
     let second = take_one(&*queue, "one").await;
@@ -192,19 +192,19 @@ async fn the_oldest_grows_older_until_it_is_acknowledged(kind: Kind) {
 
 async fn a_dropped_take_loses_nothing(kind: Kind) {
     let queue = kind.queue(SOON).await;
-    let (mut published, mut taken, mut dropped) = (Vec::new(), Vec::new(), 0);
+    let (mut enqueued, mut taken, mut dropped) = (Vec::new(), Vec::new(), 0);
     for _ in 0..100 {
         let other = Arc::clone(&queue);
-        let mut publishing = tokio::spawn(async move { publish(&*other, 1).await });
+        let mut enqueueing = tokio::spawn(async move { enqueue(&*other, 1).await });
         // The job is on its way to a taker that may be gone when it arrives.
         tokio::select! {
             jobs = queue.take("one", 3) => {
                 taken.extend(jobs.unwrap());
-                published.extend(publishing.await.unwrap());
+                enqueued.extend(enqueueing.await.unwrap());
             }
-            runs = &mut publishing => {
+            runs = &mut enqueueing => {
                 dropped += 1;
-                published.extend(runs.unwrap());
+                enqueued.extend(runs.unwrap());
             }
         }
         for job in &taken {
@@ -212,25 +212,25 @@ async fn a_dropped_take_loses_nothing(kind: Kind) {
         }
     }
     assert!(dropped > 0);
-    while taken.len() < published.len() {
+    while taken.len() < enqueued.len() {
         let job = take_one(&*queue, "one").await;
         queue.acknowledge(&job).await.unwrap();
         taken.push(job);
     }
     let mut taken = runs(&taken);
     taken.sort_unstable();
-    assert_eq!(taken, published);
+    assert_eq!(taken, enqueued);
     assert_eq!(queue.oldest().await.unwrap(), None);
 }
 
 #[tokio::test]
 async fn a_closed_queue_takes_none_and_gives_what_it_has() {
     let queue = InProcessQueue::default();
-    let published = publish(&queue, 1).await;
+    let enqueued = enqueue(&queue, 1).await;
     queue.close();
-    assert_eq!(queue.publish(RunId::generate()).await, Err(QueueError::Closed));
-    assert_eq!(runs(&take(&queue, "one", 10).await), published);
+    assert_eq!(queue.enqueue(RunId::generate()).await, Err(QueueError::Closed));
+    assert_eq!(runs(&take(&queue, "one", 10).await), enqueued);
     queue.open();
-    let published = publish(&queue.clone(), 1).await;
-    assert_eq!(runs(&take(&queue, "one", 10).await), published);
+    let enqueued = enqueue(&queue.clone(), 1).await;
+    assert_eq!(runs(&take(&queue, "one", 10).await), enqueued);
 }

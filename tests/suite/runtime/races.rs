@@ -37,8 +37,8 @@ struct Hooked {
 
 #[async_trait]
 impl Queue for Hooked {
-    async fn publish(&self, run: RunId) -> Result<(), QueueError> {
-        self.queue.publish(run).await?;
+    async fn enqueue(&self, run: RunId) -> Result<(), QueueError> {
+        self.queue.enqueue(run).await?;
         (self.meanwhile)(run).await
     }
 
@@ -112,7 +112,7 @@ async fn a_run_that_begins_while_it_is_published_again_keeps_its_owner(database:
     let reaper = reaping.reaper(Stage::reaping());
     eventually("published", || {
         let round = reaper.round();
-        async { round.await.unwrap().is_some_and(|reaped| reaped.published > 0) }
+        async { round.await.unwrap().is_some_and(|reaped| reaped.re_enqueued > 0) }
     })
     .await;
     let mut begun = 0;
@@ -148,7 +148,7 @@ async fn executors_of_one_process_do_not_share_runs(database: &Database) {
     let executors = [stage.execute(), stage.execute()];
     stage.begun(run).await;
     for _ in 0..10 {
-        stage.queue.publish(run).await.unwrap();
+        stage.queue.enqueue(run).await.unwrap();
     }
     eventually("all are gone", || async { stage.queue.oldest().await.unwrap().is_none() }).await;
     gate.add_permits(10);
@@ -180,7 +180,7 @@ async fn a_job_that_comes_again_is_removed_while_its_run_is_worked_on(database: 
     let executor = stage.execute();
     let run = stage.dispatch("plan", 1).await;
     stage.begun(run).await;
-    stage.queue.publish(run).await.unwrap();
+    stage.queue.enqueue(run).await.unwrap();
     eventually("gone", || async { stage.queue.oldest().await.unwrap().is_none() }).await;
     assert_eq!(stage.row(run).await.status, Status::Running);
     gate.add_permits(1);
@@ -265,7 +265,7 @@ async fn a_run_whose_child_is_gone_has_failed(database: &Database) {
     .await;
     database.connect().await.execute("DELETE FROM workflow_runs WHERE workflow_name = 'plan'").await;
     stage.runtime.reaper(Stage::reaping()).round().await.unwrap();
-    assert_eq!(stage.row(run).await.reason(), Some("the run that it was handed off to is gone"));
+    assert_eq!(stage.row(run).await.reason(), Some("the run that it was handed off to no longer exists"));
     executor.kill().await;
 }
 

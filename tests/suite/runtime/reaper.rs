@@ -57,9 +57,9 @@ async fn a_run_whose_owner_is_gone_has_failed(database: &Database) {
     assert_eq!(
         stage.ends().await,
         format!(
-            "ship#1 failed: plan failed: owner lost: {name} gives no sign of life\n  \
-               0 plan#1 failed: owner lost: {name} gives no sign of life\n\
-             plan#2 failed: owner lost: {name} gives no sign of life\n"
+            "ship#1 failed: plan failed: owner lost: {name} did not renew its lease\n  \
+               0 plan#1 failed: owner lost: {name} did not renew its lease\n\
+             plan#2 failed: owner lost: {name} did not renew its lease\n"
         )
     );
     assert_eq!(stage.row(ship).await.state["failedAtStepIndex"], 0);
@@ -103,7 +103,7 @@ async fn an_owner_that_gives_a_sign_of_life_in_time_is_let_be(database: &Databas
     let run = stage.dispatch("plan", 1).await;
     stage.begun(run).await;
     let every = Duration::from_millis(400);
-    let reaper = stage.runtime.reaper(ReaperSettings { every, ..Stage::reaping() });
+    let reaper = stage.runtime.reaper(ReaperSettings { interval: every, ..Stage::reaping() });
     let failed = async || reaper.round().await.unwrap().unwrap().failed;
     let mut session = database.connect().await;
     let name = stage.runtime.name();
@@ -167,7 +167,7 @@ async fn a_run_without_a_job_is_published_again(database: &Database) {
     let reaper = stage.runtime.reaper(Stage::reaping());
     eventually("published", || {
         let round = reaper.round();
-        async { round.await.unwrap().is_some_and(|reaped| reaped.published == 1) }
+        async { round.await.unwrap().is_some_and(|reaped| reaped.re_enqueued == 1) }
     })
     .await;
     assert_eq!(stage.ended(run).await.status, Status::Succeeded);
@@ -179,13 +179,14 @@ async fn a_run_behind_others_is_not_published_twice(database: &Database) {
     for number in 1..=3 {
         stage.dispatch("plan", number).await;
     }
-    let reaper =
-        stage.runtime.reaper(ReaperSettings { publishing: Duration::from_millis(200), ..Stage::reaping() });
+    let reaper = stage
+        .runtime
+        .reaper(ReaperSettings { enqueue_grace: Duration::from_millis(200), ..Stage::reaping() });
     eventually("they have waited for long", || async {
         stage.queue.oldest().await.unwrap().is_some_and(|age| age > Duration::from_millis(500))
     })
     .await;
-    assert_eq!(reaper.round().await.unwrap().unwrap().published, 0);
+    assert_eq!(reaper.round().await.unwrap().unwrap().re_enqueued, 0);
 }
 
 async fn a_job_that_comes_twice_is_worked_on_once(database: &Database) {
@@ -200,7 +201,7 @@ async fn a_job_that_comes_twice_is_worked_on_once(database: &Database) {
     let stage = Stage::new(database, [handler]).await;
     let run = stage.dispatch("plan", 1).await;
     for _ in 0..5 {
-        stage.queue.publish(run).await.unwrap();
+        stage.queue.enqueue(run).await.unwrap();
     }
     let other = Running::new(&stage.another().await, Stage::settings());
     let executor = stage.execute();

@@ -87,7 +87,11 @@ impl Stage {
 
     /// It believes the first look.
     pub(super) fn reaping() -> ReaperSettings {
-        ReaperSettings { every: Duration::ZERO, publishing: Duration::ZERO, ..ReaperSettings::default() }
+        ReaperSettings {
+            interval: Duration::ZERO,
+            enqueue_grace: Duration::ZERO,
+            ..ReaperSettings::default()
+        }
     }
 
     pub(super) fn execute(&self) -> Running {

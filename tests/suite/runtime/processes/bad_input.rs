@@ -51,9 +51,9 @@ async fn what_cannot_be_dispatched_says_why() {
     bot:triage 2 error: delivery by-hand: not a GitHub webhook payload: EOF while parsing a value at line 1 column 40
     bot:triage 2 error: delivery by-hand: not a GitHub webhook payload: EOF while parsing a value at line 1 column 0
     bot:triage 2 error: delivery by-hand: not a GitHub webhook payload: missing field `repository` at line 1 column 2
-    bot:triage 2 error: delivery by-hand: 0 is no number of an issue or pull request: they begin at 1
-    bot:triage 2 error: delivery by-hand: -1 is no number of an issue or pull request: they begin at 1
-    bot:triage 2 error: a state of 10485798 bytes: at most 1048576 fit; keep what is large elsewhere, and its address here
+    bot:triage 2 error: delivery by-hand: 0 is not an issue or pull request number: numbers start at 1
+    bot:triage 2 error: delivery by-hand: -1 is not an issue or pull request number: numbers start at 1
+    bot:triage 2 error: a state of 10485798 bytes exceeds the limit of 1048576: store large values elsewhere and keep a reference to them
     "#);
     assert_eq!(database.connect().await.count("workflow_runs").await, 1);
 }
@@ -89,9 +89,9 @@ async fn what_it_cannot_reach_says_where() {
     1 error: postgres://127.0.0.1:1/app: cannot reach the database: Connection refused (os error 111) (see --database-url, DATABASE_URL)
     1 error: sqlite:/no/such/folder/app.db: the database says: unable to open database file (see --database-url, DATABASE_URL)
     1 error: the database says: no such table: workflow_leases (has the database seen `bot migrate`?)
-    2 error: not a queue's URL: write redis://HOST:6379/0, or rediss:// for TLS, and where a password is needed redis://USER:PASSWORD@HOST:6379/0, percent-encoded (@ as %40, / as %2F, ? as %3F, # as %23, % as %25)
-    2 error: not a queue's URL: write redis://HOST:6379/0, or rediss:// for TLS, and where a password is needed redis://USER:PASSWORD@HOST:6379/0, percent-encoded (@ as %40, / as %2F, ? as %3F, # as %23, % as %25)
-    1 error: no queue at 127.0.0.1:1: Connection refused (os error 111) (see --queue-url, REDIS_URL)
+    2 error: invalid queue URL: write redis://HOST:6379/0, or rediss:// for TLS, and with a password redis://USER:PASSWORD@HOST:6379/0, percent-encoded (@ as %40, / as %2F, ? as %3F, # as %23, % as %25)
+    2 error: invalid queue URL: write redis://HOST:6379/0, or rediss:// for TLS, and with a password redis://USER:PASSWORD@HOST:6379/0, percent-encoded (@ as %40, / as %2F, ? as %3F, # as %23, % as %25)
+    1 error: cannot reach the queue at 127.0.0.1:1: Connection refused (os error 111) (see --queue-url, REDIS_URL)
     "#);
 }
 

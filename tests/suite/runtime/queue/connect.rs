@@ -30,7 +30,7 @@ async fn a_wrong_url_is_one_error_without_its_password() {
     ] {
         let error = RedisQueue::connect(url, RedisSettings::new("test")).await.unwrap_err();
         insta::allow_duplicates! {
-            insta::assert_snapshot!(error, @"not a queue's URL: write redis://HOST:6379/0, or rediss:// for TLS, and where a password is needed redis://USER:PASSWORD@HOST:6379/0, percent-encoded (@ as %40, / as %2F, ? as %3F, # as %23, % as %25)");
+            insta::assert_snapshot!(error, @"invalid queue URL: write redis://HOST:6379/0, or rediss:// for TLS, and with a password redis://USER:PASSWORD@HOST:6379/0, percent-encoded (@ as %40, / as %2F, ? as %3F, # as %23, % as %25)");
         }
     }
 }
@@ -46,7 +46,7 @@ async fn a_server_that_is_silent_is_not_waited_for() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let error = no_queue(&format!("redis://:s3cret@127.0.0.1:{port}"), port).await;
-    insta::assert_snapshot!(error, @"no queue at 127.0.0.1:PORT: no answer within 5s");
+    insta::assert_snapshot!(error, @"cannot reach the queue at 127.0.0.1:PORT: no answer within 5s");
 }
 
 #[tokio::test]
@@ -58,6 +58,6 @@ async fn a_certificate_that_nobody_vouches_for_is_refused() {
         tokio::spawn(async move { stranger.accept(listener.accept().await.unwrap().0).await.is_err() });
     // Without a provider of cryptography this would be a panic.
     let error = no_queue(&format!("rediss://127.0.0.1:{port}"), port).await;
-    insta::assert_snapshot!(error, @"no queue at 127.0.0.1:PORT: invalid peer certificate: UnknownIssuer");
+    insta::assert_snapshot!(error, @"cannot reach the queue at 127.0.0.1:PORT: invalid peer certificate: UnknownIssuer");
     assert!(server.await.unwrap());
 }

@@ -11,7 +11,7 @@ use runspan::runtime::queue::{Queue, QueueError, RedisQueue, RedisSettings};
 use tempfile::TempDir;
 use tokio::time::{sleep, timeout};
 
-use super::{LONG, NEVER, SOON, publish, runs, take, take_one};
+use super::{LONG, NEVER, SOON, enqueue, runs, take, take_one};
 use crate::database::eventually;
 
 /// A variable of tests/with-services.
@@ -112,21 +112,21 @@ impl Drop for Server {
 async fn a_server_that_is_killed_comes_back_with_its_jobs() {
     let mut server = Server::start(&["--appendonly", "yes"]).await;
     let queue = server.queue(SOON).await;
-    let published = publish(&*queue, 2).await;
+    let enqueued = enqueue(&*queue, 2).await;
     let lost = take_one(&*queue, "one").await;
-    assert_eq!(lost.run, published[0]);
+    assert_eq!(lost.run, enqueued[0]);
 
     server.kill();
-    let error = queue.publish(published[0]).await.unwrap_err();
-    insta::assert_snapshot!(server.text(&error), @"no queue at 127.0.0.1:PORT: Connection refused (os error 111)");
+    let error = queue.enqueue(enqueued[0]).await.unwrap_err();
+    insta::assert_snapshot!(server.text(&error), @"cannot reach the queue at 127.0.0.1:PORT: Connection refused (os error 111)");
     let error = timeout(LONG, queue.take("two", 1)).await.expect("it does not wait").unwrap_err();
-    insta::assert_snapshot!(server.text(&error), @"no queue at 127.0.0.1:PORT: Connection refused (os error 111)");
+    insta::assert_snapshot!(server.text(&error), @"cannot reach the queue at 127.0.0.1:PORT: Connection refused (os error 111)");
     assert!(queue.acknowledge(&lost).await.is_err());
     assert!(queue.oldest().await.is_err());
 
     assert!(server.restart().await);
-    let mut left = published;
-    left.extend(publish(&*queue, 1).await);
+    let mut left = enqueued;
+    left.extend(enqueue(&*queue, 1).await);
     while let [next, ..] = left[..] {
         let job = take_one(&*queue, "two").await;
         assert!(left.contains(&job.run), "{} before {next}", job.run);
@@ -140,14 +140,14 @@ async fn a_server_that_is_killed_comes_back_with_its_jobs() {
 async fn a_server_that_comes_back_empty_gets_its_group_again() {
     let mut server = Server::start(&["--appendonly", "no"]).await;
     let queue = server.queue(NEVER).await;
-    publish(&*queue, 1).await;
+    enqueue(&*queue, 1).await;
     let lost = take_one(&*queue, "one").await;
     server.kill();
     assert!(server.restart().await);
 
-    // What is published before anybody asks is there too.
-    let published = publish(&*queue, 2).await;
-    assert_eq!(runs(&take(&*queue, "one", 10).await), published);
+    // What is enqueued before anybody asks is there too.
+    let enqueued = enqueue(&*queue, 2).await;
+    assert_eq!(runs(&take(&*queue, "one", 10).await), enqueued);
     queue.acknowledge(&lost).await.unwrap();
 
     // While somebody waits.
@@ -158,9 +158,9 @@ async fn a_server_that_comes_back_empty_gets_its_group_again() {
     let mut raw = raw(&server.url()).await;
     eventually("a consumer waits", async || is_somebody_waiting(&mut raw.clone()).await).await;
     let _: () = redis::cmd("FLUSHALL").query_async(&mut raw).await.unwrap();
-    let published = publish(&*queue, 1).await;
+    let enqueued = enqueue(&*queue, 1).await;
     let job = timeout(LONG, waiting).await.expect("it goes on waiting").unwrap().unwrap().remove(0);
-    assert_eq!(job.run, published[0]);
+    assert_eq!(job.run, enqueued[0]);
 }
 
 async fn is_somebody_waiting(raw: &mut MultiplexedConnection) -> bool {
@@ -180,7 +180,7 @@ async fn a_take_under_way_ends_with_its_server() {
     eventually("a consumer waits", async || is_somebody_waiting(&mut raw.clone()).await).await;
     server.kill();
     let error = timeout(LONG, waiting).await.expect("it ends").unwrap().unwrap_err();
-    insta::assert_snapshot!(server.text(&error), @"no queue at 127.0.0.1:PORT: Connection refused (os error 111)");
+    insta::assert_snapshot!(server.text(&error), @"cannot reach the queue at 127.0.0.1:PORT: Connection refused (os error 111)");
 }
 
 #[tokio::test]
@@ -196,8 +196,8 @@ async fn a_dropped_take_waits_no_more() {
     waiting.abort();
     eventually("it waits no more", async || !is_somebody_waiting(&mut raw.clone()).await).await;
     // So the next job goes to who does wait, at once.
-    let published = publish(&*queue, 1).await;
-    assert_eq!(runs(&take(&*queue, "two", 1).await), published);
+    let enqueued = enqueue(&*queue, 1).await;
+    assert_eq!(runs(&take(&*queue, "two", 1).await), enqueued);
 }
 
 #[tokio::test]
@@ -208,16 +208,16 @@ async fn a_refusal_is_one_line_without_the_password() {
         RedisQueue::connect(&url, RedisSettings::new("test")).await
     };
     let refusal = async |login| server.text(&connect(login).await.unwrap_err());
-    insta::assert_snapshot!(refusal(":s3cret@").await, @"the queue at 127.0.0.1:PORT refuses the user or the password of its URL");
-    insta::assert_snapshot!(refusal("").await, @"the queue at 127.0.0.1:PORT refuses: NOAUTH Authentication required.");
+    insta::assert_snapshot!(refusal(":s3cret@").await, @"the queue at 127.0.0.1:PORT rejected the user or password of its URL");
+    insta::assert_snapshot!(refusal("").await, @"the queue at 127.0.0.1:PORT returned an error: NOAUTH Authentication required.");
     let queue = connect(":open%20sesame@").await.unwrap();
-    publish(&queue, 1).await;
+    enqueue(&queue, 1).await;
     take_one(&queue, "one").await;
 
     let away = Server { port: server.port, options: &[], home: tempfile::tempdir().unwrap(), process: None };
     drop(server);
     let error = RedisQueue::connect(&away.url(), RedisSettings::new("test")).await.unwrap_err();
-    insta::assert_snapshot!(away.text(&error), @"no queue at 127.0.0.1:PORT: Connection refused (os error 111)");
+    insta::assert_snapshot!(away.text(&error), @"cannot reach the queue at 127.0.0.1:PORT: Connection refused (os error 111)");
 }
 
 #[tokio::test]
@@ -231,9 +231,9 @@ async fn an_entry_that_names_no_run_is_removed() {
         let _: String = raw.xadd(&stream, "*", &[(field, value)]).await.unwrap();
     }
     let _: String = raw.xadd(&stream, "*", &[("run", &b"\xff\xfe"[..])]).await.unwrap();
-    let published = publish(&queue, 1).await;
+    let enqueued = enqueue(&queue, 1).await;
     let jobs = take(&queue, "one", 2).await;
-    assert_eq!(runs(&jobs), published);
+    assert_eq!(runs(&jobs), enqueued);
     queue.acknowledge(&jobs[0]).await.unwrap();
     assert_eq!(queue.oldest().await.unwrap(), None);
 }
@@ -246,9 +246,7 @@ async fn a_key_of_another_kind_is_a_refusal() {
     let error =
         RedisQueue::connect(&url, RedisSettings { prefix, ..RedisSettings::new("test") }).await.unwrap_err();
     assert!(
-        error
-            .to_string()
-            .ends_with("refuses: WRONGTYPE Operation against a key holding the wrong kind of value"),
+        error.to_string().ends_with("WRONGTYPE Operation against a key holding the wrong kind of value"),
         "{error}"
     );
 }
@@ -257,7 +255,7 @@ async fn a_key_of_another_kind_is_a_refusal() {
 async fn consumers_that_are_gone_are_forgotten() {
     let reclaim_after = Duration::from_millis(1);
     let (queue, prefix) = shared(reclaim_after).await;
-    publish(&queue, 2).await;
+    enqueue(&queue, 2).await;
     queue.acknowledge(&take_one(&queue, "done").await).await.unwrap();
     let url = service("RUNSPAN_TEST_REDIS_URL");
     let mut raw = raw(&url).await;
