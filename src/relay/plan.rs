@@ -77,3 +77,44 @@ pub(super) fn overlay(
     }
     runs
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::projection::Settings;
+    use crate::store::Position;
+
+    fn queued(workflow: &str, run: RunId) -> Result<Entry, crate::journal::Unreadable> {
+        Entry::try_from(crate::journal::Row {
+            run_id: Some(run.uuid()),
+            workflow_name: Some(workflow.to_owned()),
+            to_status: Some("queued".to_owned()),
+            ..Default::default()
+        })
+    }
+
+    fn batch(entries: Vec<Result<Entry, crate::journal::Unreadable>>) -> Batch {
+        Batch { entries: (1..).zip(entries).collect(), position: Position::default() }
+    }
+
+    #[test]
+    fn an_entry_that_cannot_be_parsed_is_consumed_and_set_aside() {
+        let run = RunId::generate();
+        let unreadable = Entry::try_from(crate::journal::Row::default());
+        let plan = plan(batch(vec![unreadable, queued("triage", run)]), HashMap::new(), &Settings::default());
+        assert_eq!(plan.commit.consumed, [1, 2]);
+        assert_eq!(plan.commit.set_aside.iter().map(|(seq, _)| *seq).collect::<Vec<_>>(), [1]);
+        assert_eq!(plan.commit.opened.iter().map(|(run, _)| *run).collect::<Vec<_>>(), [run]);
+    }
+
+    #[test]
+    fn an_uncommitted_batch_hides_what_the_database_has_of_its_runs() {
+        let [opened, closed, other] = std::array::from_fn(|_| RunId::generate());
+        let planned = plan(batch(vec![queued("triage", opened)]), HashMap::new(), &Settings::default());
+        let uncommitted = Commit { closed: vec![closed], ..planned.commit };
+        let mut open = HashMap::new();
+        let left = overlay(&uncommitted, HashSet::from([opened, closed, other]), &mut open);
+        assert_eq!(left, HashSet::from([other]));
+        assert_eq!(open.into_keys().collect::<Vec<_>>(), [opened]);
+    }
+}

@@ -180,6 +180,31 @@ fn list(parts: impl IntoIterator<Item = impl AsRef<str>>) -> String {
 mod tests {
     use super::*;
 
+    /// The columns that a schema's `CREATE TABLE` gives the journal.
+    fn created(schema: &str, table: &str) -> Vec<String> {
+        let (_, body) = schema.split_once(&format!("CREATE TABLE {table} (\n")).unwrap();
+        let (body, _) = body.split_once("\n)").unwrap();
+        let names = body.lines().filter_map(|line| line.split_whitespace().next());
+        names.filter(|name| !["--", "xid", "seq"].contains(name)).map(|name| name.replace(',', "")).collect()
+    }
+
+    #[test]
+    fn declaration_and_schemas_have_the_same_columns() {
+        let declared: Vec<&str> = COLUMNS.iter().map(|column| column.name).collect();
+        assert_eq!(created(include_str!("postgres/schema.sql"), "runspan.journal"), declared);
+        assert_eq!(created(include_str!("sqlite/schema.sql"), "runspan_journal"), declared);
+    }
+
+    #[test]
+    fn a_refusal_has_a_parameter_for_each_column_of_its_context() {
+        let functions = include_str!("postgres/functions.sql");
+        let (_, refusal) = functions.split_once("FUNCTION runspan.dispatch_refused(").unwrap();
+        let (parameters, _) = refusal.split_once(") RETURNS").unwrap();
+        for column in COLUMNS.iter().filter(|column| column.is_context()) {
+            assert!(parameters.contains(&format!("    {} ", column.name)), "{}", column.name);
+        }
+    }
+
     #[test]
     fn index_is_the_place_in_the_declaration() {
         assert_eq!(const { index("at") }, 0);

@@ -85,8 +85,9 @@ pub(super) async fn inspect(connection: &mut PgConnection, plan: &Plan) -> Resul
     let indexed: bool = found.try_get(4)?;
     if !indexed {
         warnings.push(format!(
-            "no index of {name} finds the runs in flight; the relay looks for them once a minute: \
-             CREATE INDEX {concurrently}ON {name} (id) WHERE status IN ('queued', 'running');"
+            "no index of {name} finds the runs in flight; the relay searches for them once a minute: \
+             CREATE INDEX {concurrently}ON {name} (id) WHERE status IN ({});",
+            columns::in_flight()
         ));
     }
     if let Some(child) = inherited(connection, oid).await? {

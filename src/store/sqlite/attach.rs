@@ -8,7 +8,7 @@ use sqlx::{AssertSqlSafe, Row as _, SqliteConnection};
 use tokio::time::Instant;
 
 use super::super::admin::{Admin, Attached, Detached, Plan, PurgeLoss, attached_elsewhere, missing_columns};
-use super::super::columns::required;
+use super::super::columns::{self, required};
 use super::super::{SCHEMA_VERSION, StoreError};
 use super::capture::{MARK, Placed, TRIGGERS, same};
 use super::sql::quoted;
@@ -238,9 +238,10 @@ async fn inspect(connection: &mut SqliteConnection, plan: &Plan) -> Result<Table
     .await?;
     if !indexed {
         warnings.push(format!(
-            "no index of {shown} finds the runs in flight; the relay looks for them once a minute: \
-             CREATE INDEX {} ON {shown} (id) WHERE status IN ('queued', 'running');",
-            quoted(&format!("idx_{name}_inflight_ids"))
+            "no index of {shown} finds the runs in flight; the relay searches for them once a minute: \
+             CREATE INDEX {} ON {shown} (id) WHERE status IN ({});",
+            quoted(&format!("idx_{name}_inflight_ids")),
+            columns::in_flight()
         ));
     }
     Ok(Table { name, warnings })
@@ -312,7 +313,7 @@ static VALUES: LazyLock<[(&str, String, &str); 4]> = LazyLock::new(|| {
         ),
         (
             "quote(w.status)",
-            "w.status NOT IN ('queued', 'running', 'succeeded', 'failed', 'incomplete')".to_owned(),
+            format!("w.status NOT IN ({})", columns::statuses()),
             "status holds {}, which is not understood: spans of runs that end so stay open, see docs/table.md",
         ),
         (
