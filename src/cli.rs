@@ -29,13 +29,13 @@ use runspan::store::{self, Store, StoreError};
 /// How a command ends, beside success.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Exit {
-    /// Something went wrong.
+    /// The command failed.
     Failed = 1,
     /// The command line or a variable is wrong (clap uses the same).
     Usage = 2,
-    /// `relay --until-idle`: everything is sent but what no receiver takes.
+    /// `relay --until-idle`: only undeliverable requests are left.
     Undeliverable = 3,
-    /// `relay --until-idle`: the database is away.
+    /// `relay --until-idle`: the database is down.
     DatabaseAway = 4,
     /// Stopped by a signal before its end, as shells count SIGINT.
     Interrupted = 130,
@@ -85,7 +85,7 @@ Every durable workflow run as one OpenTelemetry span, from queue to terminal sta
 
   runspan demo       # see it work, in seconds: needs nothing
 
-Three commands make spans of the runs in a table workflow_runs:
+Three commands convert the runs of a table workflow_runs to spans:
 
   export DATABASE_URL=postgres://user@host/database
   runspan attach     # triggers journal every transition, in the writer's own transaction
@@ -97,7 +97,7 @@ Exit codes:
     1  failed
     2  wrong command line or variable
     3  only undeliverable requests are left (relay --until-idle)
-    4  the database is away (relay --until-idle)
+    4  the database is down (relay --until-idle)
   130  stopped by a signal before the end (demo, relay --until-idle)";
 
 #[derive(Parser)]
@@ -286,7 +286,7 @@ fn stop_on_signal() -> Result<CancellationToken, Failure> {
             }
             match first {
                 None => {
-                    tracing::info!("stopping: finishing the batch in hand");
+                    tracing::info!("stopping: finishing the current batch");
                     told.cancel();
                     first = Some(Instant::now());
                 }

@@ -1,4 +1,4 @@
-//! `runspan attach` and `runspan detach`.
+//! The commands `runspan attach` and `runspan detach`.
 
 use clap::Args;
 
@@ -6,9 +6,9 @@ use super::purge::Purge;
 use super::{Database, Failure, print, print_line};
 use runspan::store::{Detached, Plan, StoreError};
 
-/// Install the journal: triggers on the table, and runspan's own schema beside it
+/// Install the journal: triggers on the table, and runspan's own schema
 ///
-/// Idempotent. No column of the table changes. Its writers need no rights on runspan's schema, and whatever is
+/// Idempotent. No column of the table changes. Its writers need no privileges on runspan's schema, and whatever is
 /// wrong with the journal, their statements commit. Runs in flight are adopted.
 #[derive(Args)]
 pub(super) struct AttachArgs {

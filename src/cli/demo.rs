@@ -1,4 +1,4 @@
-//! `runspan demo`.
+//! The command `runspan demo`.
 
 use std::sync::OnceLock;
 

@@ -1,11 +1,11 @@
-//! `runspan outbox`.
+//! The command `runspan outbox`: lists, retries and drops requests.
 
 use clap::{Args, Subcommand};
 
 use super::{Database, Failure, counted, listing, print_line};
 use runspan::store::{OutboxEntry, Selection, StoreStatus};
 
-/// List what waits to be sent, and what no receiver takes and why; send that again, or drop it
+/// List pending and dead requests; retry or drop dead ones
 #[derive(Args)]
 pub(super) struct OutboxArgs {
     #[command(flatten)]
@@ -22,9 +22,9 @@ pub(super) struct OutboxArgs {
 
 #[derive(Subcommand)]
 enum Action {
-    /// Let dead requests wait to be sent again
+    /// Retry dead requests
     Retry(Chosen),
-    /// Remove dead requests for good
+    /// Drop dead requests permanently
     Drop(Chosen),
 }
 

@@ -1,4 +1,4 @@
-//! What `runspan detach --purge` takes away, in words.
+//! The report of what `runspan detach --purge` would discard.
 
 use std::fmt;
 
@@ -31,15 +31,15 @@ impl Purge {
         let first = if waits.is_empty() {
             "remove them from the application first"
         } else {
-            "first send what waits (`runspan relay --until-idle`; runs in flight have to end before)"
+            "first send pending data (`runspan relay --until-idle`, after the runs in flight have ended)"
         };
         Err(Failure::failed(format!(
-            "nothing was changed: the purge would {}; {first}, or go on with --yes",
+            "nothing was changed: the purge would {}; {first}, or continue with --yes",
             would.join(", and ")
         )))
     }
 
-    /// What is counted of what waits.
+    /// Counts of pending data.
     fn waits(&self) -> Vec<String> {
         let PurgeLoss { entries, waiting, dead, open_runs, .. } = self.loss;
         let counts = [
@@ -73,21 +73,21 @@ impl fmt::Display for Purge {
             (entries, "entry", "not projected"),
             (waiting, "request", "not sent yet"),
             (dead, "request", "that no receiver accepted"),
-            (set_aside, "entry", "that could not be understood"),
+            (set_aside, "entry", "that could not be parsed"),
             (open_runs, "run", "in flight: no span will be sent"),
         ];
         if lost.iter().all(|(count, ..)| *count == 0) {
-            writeln!(f, "the purge loses nothing: no entry, request or run in flight is left")?;
+            writeln!(f, "the purge discards nothing: no entry, request or run in flight is left")?;
         } else {
-            writeln!(f, "the purge loses for good:")?;
+            writeln!(f, "the purge discards permanently:")?;
         }
         for (count, thing, what) in lost.into_iter().filter(|(count, ..)| *count > 0) {
             writeln!(f, "  {} {what}", counted(count, thing))?;
         }
         if !roles.is_empty() {
-            writeln!(f, "roles that lose their rights on the schema runspan: {}", list(roles))?;
+            writeln!(f, "roles that lose their privileges on the schema runspan: {}", list(roles))?;
         }
-        self.calls().map_or(Ok(()), |calls| writeln!(f, "what fails from then on: {calls}"))
+        self.calls().map_or(Ok(()), |calls| writeln!(f, "calls that fail afterwards: {calls}"))
     }
 }
 
@@ -126,28 +126,28 @@ mod tests {
             callers: Some(names(&["app", "bot"])),
         };
         insta::assert_snapshot!(said(loss, POSTGRES), @r"
-        the purge loses for good:
+        the purge discards permanently:
           102 entries not projected
           1 request not sent yet
           2 requests that no receiver accepted
-          1 entry that could not be understood
+          1 entry that could not be parsed
           4 runs in flight: no span will be sent
-        roles that lose their rights on the schema runspan: app, grafana and relay
-        what fails from then on: calls of runspan.dispatch_refused(…) by app and bot
-        nothing was changed: the purge would lose 102 unprojected entries, 1 waiting request, 2 dead requests and 4 runs in flight, and make calls of runspan.dispatch_refused(…) by app and bot fail; first send what waits (`runspan relay --until-idle`; runs in flight have to end before), or go on with --yes
+        roles that lose their privileges on the schema runspan: app, grafana and relay
+        calls that fail afterwards: calls of runspan.dispatch_refused(…) by app and bot
+        nothing was changed: the purge would lose 102 unprojected entries, 1 waiting request, 2 dead requests and 4 runs in flight, and make calls of runspan.dispatch_refused(…) by app and bot fail; first send pending data (`runspan relay --until-idle`, after the runs in flight have ended), or continue with --yes
         ");
         let loss = PurgeLoss { open_runs: 1, callers: Some(Vec::new()), ..PurgeLoss::default() };
         insta::assert_snapshot!(said(loss, POSTGRES), @r"
-        the purge loses for good:
+        the purge discards permanently:
           1 run in flight: no span will be sent
-        nothing was changed: the purge would lose 1 run in flight; first send what waits (`runspan relay --until-idle`; runs in flight have to end before), or go on with --yes
+        nothing was changed: the purge would lose 1 run in flight; first send pending data (`runspan relay --until-idle`, after the runs in flight have ended), or continue with --yes
         ");
         let loss = PurgeLoss { waiting: 3, callers: None, ..PurgeLoss::default() };
         insta::assert_snapshot!(said(loss, SQLITE), @r"
-        the purge loses for good:
+        the purge discards permanently:
           3 requests not sent yet
-        what fails from then on: inserts into runspan_dispatch_refused by any writer
-        nothing was changed: the purge would lose 3 waiting requests, and make inserts into runspan_dispatch_refused by any writer fail; first send what waits (`runspan relay --until-idle`; runs in flight have to end before), or go on with --yes
+        calls that fail afterwards: inserts into runspan_dispatch_refused by any writer
+        nothing was changed: the purge would lose 3 waiting requests, and make inserts into runspan_dispatch_refused by any writer fail; first send pending data (`runspan relay --until-idle`, after the runs in flight have ended), or continue with --yes
         ");
     }
 
@@ -155,14 +155,14 @@ mod tests {
     fn a_call_that_would_fail_needs_a_yes_by_itself() {
         let loss = PurgeLoss { callers: Some(vec!["app".to_owned()]), ..PurgeLoss::default() };
         insta::assert_snapshot!(said(loss, POSTGRES), @r"
-        the purge loses nothing: no entry, request or run in flight is left
-        what fails from then on: calls of runspan.dispatch_refused(…) by app
-        nothing was changed: the purge would make calls of runspan.dispatch_refused(…) by app fail; remove them from the application first, or go on with --yes
+        the purge discards nothing: no entry, request or run in flight is left
+        calls that fail afterwards: calls of runspan.dispatch_refused(…) by app
+        nothing was changed: the purge would make calls of runspan.dispatch_refused(…) by app fail; remove them from the application first, or continue with --yes
         ");
         insta::assert_snapshot!(said(PurgeLoss { callers: None, ..PurgeLoss::default() }, SQLITE), @r"
-        the purge loses nothing: no entry, request or run in flight is left
-        what fails from then on: inserts into runspan_dispatch_refused by any writer
-        nothing was changed: the purge would make inserts into runspan_dispatch_refused by any writer fail; remove them from the application first, or go on with --yes
+        the purge discards nothing: no entry, request or run in flight is left
+        calls that fail afterwards: inserts into runspan_dispatch_refused by any writer
+        nothing was changed: the purge would make inserts into runspan_dispatch_refused by any writer fail; remove them from the application first, or continue with --yes
         ");
     }
 
@@ -171,14 +171,14 @@ mod tests {
         let roles = vec!["relay".to_owned()];
         let loss = PurgeLoss { roles, set_aside: 2, callers: Some(Vec::new()), ..PurgeLoss::default() };
         insta::assert_snapshot!(said(loss, POSTGRES), @r"
-        the purge loses for good:
-          2 entries that could not be understood
-        roles that lose their rights on the schema runspan: relay
+        the purge discards permanently:
+          2 entries that could not be parsed
+        roles that lose their privileges on the schema runspan: relay
         goes on
         ");
         let loss = PurgeLoss { callers: Some(Vec::new()), ..PurgeLoss::default() };
         insta::assert_snapshot!(said(loss, POSTGRES), @r"
-        the purge loses nothing: no entry, request or run in flight is left
+        the purge discards nothing: no entry, request or run in flight is left
         goes on
         ");
     }

@@ -1,4 +1,4 @@
-//! `runspan relay`.
+//! The command `runspan relay`: options, health endpoint, exit code.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,9 +15,9 @@ use runspan::store::{Store, StoreError};
 use runspan::telemetry::RelayMetrics;
 
 const ABOUT: &str = "\
-Send what the journal holds to an OTLP receiver, until told to stop
+Export the journal to an OTLP receiver until stopped
 
-Several relays may run on one database: one works, the others stand by. SIGTERM finishes the batch in hand.";
+Several relays may run on one database: one is active, the others stand by. SIGTERM finishes the current batch.";
 
 const VARIABLES: &str = "\
 The receiver (each also for one signal: OTEL_EXPORTER_OTLP_TRACES_…, OTEL_EXPORTER_OTLP_LOGS_…, …_METRICS_…):
@@ -26,35 +26,35 @@ The receiver (each also for one signal: OTEL_EXPORTER_OTLP_TRACES_…, OTEL_EXPO
   OTEL_EXPORTER_OTLP_HEADERS             name=value,name=value
   OTEL_EXPORTER_OTLP_COMPRESSION         gzip or none (default)
   OTEL_EXPORTER_OTLP_TIMEOUT             milliseconds for one request (10000)
-  OTEL_EXPORTER_OTLP_CERTIFICATE         PEM file: whom to trust instead of the system's roots
+  OTEL_EXPORTER_OTLP_CERTIFICATE         PEM file: the trusted CA instead of the system's roots
   OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE  PEM file, with OTEL_EXPORTER_OTLP_CLIENT_KEY
   OTEL_TRACES_EXPORTER                   none turns the spans off; OTEL_LOGS_EXPORTER the records,
                                          OTEL_METRICS_EXPORTER the metrics
   OTEL_METRIC_EXPORT_INTERVAL            milliseconds between two exports of the metrics (60000)
-  OTEL_METRICS_EXEMPLAR_FILTER           always_off leaves the exemplars out
-The application, as spans and records name it:
+  OTEL_METRICS_EXEMPLAR_FILTER           always_off omits the exemplars
+The application's resource on spans, records and metrics:
   OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES
-This process's own log, on stderr:
+This process's log, on stderr:
   RUST_LOG                               runspan=info (default), runspan=debug, …";
 
 #[derive(Args)]
-#[command(about = "Send what the journal holds to an OTLP receiver, until told to stop", long_about = ABOUT, after_long_help = VARIABLES)]
+#[command(about = "Export the journal to an OTLP receiver until stopped", long_about = ABOUT, after_long_help = VARIABLES)]
 pub(super) struct RelayArgs {
     #[command(flatten)]
     pub(super) database: Database,
-    /// Where the records of the events go; spans go to the OTLP receiver all the same, or nowhere with
+    /// Where event records go; spans always go to the OTLP receiver, unless
     /// `OTEL_TRACES_EXPORTER=none`
     #[arg(long, value_enum, default_value_t = Logs::Otlp)]
     logs: Logs,
-    /// Exit once journal and outbox are empty: 0; 3 if only undeliverable requests are left; 4 if the database is away;
-    /// 130 if stopped before. A receiver that is away is waited for, but not for metrics: their sums are in the database,
-    /// and the next relay tells of them
+    /// Exit once journal and outbox are empty: 0; 3 if only undeliverable requests are left; 4 if the database is down;
+    /// 130 if stopped before. Waits for a receiver that is down, but not with metrics: their sums are in the database,
+    /// and the next relay exports them
     #[arg(long)]
     until_idle: bool,
-    /// How large the outbox may grow while a receiver is away; past it the oldest requests are dropped
+    /// How large the outbox may grow while a receiver is down; beyond it the oldest requests are dropped
     #[arg(long, default_value = "2GiB", value_name = "SIZE", value_parser = outbox_bound)]
     max_outbox: ByteSize,
-    /// How fast spans that waited over a minute are sent, in runs per second; 0: without limit
+    /// How fast spans that waited over a minute are sent, in runs per second; 0: unlimited
     #[arg(long, default_value_t = 500, value_name = "N")]
     max_runs_per_second: u32,
     /// Serve /live and /ready here, e.g. 127.0.0.1:9477
@@ -62,11 +62,11 @@ pub(super) struct RelayArgs {
     /// /live: 200 while the process answers. /ready: 200 while the database answers, also in standby; 503 otherwise.
     #[arg(long, value_name = "HOST:PORT", value_parser = host_and_port)]
     health_addr: Option<String>,
-    /// How long the lease lasts unless renewed: how late a standby takes over at most
+    /// How long the lease lasts unless renewed: the longest delay before a standby takes over
     #[arg(long, default_value = "10s", value_name = "DURATION", value_parser = lease_term)]
     lease: Duration,
-    /// The upper bounds of the duration histograms' buckets, in seconds, rising; by default from 0.1 to 604800 (7 days).
-    /// Choose them once: other bounds begin the histograms anew, and quantiles over a time with both are too high
+    /// The upper bounds of the duration histograms' buckets, in seconds, increasing; by default from 0.1 to 604800 (7 days).
+    /// Choose them once: other bounds start new histograms, and quantiles over a range with both are too high
     #[arg(long, value_name = "S,S,…")]
     duration_buckets: Option<Buckets>,
 }
@@ -180,9 +180,9 @@ impl RelayArgs {
     }
 }
 
-/// What a relay leaves that was told to stop before it said that it was idle.
+/// The remaining data of a relay that was stopped before it was idle.
 async fn what_is_left(store: &dyn Store) -> Ended {
-    // Whoever stops it does not wait long for a database that is away.
+    // A stop must not wait long for a database that is down.
     match tokio::time::timeout(Duration::from_secs(3), store.status()).await {
         Ok(Ok(status)) if status.journal_entries + status.waiting_requests == 0 => {
             if status.dead_requests == 0 { Ended::Idle } else { Ended::Dead(status.dead_requests) }

@@ -1,4 +1,4 @@
-//! `runspan schema`.
+//! The command `runspan schema`.
 
 use clap::Args;
 

@@ -1,4 +1,4 @@
-//! `runspan stuck`.
+//! The command `runspan stuck`.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What the demo asks of its database beside the runtime, and what an operator does to it by hand.
+//! The demo's own queries, and what an operator changes by hand.
 
 use runspan::run::RunId;
 use runspan::runs::{self, RunsError};

@@ -1,4 +1,4 @@
-//! The same requests to the receiver of `OTEL_EXPORTER_OTLP_ENDPOINT`, if one is named.
+//! Sends the demo's requests to the receiver of `OTEL_EXPORTER_OTLP_ENDPOINT` too, if it is set.
 
 use serde::Serialize;
 
@@ -71,10 +71,9 @@ impl Forward {
             for (items, request) in requests {
                 sent.problem = match client.send(request).await {
                     Answer::Accepted { rejected: 0, .. } => None,
-                    Answer::Accepted { rejected, message } => Some(format!(
-                        "{} to {}: {rejected} thrown away: {message}",
-                        sent.signal, sent.endpoint
-                    )),
+                    Answer::Accepted { rejected, message } => {
+                        Some(format!("{} to {}: {rejected} rejected: {message}", sent.signal, sent.endpoint))
+                    }
                     refused => refused.cause().map(ToString::to_string),
                 };
                 if sent.problem.is_some() {

@@ -1,4 +1,4 @@
-//! What the demo's workflows do: small work on what a delivery says.
+//! The handlers of the demo's workflows: small tasks on the delivery's content.
 //!
 //! Only the waits are made up: each stands for a call to another service.
 

@@ -1,4 +1,4 @@
-//! The report as text: at most 110 columns, styled; whoever prints it takes the styles out where nobody wants them.
+//! Renders the report as text: at most 110 columns, styled; the caller removes styles where they are not wanted.
 
 mod waterfall;
 

@@ -1,4 +1,4 @@
-//! What the demo comes to: everything that was received, counted and compared with the table.
+//! The demo's result: everything that was received, counted and compared with the table.
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;

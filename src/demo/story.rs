@@ -1,4 +1,4 @@
-//! What happens in the demo: deliveries, and what the world does to the runs that they lead to.
+//! The demo's script: deliveries, and the faults that it injects.
 //!
 //! Dispatchers, executors and the reaper are the runtime's. What goes wrong here goes wrong there: a queue is
 //! closed, an executor is gone, a handler has a bug.

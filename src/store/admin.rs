@@ -45,7 +45,7 @@ pub struct PurgeLoss {
     pub waiting: i64,
     /// Requests that no receiver accepts.
     pub dead: i64,
-    /// Entries that could not be understood.
+    /// Entries that could not be parsed.
     pub set_aside: i64,
     /// Runs in flight, whose spans would never be sent.
     pub open_runs: i64,

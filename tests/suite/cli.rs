@@ -271,11 +271,11 @@ async fn a_purge_that_loses_something_needs_a_yes() {
     let refused = runspan(&database, &["detach", "--purge"]);
     assert_eq!(refused.status.code(), Some(1));
     insta::assert_snapshot!(String::from_utf8(refused.stdout).unwrap(), @r"
-    the purge loses for good:
+    the purge discards permanently:
       1 entry not projected
-    what fails from then on: inserts into runspan_dispatch_refused by any writer
+    calls that fail afterwards: inserts into runspan_dispatch_refused by any writer
     ");
-    insta::assert_snapshot!(String::from_utf8(refused.stderr).unwrap(), @"error: nothing was changed: the purge would lose 1 unprojected entry, and make inserts into runspan_dispatch_refused by any writer fail; first send what waits (`runspan relay --until-idle`; runs in flight have to end before), or go on with --yes");
+    insta::assert_snapshot!(String::from_utf8(refused.stderr).unwrap(), @"error: nothing was changed: the purge would lose 1 unprojected entry, and make inserts into runspan_dispatch_refused by any writer fail; first send pending data (`runspan relay --until-idle`, after the runs in flight have ended), or continue with --yes");
     let store = database.store();
     assert_eq!(store.status().await.unwrap().journal_entries, 1);
     assert!(store.attached_table().await.unwrap().is_some());

@@ -1,5 +1,7 @@
 //! `make docs-check`: the operators' page says what the catalogue says, and cites code that is there.
 
+mod architecture;
+mod logs;
 mod phrases;
 
 use std::collections::BTreeSet;

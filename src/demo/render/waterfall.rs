@@ -1,4 +1,4 @@
-//! A trace as a picture: a row for each run, and for what its handler did, on one axis of time.
+//! Renders a trace as a waterfall: one row per run and per handler span, on one time axis.
 
 use anstyle::Style;
 

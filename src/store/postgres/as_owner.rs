@@ -1,4 +1,4 @@
-//! With whose rights runspan's own tables and functions are used.
+//! Which roles may use runspan's tables and functions, and what `attach` reads as the owner.
 //!
 //! They belong to the owner of the application's table, who may have put anything in their place: a trigger on the
 //! outbox, a view instead of a table, another function. Whatever that is runs with the rights of whoever uses it. So a

@@ -1,4 +1,4 @@
-//! The connections, and how statements travel on them.
+//! The connection pool: every statement in a transaction, with or without names.
 //!
 //! Each is in a transaction, which says where names are looked for, so that nothing stays on the connection: behind a
 //! pooler it is lent to others, whose statements would not find their tables. Usually a statement is prepared once a

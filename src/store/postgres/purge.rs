@@ -1,4 +1,4 @@
-//! What a purge removes for good.
+//! Counts what a purge would discard.
 
 use sqlx::PgConnection;
 

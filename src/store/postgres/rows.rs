@@ -1,4 +1,4 @@
-//! Rows to values and back.
+//! Decodes rows of PostgreSQL and encodes values.
 
 use std::borrow::Cow;
 use std::sync::LazyLock;

@@ -1,4 +1,4 @@
-//! The view `runspan.stuck`, read.
+//! Reads the view `runspan.stuck`.
 
 use sqlx::Row as _;
 use sqlx::postgres::PgRow;

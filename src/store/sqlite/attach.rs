@@ -30,8 +30,8 @@ impl Admin for SqliteStore {
         let installed = installed_version(&mut connection).await?;
         Ok(format!(
             "PRAGMA journal_mode = WAL;\nBEGIN IMMEDIATE;\n{}COMMIT;\n\n\
-             -- Takes in the runs in flight. This transaction is as long as the table is large; `runspan attach` does it\n\
-             -- in short ones, and so does the relay if this part is left out.\nBEGIN IMMEDIATE;\n{}COMMIT;\n",
+             -- Adopts runs in flight. This transaction is as long as the table is large; `runspan attach` uses\n\
+             -- short ones, and so does the relay if this part is omitted.\nBEGIN IMMEDIATE;\n{}COMMIT;\n",
             install_sql(installed, &table.name),
             sql::reconcile(&quoted(&table.name))
         ))
@@ -309,17 +309,17 @@ static VALUES: LazyLock<[(&str, String, &str); 4]> = LazyLock::new(|| {
         (
             "quote(w.id)",
             format!("NOT ({})", sql::IS_RUN),
-            "id holds {}, which is no UUID as hyphenated text in one case: what happens to such runs is set aside",
+            "id holds {}, which is not a UUID as hyphenated text in one case: entries of such runs are set aside",
         ),
         (
             "quote(w.status)",
             format!("w.status NOT IN ({})", columns::statuses()),
-            "status holds {}, which is not understood: spans of runs that end so stay open, see docs/table.md",
+            "status holds {}, which is not a known status: spans of runs that end so stay open, see docs/table.md",
         ),
         (
             "quote(w.target_number)",
             "w.target_number IS NOT CAST(w.target_number AS INTEGER)".to_owned(),
-            "target_number holds {}, which is no integer: such runs have no target",
+            "target_number holds {}, which is not an integer: such runs have no target",
         ),
         (
             "typeof(w.state)",

@@ -1,4 +1,4 @@
-//! Compares the table with what is known of it, beside its writers.
+//! Reconciliation: compares the table with journal and open runs, concurrently with writers.
 //!
 //! SQLite has one write lock for the whole file. The comparison reads a snapshot, which takes no lock and may last as
 //! long as the table is large; what it finds is written in short transactions with pauses between them, so that an

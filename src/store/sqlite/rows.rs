@@ -1,4 +1,4 @@
-//! Rows to values and back.
+//! Decodes rows of SQLite and encodes values.
 //!
 //! SQLite types values, not columns: what the application wrote may be anything, and must not stop the rest.
 

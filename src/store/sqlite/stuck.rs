@@ -1,4 +1,4 @@
-//! What is stuck, asked of the table.
+//! Reads the stuck runs from the table.
 
 use sqlx::sqlite::{SqlitePool, SqliteRow};
 use sqlx::{AssertSqlSafe, Row as _};

@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 
 use regex::Regex;
 
-use super::phrases::{files, has_extension, root};
+use super::phrases::{files, has_extension, is_test, root};
 
 fn page() -> String {
     fs::read_to_string(root().join("ARCHITECTURE.md")).expect("the page exists")
@@ -62,22 +62,42 @@ fn every_symbol_in_the_pages_exists() {
     assert!(problems.is_empty(), "{}", problems.join("\n"));
 }
 
+/// A link of rustdoc, whose text is what remains of it.
+static RUSTDOC_LINK: LazyLock<Regex> =
+    LazyLock::new(|| Regex::new(r"\[([^\]]+)\](?:\([^)]*\))?").expect("a constant"));
+
+/// The section on modules, as the first sentences of the modules' documentation make it.
+fn modules() -> String {
+    let mut modules = files("src", true);
+    modules.retain(|path| has_extension(path, &["rs"]) && !is_test(path));
+    // A module before those within it.
+    modules.sort_by_key(|path| path.with_extension(""));
+    let rows = modules.into_iter().filter_map(|path| {
+        let text = fs::read_to_string(root().join(&path)).expect("text");
+        let lines = text.lines().map_while(|line| line.strip_prefix("//! "));
+        let paragraph = lines.collect::<Vec<_>>().join(" ");
+        let end = paragraph.find(". ").map_or(paragraph.len(), |end| end + 1);
+        let purpose = RUSTDOC_LINK.replace_all(&paragraph[..end], "$1");
+        (!purpose.is_empty()).then(|| format!("| `{}` | {purpose} |\n", path.display()))
+    });
+    format!("\n| module | purpose |\n|---|---|\n{}", rows.collect::<String>())
+}
+
+/// `RUNSPAN_UPDATE_PAGES=1` writes the section anew.
 #[test]
-fn every_module_has_one_line() {
-    let page = page();
-    let lines =
-        section(&page, "Modules").lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` |"));
-    let listed: Vec<&str> = lines.map(|(path, _)| path).collect();
-    let modules = files("src", true)
-        .into_iter()
-        .filter(|path| has_extension(path, &["rs"]) && !path.ends_with("tests.rs"));
-    let modules: BTreeSet<String> =
-        modules.map(|path| path.to_str().expect("a plain name").to_owned()).collect();
-    let known: BTreeSet<String> = listed.iter().map(|path| (*path).to_owned()).collect();
-    let lacking: Vec<_> = modules.difference(&known).collect();
-    let extra: Vec<_> = known.difference(&modules).collect();
-    assert!(lacking.is_empty() && extra.is_empty(), "lacking: {lacking:#?}\nno such module: {extra:#?}");
-    assert_eq!(listed.len(), known.len(), "a module is listed twice");
+fn modules_are_listed_with_the_purpose_that_they_document() {
+    let (page, modules) = (page(), modules());
+    let listed = section(&page, "Modules");
+    if listed != modules && std::env::var_os("RUNSPAN_UPDATE_PAGES").is_some() {
+        let page = page.replace(&format!("\n## Modules\n{listed}"), &format!("\n## Modules\n{modules}"));
+        fs::write(root().join("ARCHITECTURE.md"), page).expect("the page can be written");
+        return;
+    }
+    let outdated: Vec<&str> = modules.lines().filter(|row| !listed.contains(row)).collect();
+    assert!(
+        listed == modules,
+        "ARCHITECTURE.md, Modules: run this test with RUNSPAN_UPDATE_PAGES=1; different: {outdated:#?}"
+    );
 }
 
 #[test]

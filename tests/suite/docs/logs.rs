@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 
 use regex::Regex;
 
-use super::phrases::{files, has_extension, root, shipped};
+use super::phrases::{files, has_extension, is_test, root, shipped};
 
 const PAGE: &str = "docs/operate/logs.md";
 
@@ -55,7 +55,7 @@ fn literals_within(code: &str) -> Vec<String> {
 fn sources() -> impl Iterator<Item = String> {
     let paths = files("src", true)
         .into_iter()
-        .filter(|path| has_extension(path, &["rs"]) && !path.ends_with("tests.rs"));
+        .filter(|path| has_extension(path, &["rs"]) && !is_test(path));
     paths.map(|path| shipped(&fs::read_to_string(root().join(path)).expect("text")).to_owned())
 }
 

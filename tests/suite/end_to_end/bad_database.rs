@@ -45,7 +45,7 @@ fn a_database_that_is_away_is_waited_for() {
     exit code 0
     INFO relaying database=postgres://RECEIVER/DATABASE
     WARN cannot reach the database: no connection in time; is it running, are host and port right? retry_in_ms=…
-    INFO stopping: finishing the batch in hand
+    INFO stopping: finishing the current batch
     ");
 
     let ended = run(&["relay", "--database-url", &nowhere, "--until-idle"]);

@@ -105,7 +105,7 @@ async fn a_status_that_is_no_text_stops_nothing() {
     assert_eq!(
         attached.warnings,
         [
-            "workflow_runs.status holds 3, which is not understood: spans of runs that end so stay open, see docs/table.md"
+            "workflow_runs.status holds 3, which is not a known status: spans of runs that end so stay open, see docs/table.md"
         ]
     );
 }
@@ -126,9 +126,9 @@ async fn attach_warns_of_values_that_make_less_of_a_run() {
     assert_eq!(
         attached.warnings,
         [
-            "workflow_runs.id holds 'run_7', which is no UUID as hyphenated text in one case: what happens to such runs is set aside",
-            "workflow_runs.status holds 'cancelled', which is not understood: spans of runs that end so stay open, see docs/table.md",
-            "workflow_runs.target_number holds 7.5, which is no integer: such runs have no target",
+            "workflow_runs.id holds 'run_7', which is not a UUID as hyphenated text in one case: entries of such runs are set aside",
+            "workflow_runs.status holds 'cancelled', which is not a known status: spans of runs that end so stay open, see docs/table.md",
+            "workflow_runs.target_number holds 7.5, which is not an integer: such runs have no target",
             "workflow_runs.state holds values of type blob, not JSON text: no reason and no traceparent is read from them",
         ]
     );
