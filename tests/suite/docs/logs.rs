@@ -53,9 +53,7 @@ fn literals_within(code: &str) -> Vec<String> {
 }
 
 fn sources() -> impl Iterator<Item = String> {
-    let paths = files("src", true)
-        .into_iter()
-        .filter(|path| has_extension(path, &["rs"]) && !is_test(path));
+    let paths = files("src", true).into_iter().filter(|path| has_extension(path, &["rs"]) && !is_test(path));
     paths.map(|path| shipped(&fs::read_to_string(root().join(path)).expect("text")).to_owned())
 }
 
