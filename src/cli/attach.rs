@@ -49,7 +49,7 @@ impl AttachArgs {
     }
 }
 
-/// Remove the triggers, and with --purge all else of runspan's
+/// Remove the triggers; with --purge also runspan's schema
 ///
 /// Without --purge the journal and the outbox stay: a relay can still send what they hold.
 ///
