@@ -6,12 +6,31 @@ use std::sync::LazyLock;
 
 use regex::Regex;
 
-use super::phrases::{files, has_extension, is_test, root, shipped};
+use super::phrases::{files, has_extension, is_test, literals, root, shipped};
 
 const PAGE: &str = "docs/operate/logs.md";
 
-/// Messages that pages tell operators to search for: the page, and the beginning of the message.
-const RELIED_ON: &[(&str, &str)] = &[];
+const ALERTS: &str = "docs/operate/alerts.md";
+const RUNTIME: &str = "docs/runtime.md";
+
+/// Messages that runbooks tell operators to search for: the page, and the beginning of the message.
+const RELIED_ON: &[(&str, &str)] = &[
+    (ALERTS, "failed to take jobs from the queue"),
+    (ALERTS, "cannot read the table"),
+    (ALERTS, "standing by"),
+    (ALERTS, "failed to renew the lease"),
+    (ALERTS, "capture works again"),
+    (ALERTS, "are gone without a DELETE that the triggers saw"),
+    (ALERTS, "receiver rejected items"),
+    (RUNTIME, "failed orphaned run"),
+    (RUNTIME, "re-enqueued run without a job"),
+    (RUNTIME, "run already ended; ignoring later outcome"),
+    (RUNTIME, "failed to renew executor lease"),
+    (RUNTIME, "failed to take jobs from the queue"),
+    (RUNTIME, "failed to acknowledge job"),
+    (RUNTIME, "failed to claim run; retrying"),
+    (RUNTIME, "failed to record outcome; retrying"),
+];
 
 /// A message as pages quote it: placeholders are an ellipsis.
 fn quoted(literal: &str) -> String {
@@ -83,11 +102,7 @@ fn every_warning_and_error_is_explained() {
 
 #[test]
 fn every_quoted_message_exists() {
-    let code: String = sources().collect();
-    let literals: Vec<String> = {
-        let literal = Regex::new(r#"(?s)"((?:\\.|[^"\\])*)""#).expect("a constant");
-        literal.captures_iter(&code).map(|found| quoted(&found[1])).collect()
-    };
+    let literals: Vec<String> = sources().map(|code| quoted(&literals(&code, false))).collect();
     for (page, message) in RELIED_ON {
         let text = fs::read_to_string(root().join(page)).expect("the page exists");
         assert!(text.contains(&format!("`{message}")), "{page} no longer quotes `{message}`");

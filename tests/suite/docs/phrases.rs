@@ -47,7 +47,7 @@ fn problems(path: &str, text: &str) -> Vec<String> {
 
 /// `text` with only its string literals and, if `help`, its doc comments; all else is blank, so that lines keep their
 /// numbers.
-fn literals(text: &str, help: bool) -> String {
+pub(super) fn literals(text: &str, help: bool) -> String {
     static TOKEN: LazyLock<Regex> = LazyLock::new(|| {
         Regex::new(r##"(?s)//[^\n]*|r#".*?"#|b?"(?:\\.|[^"\\])*"|'(?:\\.[^']*|[^'\\])'"##)
             .expect("a constant")
