@@ -1,10 +1,11 @@
 //! What arrived, in the words that the ledger is compared with.
 
+use runspan_test_support::otlp::{self, hex};
 use std::collections::BTreeMap;
 
-use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue, any_value};
+use opentelemetry_proto::tonic::common::v1::KeyValue;
 use opentelemetry_proto::tonic::resource::v1::Resource;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::output::{Attributes, Link, Record, Span, SpanEvent, Status};
 use crate::points::{self, Series};
@@ -75,20 +76,14 @@ fn micros(nanos: u64) -> i64 {
 
 fn attributes(pairs: Vec<KeyValue>) -> Attributes {
     let mut map = Attributes::new();
-    for KeyValue { key, value, .. } in pairs {
-        let value = match value.and_then(|value: AnyValue| value.value) {
-            Some(any_value::Value::StringValue(text)) => json!(text),
-            Some(any_value::Value::IntValue(number)) => json!(number),
-            Some(any_value::Value::BoolValue(is)) => json!(is),
-            other => panic!("{key}: {other:?}"),
-        };
-        assert!(map.insert(key.clone(), value).is_none(), "attribute {key} is there twice");
+    for pair in pairs {
+        assert!(
+            map.insert(pair.key.clone(), otlp::value(&pair)).is_none(),
+            "attribute {} is there twice",
+            pair.key
+        );
     }
     map
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A metric point: its series, its time in milliseconds, its value; of a histogram the count.

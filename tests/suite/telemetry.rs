@@ -1,5 +1,6 @@
 //! Live spans: below their run, over both protocols, and what becomes of them when things go wrong.
 
+use runspan_test_support::otlp::hex;
 use std::panic;
 use std::path::PathBuf;
 use std::process::Command;
@@ -61,10 +62,6 @@ fn spans(receiver: &Receiver) -> Vec<Span> {
         requests.flat_map(|resource| resource.scope_spans).flat_map(|scope| scope.spans).collect();
     spans.sort_by(|a, b| a.name.cmp(&b.name));
     spans
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! What a receiver got, as text: run by run, with names in the place of ids.
 
+use runspan_test_support::otlp::{find, hex};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
@@ -257,15 +258,6 @@ fn own(attributes: &[KeyValue], names: &Names) -> String {
 }
 
 fn value(attributes: &[KeyValue], key: &str) -> Option<String> {
-    let attribute = attributes.iter().find(|attribute| attribute.key == key)?;
-    Some(match attribute.value.as_ref()?.value.as_ref()? {
-        any_value::Value::StringValue(text) => text.clone(),
-        any_value::Value::IntValue(number) => number.to_string(),
-        any_value::Value::BoolValue(yes) => yes.to_string(),
-        other => panic!("{other:?}"),
-    })
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    let value = find(attributes, key)?;
+    Some(value.as_str().map_or_else(|| value.to_string(), str::to_owned))
 }

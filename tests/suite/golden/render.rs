@@ -1,5 +1,6 @@
 //! Requests as text, with everything that is in them.
 
+use runspan_test_support::otlp::hex;
 use std::fmt::Write as _;
 
 use bytes::Bytes;
@@ -58,13 +59,13 @@ pub(super) fn spans(wire: &[u8]) -> String {
             for mut span in std::mem::take(&mut scope.spans) {
                 let attributes = std::mem::take(&mut span.attributes);
                 let (events, links) = (std::mem::take(&mut span.events), std::mem::take(&mut span.links));
-                let (trace_id, span_id) = (hex(&span.trace_id), hex(&span.span_id));
+                let (trace_id, span_id) = (id(&span.trace_id), id(&span.span_id));
                 writeln!(
                     text,
                     "span {:?} {:?} {trace_id} {span_id} parent={} flags={} state={:?} {} to {} dropped={},{},{} {:?}",
                     span.name,
                     span.kind(),
-                    hex(&span.parent_span_id),
+                    id(&span.parent_span_id),
                     span.flags,
                     span.trace_state,
                     span.start_time_unix_nano,
@@ -91,8 +92,8 @@ pub(super) fn spans(wire: &[u8]) -> String {
                     writeln!(
                         text,
                         "  link {} {} flags={:#x} state={:?} dropped={} {}",
-                        hex(&link.trace_id),
-                        hex(&link.span_id),
+                        id(&link.trace_id),
+                        id(&link.span_id),
                         link.flags,
                         link.trace_state,
                         link.dropped_attributes_count,
@@ -127,8 +128,8 @@ pub(super) fn records(wire: &[u8]) -> String {
                     record.observed_time_unix_nano,
                     record.severity_number,
                     record.severity_text,
-                    hex(&record.trace_id),
-                    hex(&record.span_id),
+                    id(&record.trace_id),
+                    id(&record.span_id),
                     record.flags,
                     record.dropped_attributes_count,
                 )
@@ -211,8 +212,8 @@ fn exemplars(exemplars: Vec<Exemplar>) -> String {
         format!(
             " exemplar({} {} {} {:?} {})",
             exemplar.time_unix_nano,
-            hex(&exemplar.trace_id),
-            hex(&exemplar.span_id),
+            id(&exemplar.trace_id),
+            id(&exemplar.span_id),
             exemplar.value.unwrap(),
             pairs(exemplar.filtered_attributes)
         )
@@ -246,6 +247,6 @@ fn pairs(attributes: Vec<KeyValue>) -> String {
     text + "}"
 }
 
-fn hex(bytes: &[u8]) -> String {
-    if bytes.is_empty() { "-".to_owned() } else { bytes.iter().map(|byte| format!("{byte:02x}")).collect() }
+fn id(bytes: &[u8]) -> String {
+    if bytes.is_empty() { "-".to_owned() } else { hex(bytes) }
 }

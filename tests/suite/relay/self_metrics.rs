@@ -1,12 +1,13 @@
 //! The metrics that a relay has of itself, as they arrive.
 
+use runspan_test_support::otlp::text;
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
-use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value::Value};
+use opentelemetry_proto::tonic::common::v1::KeyValue;
 use opentelemetry_proto::tonic::metrics::v1::{
     AggregationTemporality, Metric as Sent, metric::Data, number_data_point,
 };
@@ -76,11 +77,7 @@ fn exports(receiver: &Receiver) -> Vec<(BTreeMap<String, String>, Vec<Sent>)> {
 }
 
 fn texts(attributes: &[KeyValue]) -> BTreeMap<String, String> {
-    let text = |attribute: &KeyValue| match &attribute.value.as_ref().unwrap().value {
-        Some(Value::StringValue(text)) => (attribute.key.clone(), text.clone()),
-        other => panic!("{}: {other:?}", attribute.key),
-    };
-    attributes.iter().map(text).collect()
+    attributes.iter().map(|attribute| (attribute.key.clone(), text(attribute))).collect()
 }
 
 /// The points of a metric: attributes but `database`, and the value, or how many were counted.

@@ -1,6 +1,7 @@
 //! What is particular to PostgreSQL.
 
 mod altered;
+mod capture;
 mod fail_open;
 mod grants;
 mod harm;

@@ -5,6 +5,7 @@ pub mod database;
 pub mod end_to_end;
 pub mod hooked;
 pub mod logged;
+pub mod otlp;
 pub mod points;
 #[macro_use]
 pub mod projector;

@@ -1,8 +1,9 @@
 //! Metric points as a receiver sees them, and what `increase()` makes of them.
 
+use crate::otlp::text;
 use std::collections::BTreeMap;
 
-use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value};
+use opentelemetry_proto::tonic::common::v1::KeyValue;
 use opentelemetry_proto::tonic::metrics::v1::metric::Data;
 use opentelemetry_proto::tonic::metrics::v1::{
     AggregationTemporality, HistogramDataPoint, NumberDataPoint, number_data_point,
@@ -118,9 +119,6 @@ pub fn points(request: &Received) -> Vec<(Series, u64, f64)> {
 }
 
 fn labels(attributes: &[KeyValue]) -> String {
-    let label = |attribute: &KeyValue| match attribute.value.as_ref().and_then(|value| value.value.as_ref()) {
-        Some(any_value::Value::StringValue(text)) => format!("{}={text}", attribute.key),
-        other => panic!("{}: {other:?}", attribute.key),
-    };
+    let label = |attribute: &KeyValue| format!("{}={}", attribute.key, text(attribute));
     attributes.iter().map(label).collect::<Vec<_>>().join(" ")
 }

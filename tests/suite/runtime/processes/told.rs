@@ -1,8 +1,9 @@
 //! What the relay sends, beside what the rows say.
 
+use runspan_test_support::otlp::{find, hex};
 use std::sync::Arc;
 
-use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value};
+use opentelemetry_proto::tonic::common::v1::KeyValue;
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use runspan::otlp::Signal;
 use runspan::relay::{Ended, Logs, Relay};
@@ -26,7 +27,7 @@ pub(super) async fn compare(database: &Database, rows: &[Row]) -> Vec<String> {
                 let resources = request.traces().resource_spans.into_iter();
                 let all = resources.flat_map(|it| it.scope_spans).flat_map(|it| it.spans);
                 spans.extend(all.filter(|span| span.kind == SpanKind::Server as i32).map(|span| {
-                    let told = |key| text(&span.attributes, key).unwrap_or_default();
+                    let told = |key| text(&span.attributes, key);
                     format!(
                         "{} {} under {}: {} {} {} {}",
                         hex(&span.trace_id),
@@ -44,7 +45,7 @@ pub(super) async fn compare(database: &Database, rows: &[Row]) -> Vec<String> {
                 let resources = request.logs().resource_logs.into_iter();
                 let all = resources.flat_map(|it| it.scope_logs).flat_map(|it| it.log_records);
                 for record in all {
-                    let run = text(&record.attributes, "runId").unwrap_or_default();
+                    let run = text(&record.attributes, "runId");
                     match &*record.event_name {
                         "workflow.run.completed" => completed.push(run),
                         "workflow.run.conflict" => wrong.push(format!("a conflict: {run}")),
@@ -113,14 +114,7 @@ fn differ(what: &str, mut told: Vec<String>, rows: impl Iterator<Item = String>,
     wrong.extend(told.iter().map(|line| format!("{what} too much: {line}")));
 }
 
-fn text(attributes: &[KeyValue], key: &str) -> Option<String> {
-    let value = &attributes.iter().find(|attribute| attribute.key == key)?.value;
-    match value.as_ref()?.value.as_ref()? {
-        any_value::Value::StringValue(text) => Some(text.clone()),
-        _ => None,
-    }
-}
-
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+/// The text of an attribute; empty where there is none.
+fn text(attributes: &[KeyValue], key: &str) -> String {
+    find(attributes, key).and_then(|value| Some(value.as_str()?.to_owned())).unwrap_or_default()
 }

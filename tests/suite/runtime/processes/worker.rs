@@ -2,9 +2,9 @@
 
 use opentelemetry_proto::tonic::trace::v1::Span;
 use runspan::trace_context::SpanContext;
+use runspan_test_support::otlp::hex;
 
 use super::bot::{Worker, dispatch, payload};
-use super::told::hex;
 use crate::database::Database;
 use crate::receiver::Receiver;
 use crate::runtime::queue::server::Server;
