@@ -114,8 +114,32 @@ struct Cli {
     command: Command,
 }
 
-#[derive(Subcommand)]
-enum Command {
+macro_rules! commands {
+    ($($name:ident($args:path),)*) => {
+        #[derive(Subcommand)]
+        enum Command {
+            $($name($args),)*
+        }
+
+        impl Command {
+            /// The database that it works on, if one is named.
+            fn database(&self) -> Option<DatabaseUrl> {
+                match self {
+                    $(Self::$name(args) => args.database_url(),)*
+                }
+            }
+
+            async fn run(self) -> Result<(), Failure> {
+                match self {
+                    $(Self::$name(args) => args.run().await,)*
+                }
+            }
+        }
+    };
+}
+
+// A line per command. Its arguments, help and `run` are in its file.
+commands! {
     Demo(demo::DemoArgs),
     Attach(attach::AttachArgs),
     Detach(attach::DetachArgs),
@@ -147,21 +171,6 @@ impl Database {
 
     fn open(&self) -> Result<Arc<dyn Store>, Failure> {
         Ok(store::open(&self.url()?)?)
-    }
-}
-
-impl Command {
-    /// The database that it works on, if one is named.
-    fn database(&self) -> Option<DatabaseUrl> {
-        match self {
-            Self::Demo(args) => args.database().ok().flatten(),
-            Self::Attach(args) => args.database.url().ok(),
-            Self::Detach(args) => args.database.url().ok(),
-            Self::Relay(args) => args.database.url().ok(),
-            Self::Outbox(args) => args.database.url().ok(),
-            Self::Stuck(args) => args.database.url().ok(),
-            Self::Schema(_) => None,
-        }
     }
 }
 
@@ -201,17 +210,7 @@ pub(crate) fn main() -> ExitCode {
         Err(error) => return end(Err(Failure::failed(format!("cannot start: {error}"))), None),
     };
     let database = cli.command.database();
-    let done = runtime.block_on(async {
-        match cli.command {
-            Command::Demo(args) => args.run().await,
-            Command::Attach(args) => args.run().await,
-            Command::Detach(args) => args.run().await,
-            Command::Relay(args) => args.run().await,
-            Command::Outbox(args) => args.run().await,
-            Command::Stuck(args) => args.run().await,
-            Command::Schema(_) => schema::SchemaArgs::run(),
-        }
-    });
+    let done = runtime.block_on(cli.command.run());
     // A task that hangs on a dead connection must not keep the process.
     runtime.shutdown_background();
     end(done, database.as_ref())

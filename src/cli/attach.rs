@@ -4,6 +4,7 @@ use clap::Args;
 
 use super::purge::Purge;
 use super::{Database, Failure, print, print_line};
+use runspan::DatabaseUrl;
 use runspan::store::{Detached, Plan, StoreError};
 
 /// Install the journal: triggers on the table, and runspan's own schema
@@ -26,6 +27,10 @@ pub(super) struct AttachArgs {
 }
 
 impl AttachArgs {
+    pub(super) fn database_url(&self) -> Option<DatabaseUrl> {
+        self.database.url().ok()
+    }
+
     pub(super) async fn run(self) -> Result<(), Failure> {
         let store = self.database.open()?;
         let plan = Plan { table: self.table, grant: self.grant };
@@ -68,6 +73,10 @@ pub(super) struct DetachArgs {
 }
 
 impl DetachArgs {
+    pub(super) fn database_url(&self) -> Option<DatabaseUrl> {
+        self.database.url().ok()
+    }
+
     pub(super) async fn run(self) -> Result<(), Failure> {
         let store = self.database.open()?;
         let loss = if self.purge { store.purge_loss().await? } else { None };

@@ -43,7 +43,11 @@ pub(super) struct DemoArgs {
 
 impl DemoArgs {
     /// The database to play on, if not a file of the demo's own.
-    pub(super) fn database(&self) -> Result<Option<DatabaseUrl>, Failure> {
+    pub(super) fn database_url(&self) -> Option<DatabaseUrl> {
+        self.database().ok().flatten()
+    }
+
+    fn database(&self) -> Result<Option<DatabaseUrl>, Failure> {
         self.database_url.as_deref().map(str::parse).transpose().map_err(Failure::usage)
     }
 

@@ -3,6 +3,7 @@
 use clap::{Args, Subcommand};
 
 use super::{Database, Failure, counted, listing, print_line};
+use runspan::DatabaseUrl;
 use runspan::store::{OutboxEntry, Selection, StoreStatus};
 
 /// List pending and dead requests; retry or drop dead ones
@@ -50,6 +51,10 @@ impl Chosen {
 }
 
 impl OutboxArgs {
+    pub(super) fn database_url(&self) -> Option<DatabaseUrl> {
+        self.database.url().ok()
+    }
+
     pub(super) async fn run(mut self) -> Result<(), Failure> {
         let store = self.database.open()?;
         store.check().await?;

@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 use tokio_util::sync::CancellationToken;
 
 use super::{Database, Exit, Failure, counted, environment, stop_on_signal};
+use runspan::DatabaseUrl;
 use runspan::projection;
 use runspan::relay::{self, Ended, Relay, RelayStatus, Settings};
 use runspan::series::Buckets;
@@ -115,6 +116,10 @@ fn host_and_port(text: &str) -> Result<String, String> {
 }
 
 impl RelayArgs {
+    pub(super) fn database_url(&self) -> Option<DatabaseUrl> {
+        self.database.url().ok()
+    }
+
     pub(super) async fn run(self) -> Result<(), Failure> {
         let store = self.database.open()?;
         let settings = Settings {

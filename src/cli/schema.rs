@@ -3,6 +3,7 @@
 use clap::Args;
 
 use super::{Failure, print_line};
+use runspan::DatabaseUrl;
 use runspan::semconv;
 
 const EXAMPLES: &str = "\
@@ -24,7 +25,13 @@ What the events mean to an operator, and the queries for them: docs/operate/obse
 pub(super) struct SchemaArgs {}
 
 impl SchemaArgs {
-    pub(super) fn run() -> Result<(), Failure> {
+    #[expect(clippy::unused_self, reason = "as the other commands")]
+    pub(super) fn database_url(&self) -> Option<DatabaseUrl> {
+        None
+    }
+
+    #[expect(clippy::unused_async, reason = "as the other commands")]
+    pub(super) async fn run(self) -> Result<(), Failure> {
         print_line(format_args!("{:#}", semconv::json_schema()))
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::{Database, Failure, counted, listing, print_line};
+use runspan::DatabaseUrl;
 use runspan::store::{Stuck, StuckRun};
 
 /// The widest cell, in characters. JSON has everything.
@@ -27,6 +28,10 @@ pub(super) struct StuckArgs {
 }
 
 impl StuckArgs {
+    pub(super) fn database_url(&self) -> Option<DatabaseUrl> {
+        self.database.url().ok()
+    }
+
     pub(super) async fn run(self) -> Result<(), Failure> {
         let store = self.database.open()?;
         store.check().await?;

@@ -51,7 +51,13 @@ async fn a_state_that_is_too_large_is_refused_where_it_comes_from(database: &Dat
     let executor = stage.execute();
     let run = stage.dispatch("plan", 1).await;
     let ended = stage.ended(run).await;
-    assert!(ended.reason().unwrap().starts_with("uncaught: a state of 10485770 bytes exceeds"), "{ended:?}");
+    assert!(
+        ended
+            .reason()
+            .unwrap()
+            .starts_with("uncaught: a state of 10485770 bytes exceeds the limit of 1048576"),
+        "{ended:?}"
+    );
     executor.stop().await;
 }
 

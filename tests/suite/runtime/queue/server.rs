@@ -246,7 +246,9 @@ async fn a_key_of_another_kind_is_a_refusal() {
     let error =
         RedisQueue::connect(&url, RedisSettings { prefix, ..RedisSettings::new("test") }).await.unwrap_err();
     assert!(
-        error.to_string().ends_with("WRONGTYPE Operation against a key holding the wrong kind of value"),
+        error.to_string().ends_with(
+            " returned an error: WRONGTYPE Operation against a key holding the wrong kind of value"
+        ),
         "{error}"
     );
 }
