@@ -13,6 +13,7 @@
 //! - A reconciled entry states the past, and was made while others were under way. It counts only where it still
 //!   adds something.
 
+mod event;
 mod attributes;
 mod output;
 #[cfg(test)]
@@ -23,8 +24,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 pub use self::attributes::{Attributes, Value, of_run as run_attributes};
+pub use self::event::{Child, RecordedEvent};
 pub use self::output::{Detail, End, Record, Span, SpanKind, Subject};
-pub use self::tracked::{Child, MAX_EVENTS, OpenRun, RecordedEvent, Tombstone, Tracked, Wait};
+pub use self::tracked::{MAX_EVENTS, OpenRun, Tombstone, Tracked, Wait};
 
 use crate::journal::{Before, Change, Context, Entry};
 use crate::redact;

@@ -1,9 +1,9 @@
 //! The relay: converts the journal to OTLP requests and sends them until they are acknowledged.
 //!
 //! One relay works on a database at a time, the holder of the lease; others stand by. This file is the orchestrator: it
-//! takes the lease, starts the tasks of a [term], and ends them together. Each task is a module of its own: the
-//! [projector] (journal → outbox and series, exactly once), the [reconciler], the [housekeeper], a [sender] per channel
-//! (outbox → receiver, at least once, byte-identical) and the [exporter] (series → receiver, every interval). A receiver
+//! takes the lease, starts the tasks of a term, and ends them together. Each task is a module of its own: the
+//! projector (journal → outbox and series, exactly once), the reconciler, the housekeeper, a sender per channel
+//! (outbox → receiver, at least once, byte-identical) and the exporter (series → receiver, every interval). A receiver
 //! that is away stops neither the others nor the projector.
 
 mod capture;

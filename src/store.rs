@@ -17,6 +17,7 @@ mod lease;
 mod outbox;
 mod position;
 mod postgres;
+mod refused;
 mod rows;
 mod series;
 mod sqlite;

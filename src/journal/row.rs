@@ -6,7 +6,7 @@
 use uuid::Uuid;
 
 /// Hands the declaration of the journal's columns to the macro `$apply`: name, kind and source of each, in the order in
-/// which they are stored. The kinds are those of [`row_type`].
+/// which they are stored. The kinds are those of `row_type`.
 macro_rules! journal_columns {
     ($apply:ident) => {
         $apply! {

@@ -8,8 +8,8 @@ use std::fmt::Write as _;
 
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
+use super::event::{Child, RecordedEvent};
 use super::output::{Detail, End, Record, Span, SpanKind, Subject};
-use super::tracked::{Child, RecordedEvent};
 use crate::journal::Context;
 use crate::run::{RunId, Status};
 use crate::semconv::{ErrorType, field};

@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use super::tracked::{Child, RecordedEvent};
+use super::event::{Child, RecordedEvent};
 use crate::journal::Context;
 use crate::run::{Outcome, RunId, Status, Timestamp};
 use crate::semconv::{ErrorType, Event, Level};

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::event::RecordedEvent;
 use super::output::{End, Span, SpanKind};
 use crate::journal::Context;
 use crate::run::{RunId, Status, Timestamp};
@@ -71,30 +72,6 @@ pub enum Wait {
     Ended(Timestamp),
     /// Ended at an unknown time: the journal missed it.
     Unknown,
-}
-
-/// An event of a run, as its span carries it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RecordedEvent {
-    /// Which one.
-    pub event: Event,
-    /// When it happened.
-    pub at: Timestamp,
-    /// On `handed_off`: the child.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub child: Option<Child>,
-    /// Whether reconciliation found it.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub reconciled: bool,
-}
-
-/// The child that a run hands off to.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Child {
-    /// Its run.
-    pub run: RunId,
-    /// Its workflow.
-    pub workflow_name: String,
 }
 
 /// Stored: bump `SCHEMA_VERSION` with any change that an older relay cannot read.

@@ -1,4 +1,4 @@
-//! The journal's columns as SQL: what each dialect makes of [`journal_columns`](crate::journal::journal_columns).
+//! The journal's columns as SQL: what each dialect makes of [`journal_columns`].
 
 use crate::journal::{Source, journal_columns};
 use crate::run::Status;

@@ -6,7 +6,7 @@ use std::io;
 
 use rustls::{AlertDescription, CertificateError};
 
-use super::postgres::as_owner::Refused;
+use super::refused::Refused;
 
 /// One line: the cause and the remedy.
 pub(super) fn describe(error: &sqlx::Error) -> String {

@@ -8,7 +8,7 @@ use sqlx::error::DatabaseError;
 use sqlx::postgres::{PgDatabaseError, PgSeverity};
 use sqlx::sqlite::SqliteError;
 
-use super::postgres::as_owner::Refused;
+use super::refused::{NOT_ATTACHED, Refused};
 use super::{SCHEMA_VERSION, connect_error};
 
 /// Why a store failed.
@@ -27,7 +27,7 @@ pub enum StoreError {
         deleted: usize,
     },
     /// runspan is not installed in this database.
-    #[error("runspan is not attached to this database: run `runspan attach --database-url …` first")]
+    #[error("{NOT_ATTACHED}")]
     NotAttached,
     /// A newer runspan attached this database.
     #[error(

@@ -115,7 +115,7 @@ pub enum Settlement {
     },
 }
 
-/// What [`trim`](super::Store::trim) dropped.
+/// What [`trim`](OutboxStore::trim) dropped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Trimmed {
     /// How many requests.

@@ -13,7 +13,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 
 use super::export::Exporter;
 use super::json_log::JsonLog;
-use super::sampler::{self, SamplerError};
+use super::sampler::{self, SamplerError, variable};
 use crate::otlp::Signal;
 use crate::otlp::client::ClientError;
 use crate::otlp::config::{ConfigError, Env, Resource, SignalConfig};
@@ -128,11 +128,6 @@ impl Telemetry {
         done.map_err(|error| TelemetryError::Unsent(error.to_string()))?
             .map_err(|error| TelemetryError::Unsent(error.to_string()))
     }
-}
-
-/// A variable's value, unless it is empty.
-pub(super) fn variable(env: Env<'_>, variable: &str) -> Option<String> {
-    env(variable).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
 }
 
 /// Why telemetry could not be set up or sent.

@@ -10,7 +10,7 @@ use opentelemetry_sdk::metrics::exporter::PushMetricExporter;
 use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider, Temporality};
 use tokio::runtime::Runtime;
 
-use super::live::variable;
+use super::sampler::variable;
 use super::{TelemetryError, transport};
 use crate::otlp::Signal;
 use crate::otlp::client::ClientError;

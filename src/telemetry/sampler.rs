@@ -33,7 +33,7 @@ pub enum SamplerError {
 
 /// Reads both variables; the default is the specification's, `parentbased_always_on`.
 pub(super) fn from_env(env: Env<'_>) -> Result<Sampler, SamplerError> {
-    let name = super::live::variable(env, SAMPLER);
+    let name = variable(env, SAMPLER);
     let root = match name.as_deref() {
         Some("always_on") => return Ok(Sampler::AlwaysOn),
         Some("always_off") => return Ok(Sampler::AlwaysOff),
@@ -47,11 +47,16 @@ pub(super) fn from_env(env: Env<'_>) -> Result<Sampler, SamplerError> {
 }
 
 fn ratio(env: Env<'_>) -> Result<f64, SamplerError> {
-    let Some(text) = super::live::variable(env, ARGUMENT) else { return Ok(1.0) };
+    let Some(text) = variable(env, ARGUMENT) else { return Ok(1.0) };
     match text.parse() {
         Ok(ratio) if (0.0..=1.0).contains(&ratio) => Ok(ratio),
         _ => Err(SamplerError::Argument(text)),
     }
+}
+
+/// A variable's value, unless it is empty.
+pub(super) fn variable(env: Env<'_>, variable: &str) -> Option<String> {
+    env(variable).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
 }
 
 #[cfg(test)]

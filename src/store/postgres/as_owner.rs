@@ -10,6 +10,7 @@ use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgExecutor, Row as _};
 
 use super::super::StoreError;
 use super::super::error::is_denied;
+use super::super::refused::Refused;
 
 /// A session's role beside the owner of the schema `runspan`.
 pub(super) struct Roles {
@@ -76,26 +77,6 @@ impl Roles {
             }),
         }
     }
-}
-
-/// Why nothing of the schema's is used.
-#[derive(Debug, thiserror::Error)]
-pub(in crate::store) enum Refused {
-    /// The session's role can do more than the owner of what it would use.
-    #[error(
-        "role {me:?} {excess}, and the schema runspan belongs to {owner}, whose code would run with these rights: connect as {owner}, or as a role with the grants of docs/table.md (Roles)"
-    )]
-    ExcessiveRights {
-        /// The session's role.
-        me: String,
-        /// What it can do.
-        excess: String,
-        /// The schema's owner.
-        owner: String,
-    },
-    /// There is no schema `runspan`.
-    #[error("{}", StoreError::NotAttached)]
-    NoSchema,
 }
 
 /// The one value that `query` gives, as text, read with the rights of the owner and no others.

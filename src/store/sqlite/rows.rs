@@ -131,7 +131,7 @@ impl Reader<'_> {
     }
 }
 
-/// Hyphenated, in one case: as [`reconcile`](super::super::Store::reconcile) finds the row again.
+/// Hyphenated, in one case: as [`reconcile`](super::super::JournalStore::reconcile) finds the row again.
 fn uuid(text: &str) -> Option<Uuid> {
     let id = Uuid::try_parse(text).ok()?;
     let lower = id.hyphenated().to_string();
