@@ -7,7 +7,7 @@
 //! |---|---|
 //! | `end_to_end` | real processes: psql, pgbench, `runspan relay`, the Collector, Prometheus |
 //! | `collector`, `dashboards`, `rules`, `promql` | the files of `collector/` and `dashboards/` |
-//! | `docs`, `module_order` | documents and layering against the code |
+//! | `docs`, `module_order`, `public_api` | documents, layering and the public API against the code |
 //! | `fan_out` | one application with many workflows |
 //! | `fuzz` | properties of everything that parses |
 //! | `golden` | the telemetry of a fixed journal, which must not change |
@@ -36,6 +36,7 @@ mod golden;
 mod module_order;
 mod otlp;
 mod promql;
+mod public_api;
 mod relay;
 mod rules;
 mod runs;
