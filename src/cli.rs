@@ -26,7 +26,7 @@ use runspan::DatabaseUrl;
 use runspan::relay::RelayError;
 use runspan::store::{self, Store, StoreError};
 
-/// How a command ends, beside success.
+/// The exit codes of failures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Exit {
     /// The command failed.
@@ -45,7 +45,7 @@ enum Exit {
 struct Failure {
     exit: Exit,
     line: String,
-    /// Whether the database failed: the line is to begin with its name.
+    /// Whether the database failed: then the line begins with its URL.
     of_database: bool,
 }
 
@@ -122,7 +122,7 @@ macro_rules! commands {
         }
 
         impl Command {
-            /// The database that it works on, if one is named.
+            /// The command's database, if one is given.
             fn database(&self) -> Option<DatabaseUrl> {
                 match self {
                     $(Self::$name(args) => args.database_url(),)*
@@ -149,12 +149,12 @@ commands! {
     Schema(schema::SchemaArgs),
 }
 
-/// Which database.
+/// The database option of most commands.
 #[derive(Args)]
 struct Database {
     /// The application's database: `postgres://USER:PASSWORD@HOST:PORT/DATABASE`, percent-encoded (`@` as `%40`) or
     /// with the password in PGPASSWORD or PGPASSFILE, or `sqlite:PATH`
-    // A plain text: clap would repeat a wrong value, with its password.
+    // A string, parsed later: clap would repeat an invalid value with its password.
     #[arg(long, global = true, value_name = "URL", env = "DATABASE_URL", hide_env_values = true)]
     database_url: Option<String>,
 }
@@ -177,7 +177,7 @@ impl Database {
 const UNREPEATED: &str = "there is a wrong argument, which is not repeated as it may hold a password: write \
                           --database-url 'URL', with the quotes, or set DATABASE_URL (see --help)";
 
-/// Whether the text of an error repeats a URL among the arguments, or a piece of one that a shell split at a space.
+/// Whether an error repeats a URL among the arguments, or a piece of one that a shell split at a space.
 fn shows_a_url(error: &clap::Error, arguments: impl Iterator<Item = OsString>) -> bool {
     let shown = error.render().to_string();
     let word = [ContextKind::InvalidArg, ContextKind::InvalidSubcommand].map(|kind| error.get(kind));
@@ -203,7 +203,7 @@ pub(crate) fn main() -> ExitCode {
         }
         Err(error) => error.exit(),
     };
-    // The demo's relay is no news: what it does is shown.
+    // The demo's report shows what its relay does.
     start_logging(if matches!(cli.command, Command::Demo(_)) { "runspan=warn" } else { "runspan=info" });
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -211,7 +211,7 @@ pub(crate) fn main() -> ExitCode {
     };
     let database = cli.command.database();
     let done = runtime.block_on(cli.command.run());
-    // A task that hangs on a dead connection must not keep the process.
+    // A task that hangs on a dead connection must not block the exit.
     runtime.shutdown_background();
     end(done, database.as_ref())
 }
@@ -228,9 +228,9 @@ fn end(done: Result<(), Failure>, database: Option<&DatabaseUrl>) -> ExitCode {
     }
 }
 
-/// Prints what a command has to say, all of it: the one place that writes to standard output.
+/// Prints a command's output: the only place that writes to standard output.
 ///
-/// A reader that has gone away (`| head`) has read enough; any other failure is one of the command.
+/// A closed pipe (`| head`) is not an error; any other failure fails the command.
 fn print(text: impl Display) -> Result<(), Failure> {
     let mut out = anstream::stdout().lock();
     match write!(out, "{text}").and_then(|()| out.flush()) {
@@ -241,41 +241,40 @@ fn print(text: impl Display) -> Result<(), Failure> {
     }
 }
 
-/// The same for a line.
+/// Like [`print`], with a newline.
 fn print_line(line: impl Display) -> Result<(), Failure> {
     print(format_args!("{line}\n"))
 }
 
-/// A line on stderr. Where that takes nothing, there is nowhere left to complain.
+/// A line on stderr. There is nowhere to report that stderr fails.
 fn note(line: impl Display) {
     let _ = writeln!(anstream::stderr(), "{line}");
 }
 
-/// What this process does, to stderr; standard output is the command's. `RUST_LOG` says how much.
-fn start_logging(unless_told: &str) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(unless_told));
+/// Logs to stderr, filtered by `RUST_LOG`; standard output belongs to the command.
+fn start_logging(default_filter: &str) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default_filter));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(anstream::stderr)
         .with_ansi(anstream::AutoStream::choice(&io::stderr()) != anstream::ColorChoice::Never)
         .with_target(false)
-        // They would go to stderr, which is what failed, and with a panic.
+        // They would be written to stderr, which failed, and panic.
         .log_internal_errors(false)
         .init();
 }
 
-/// What comes this soon after a signal is the same request once more: `timeout` signals its child, and then the
-/// group that the child is in.
-const SAME_REQUEST: Duration = Duration::from_millis(500);
+/// A signal this soon after the first is a duplicate: `timeout` signals its child and then the child's process group.
+const DUPLICATE_SIGNAL: Duration = Duration::from_millis(500);
 
-/// Cancelled by SIGINT or SIGTERM. A second one, later, ends the process at once.
+/// A token that SIGINT or SIGTERM cancels. A second signal exits immediately.
 fn stop_on_signal() -> Result<CancellationToken, Failure> {
     use tokio::signal::unix::{SignalKind, signal};
     let cannot = |error| Failure::failed(format!("cannot listen for signals: {error}"));
     let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
     let stop = CancellationToken::new();
-    let told = stop.clone();
+    let stopped = stop.clone();
     tokio::spawn(async move {
         let mut first: Option<Instant> = None;
         loop {
@@ -286,10 +285,10 @@ fn stop_on_signal() -> Result<CancellationToken, Failure> {
             match first {
                 None => {
                     tracing::info!("stopping: finishing the current batch");
-                    told.cancel();
+                    stopped.cancel();
                     first = Some(Instant::now());
                 }
-                Some(first) if first.elapsed() < SAME_REQUEST => {}
+                Some(first) if first.elapsed() < DUPLICATE_SIGNAL => {}
                 Some(_) => std::process::exit(Exit::Interrupted as i32),
             }
         }
@@ -297,7 +296,7 @@ fn stop_on_signal() -> Result<CancellationToken, Failure> {
     Ok(stop)
 }
 
-/// A table below its summary.
+/// A summary with a table below it.
 fn listing<const N: usize>(
     summary: String,
     header: [&str; N],
@@ -306,11 +305,11 @@ fn listing<const N: usize>(
     let mut table = Table::new();
     table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
     table.set_header(header).add_rows(rows);
-    // The last column is padded to the longest of its kind.
+    // The last column is padded.
     table.lines().fold(summary, |text, line| text + "\n" + line.trim_end())
 }
 
-/// A number and its thing: `1 request`, `2 requests`.
+/// A count with its noun: `1 request`, `2 requests`.
 fn counted(count: impl Into<i128>, thing: &str) -> String {
     let count = count.into();
     match thing.strip_suffix('y') {

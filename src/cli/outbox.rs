@@ -94,7 +94,7 @@ impl OutboxArgs {
     }
 }
 
-/// That each of the ids was one of a dead request.
+/// Fails unless each id was that of a dead request.
 fn all_were_dead(chosen: &Selection, count: u64) -> Result<(), Failure> {
     let Selection::Ids(ids) = chosen else { return Ok(()) };
     match ids.as_slice() {
@@ -107,16 +107,16 @@ fn all_were_dead(chosen: &Selection, count: u64) -> Result<(), Failure> {
     }
 }
 
-/// How all stands, and below it a line for each request.
+/// A summary, and below it a line per request.
 fn table(status: &StoreStatus, requests: &[OutboxEntry]) -> String {
     let summary = format!(
-        "journal: {} entries; outbox: {} waiting ({}), {} dead; set aside: {} entries; skipped: {} entries",
-        status.journal_entries,
+        "journal: {}; outbox: {} waiting ({}), {} dead; set aside: {}; skipped: {}",
+        counted(status.journal_entries, "entry"),
         status.waiting_requests,
         bytesize::ByteSize::b(status.waiting_bytes.unsigned_abs()),
         status.dead_requests,
-        status.set_aside_entries,
-        status.skipped_entries,
+        counted(status.set_aside_entries, "entry"),
+        counted(status.skipped_entries, "entry"),
     );
     if requests.is_empty() {
         return summary;

@@ -14,7 +14,7 @@ use super::{Progress, Sent};
 use runspan::otlp::Signal;
 use runspan::semconv::{Event, field};
 
-/// How wide a line may be.
+/// The longest line, in columns.
 const WIDTH: usize = 110;
 
 const PLAIN: Style = Style::new();
@@ -57,13 +57,13 @@ fn report(report: &Report) -> String {
     let mut text = String::new();
     if let Some(ship) = &report.ship {
         text += &section(
-            "One composite run, from the spans received",
+            "One composite run, from the received spans",
             "░ queued  █ running  ━ inside its handler",
         );
         text += &waterfall::waterfall(&report.spans, &ship.trace_id);
     }
     text += &excerpt(&report.records);
-    text += &section("Each workflow", "from spans and records");
+    text += &section("Per workflow", "from spans and records");
     text += &workflows(&report.workflows);
     text + &footer(report)
 }
@@ -72,7 +72,7 @@ fn section(title: &str, aside: impl fmt::Display) -> String {
     format!("\n{}  {}\n", styled(BOLD, title), styled(DIM, aside))
 }
 
-/// A time that people can compare at a glance.
+/// A readable duration.
 fn millis(millis: i64) -> String {
     if millis < 1_000 {
         format!("{millis} ms")
@@ -141,7 +141,7 @@ fn why(record: &Record) -> String {
         return format!("to {child}");
     }
     if let (Some(from), to) = (text(field::FROM_STATUS), text(field::TO_STATUS)) {
-        return format!("{from} → {}, the first stands", to.unwrap_or("deleted"));
+        return format!("{from} → {}, first end kept", to.unwrap_or("deleted"));
     }
     match (
         text(field::OUTCOME),
@@ -210,7 +210,7 @@ fn workflows(workflows: &[Workflow]) -> String {
     rows.fold(String::new(), |text, row| text + &row + "\n")
 }
 
-/// Whether all is there, how to find the composite run elsewhere, and what to do next.
+/// Whether the counts agree, how to find the composite run elsewhere, and what to do next.
 fn footer(report: &Report) -> String {
     let counts = &report.counts;
     let (mark, style, sign) = if counts.agree() { ('✓', GOOD, '=') } else { ('✗', BAD, '≠') };
@@ -223,7 +223,7 @@ fn footer(report: &Report) -> String {
         counts.measured_runs,
     );
     let rest = format!(
-        "  with {} spans of waits, {} inside handlers and {} records, from {} deliveries ({} refused), in {}",
+        "  with {} queue spans, {} handler spans and {} records, from {} deliveries ({} refused), in {}",
         counts.queue_spans,
         counts.handler_spans,
         counts.records,
@@ -232,23 +232,23 @@ fn footer(report: &Report) -> String {
         millis(report.took_ms)
     );
     let _ = writeln!(text, "{}", styled(DIM, rest));
-    let mut say = |what: &str, value: &str, aside: &str| {
+    let mut add = |what: &str, value: &str, aside: &str| {
         let aside = if aside.is_empty() { String::new() } else { styled(DIM, format_args!("  {aside}")) };
         let _ =
             writeln!(text, "  {}{}{aside}", styled(DIM, format_args!("{what:<12} ")), styled(ACCENT, value));
     };
     if let Some(ship) = &report.ship {
-        say("trace", &ship.trace_id, "the run's id without its dashes");
-        say("traceparent", &ship.traceparent, "made of the run's id alone");
+        add("trace", &ship.trace_id, "the run's id without dashes");
+        add("traceparent", &ship.traceparent, "derived from the run's id");
         if let Some(link) = &ship.link {
-            say("linked to", link, "the span that took the delivery");
+            add("linked to", link, "the span of the webhook delivery");
         }
     }
     for sent in report.forwarded.iter().flat_map(|forwarded| &forwarded.0) {
-        say("sent on", &sent.endpoint, &accepted(sent));
+        add("forwarded", &sent.endpoint, &accepted(sent));
     }
     if let Some(database) = &report.kept_in {
-        say("kept in", database, "let go of it: runspan detach --purge --yes --database-url URL");
+        add("kept in", database, "remove it: runspan detach --purge --yes --database-url URL");
     }
     text += &section("Next", "on your own table workflow_runs");
     for command in NEXT {
@@ -257,7 +257,7 @@ fn footer(report: &Report) -> String {
     text
 }
 
-/// How much a receiver took, and what it says of the rest; the whole of that is the demo's last line.
+/// How many items a receiver accepted, and its truncated error; the demo's last line has all of it.
 fn accepted(sent: &Sent) -> String {
     let what = match sent.signal {
         Signal::Traces => "spans",
@@ -265,15 +265,15 @@ fn accepted(sent: &Sent) -> String {
         Signal::Metrics => "points",
     };
     let Some(problem) = &sent.problem else { return format!("{} {what} accepted", sent.items) };
-    // Who says so stands in front of it.
+    // The error starts with signal and endpoint, which the line has already.
     let whose = format!("{} to {}", sent.signal, sent.endpoint);
     let said = problem.strip_prefix(&whose).and_then(|rest| rest.split_once(": ")).map(|(_, said)| said);
     let start = format!("{} of {} {what} accepted: ", sent.items, sent.of);
-    let taken = "  sent on      ".len() + sent.endpoint.chars().count() + 2 + start.chars().count();
+    let taken = "  forwarded    ".len() + sent.endpoint.chars().count() + 2 + start.chars().count();
     start + &shortened(said.unwrap_or(problem), WIDTH.saturating_sub(taken).max(20))
 }
 
-/// From here to one's own runs.
+/// How to use runspan on an application's own table.
 const NEXT: [&str; 3] = [
     "export DATABASE_URL=postgres://USER:PASSWORD@HOST/DATABASE    # or sqlite:PATH",
     "runspan attach",

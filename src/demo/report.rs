@@ -102,21 +102,21 @@ pub(crate) struct Workflow {
     pub name: String,
     /// Runs.
     pub runs: usize,
-    /// Those that succeeded.
+    /// Runs that succeeded.
     pub succeeded: usize,
-    /// Those that failed.
+    /// Runs that failed.
     pub failed: usize,
-    /// Those that left work.
+    /// Runs that ended incomplete.
     pub incomplete: usize,
-    /// Those whose row was deleted.
+    /// Runs whose row was deleted.
     pub deleted: usize,
     /// Deliveries that were refused.
     pub refused: usize,
-    /// Half of the runs took at most so many milliseconds.
+    /// The median duration, in milliseconds.
     pub p50_ms: Option<i64>,
-    /// 95 % of the runs took at most so many.
+    /// The 95th percentile of the durations.
     pub p95_ms: Option<i64>,
-    /// 95 % of the runs waited at most so many.
+    /// The 95th percentile of the queue waits.
     pub wait_p95_ms: Option<i64>,
 }
 
@@ -124,7 +124,7 @@ impl Report {
     pub(super) fn new(told: &Told, ended: &[RunId], receiver: &Receiver, took: Duration) -> Self {
         let own: HashSet<String> = ended.iter().chain(&told.deleted).map(ToString::to_string).collect();
         let mut spans = receiver.spans();
-        // On a database that is kept there may be something left of an earlier demo.
+        // A kept database may contain runs of an earlier demo.
         spans.retain(|span| match span.kind {
             Kind::Run | Kind::Queue => span.text(field::RUN_ID).is_some_and(|run| own.contains(run)),
             Kind::Handler | Kind::Delivery => true,
@@ -134,7 +134,7 @@ impl Report {
             Some(run) => own.contains(run),
             None => record.text(field::DELIVERY_ID).is_some_and(|delivery| told.refused.contains(delivery)),
         });
-        // Sending is at least once: what came twice counts once.
+        // Sending is at least once, so duplicates count once.
         let of_kind = |kind| {
             let ids = spans.iter().filter(|span| span.kind == kind).map(|span| &span.id);
             ids.collect::<HashSet<_>>().len()
@@ -168,10 +168,10 @@ impl Report {
         }
     }
 
-    /// What went wrong, in one line.
+    /// The problem, in one line.
     pub(crate) fn problem(&self) -> Option<String> {
         if !self.counts.agree() {
-            return Some(format!("what was received is not what is in the table: {:?}", self.counts));
+            return Some(format!("the received telemetry does not match the table: {:?}", self.counts));
         }
         self.forwarded.as_ref()?.problem().map(ToOwned::to_owned)
     }
@@ -231,7 +231,7 @@ fn workflows(spans: &[Span], records: &[Record]) -> Vec<Workflow> {
         .collect()
 }
 
-/// The smallest value that so many percent of all do not exceed.
+/// The smallest value that is at least as large as this percentage of all values.
 fn quantile(values: &mut [i64], percent: usize) -> Option<i64> {
     values.sort_unstable();
     let rank = (values.len() * percent).div_ceil(100);
