@@ -99,6 +99,22 @@ fn filled(text: &str, values: &[(&str, &str)]) -> String {
     variable.replace_all(text, value).into_owned()
 }
 
+/// The SQL of *What is stuck*, as Grafana sends it for these workflows (none is all) and this target.
+#[cfg(feature = "services")]
+pub(crate) fn what_is_stuck(workflows: &[&str], target: &str) -> String {
+    let workflow = match workflows {
+        [] => ".*".to_owned(),
+        [one] => regex::escape(one),
+        many => format!("({})", many.iter().map(|name| regex::escape(name)).collect::<Vec<_>>().join("|")),
+    };
+    let target = format!("'{}'", target.replace('\'', "''"));
+    let (_, text) =
+        sources().into_iter().find(|(name, _)| name == "workflow-runs.json").expect("it is there");
+    let json: Value = serde_json::from_str(&text).expect("a dashboard is JSON");
+    let sql = panels(&json).into_iter().find_map(|panel| panel["targets"][0]["rawSql"].as_str());
+    filled(sql.expect("a panel asks it"), &[("workflow", &workflow), ("target", &target)])
+}
+
 #[test]
 fn every_query_can_be_filled_in() {
     let values = [

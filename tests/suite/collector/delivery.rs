@@ -35,7 +35,7 @@ const PADDING: usize = 100_000;
 async fn everything_passes_unchanged_and_with_credentials() {
     let backends = Backends::start().await;
     let headers = [
-        ("TEMPO_HEADERS", r#"{authorization: "Bearer tempo's", x-scope-orgid: "42"}"#),
+        ("TEMPO_HEADERS", r#"{authorization: "Bearer tempo's $$1 $${HOME}", x-scope-orgid: "42"}"#),
         ("PROMETHEUS_HEADERS", r#"{authorization: "Bearer prometheus's"}"#),
     ];
     let gateway = Gateway::start(&backends, &[], &headers);
@@ -52,7 +52,7 @@ async fn everything_passes_unchanged_and_with_credentials() {
     assert_eq!(tempo.traces(), sent_traces);
     assert_eq!(metrics(&prometheus), sent_metrics);
     assert_eq!(loki.logs(), sent_logs);
-    assert_eq!(tempo.headers["authorization"], "Bearer tempo's");
+    assert_eq!(tempo.headers["authorization"], "Bearer tempo's $1 ${HOME}");
     assert_eq!(tempo.headers["x-scope-orgid"], "42");
     assert_eq!(prometheus.headers["authorization"], "Bearer prometheus's");
     assert!(!loki.headers.contains_key("authorization"));

@@ -8,8 +8,10 @@ use crate::promql::{field_named, of_value};
 
 /// A piece of a query: a string, a range, a name, a number or duration, an operator, any other character.
 static TOKEN: LazyLock<Regex> = LazyLock::new(|| {
-    Regex::new(r#""(?:[^"\\]|\\.)*"|\[[^\]]*\]|[A-Za-z_][\w:]*|\d[\w.]*|=~|!~|!=|>=|<=|==|\|\||&&|\S"#)
-        .expect("a constant")
+    Regex::new(
+        r#""(?:[^"\\]|\\.)*"|`[^`]*`|\[[^\]]*\]|[A-Za-z_][\w:]*|\d[\w.]*|=~|!~|!=|>=|<=|==|\|\||&&|\S"#,
+    )
+    .expect("a constant")
 });
 
 fn tokens(query: &str) -> Vec<&str> {
@@ -26,13 +28,19 @@ const INTRINSICS: [&str; 10] =
 
 /// One filter of spans, what to show of them, and that the newest are wanted; or a trace's id in a variable.
 static PLAIN_TRACEQL: LazyLock<Regex> = LazyLock::new(|| {
-    Regex::new(r"^(?:\$\w+|\{[^{}]*\}(?: \| select\([^(){}|]*\))?(?: with \(most_recent=true\))?)$")
-        .expect("a constant")
+    Regex::new(
+        r"^(?:\$\w+|\{(?:[^{}]|\$\{[^{}]*\})*\}(?: \| select\([^(){}|]*\))?(?: with \(most_recent=true\))?)$",
+    )
+    .expect("a constant")
 });
+
+/// What an attribute is matched with: its quote, and a variable in it.
+static PATTERN: LazyLock<Regex> =
+    LazyLock::new(|| Regex::new(r#"=~ (["`])[^"`$]*\$\{?(\w+)[^"`]*"#).expect("a constant"));
 
 /// A string, a variable, or a name with its scope.
 static TRACEQL_NAME: LazyLock<Regex> = LazyLock::new(|| {
-    Regex::new(r#""[^"]*"|\$\w+|[A-Za-z_][\w:]*(?:\.[A-Za-z_][\w.]*)?"#).expect("a constant")
+    Regex::new(r#""[^"]*"|`[^`]*`|\$\w+|[A-Za-z_][\w:]*(?:\.[A-Za-z_][\w.]*)?"#).expect("a constant")
 });
 
 /// That a query in TraceQL asks for attributes of the catalogue, span by span: operators between spans, and the name
@@ -41,7 +49,16 @@ pub(super) fn of_traceql(query: &str, say: &mut dyn FnMut(String)) {
     if !PLAIN_TRACEQL.is_match(query) {
         say("TraceQL: more than one plain filter, with a select behind it".to_owned());
     }
-    for found in TRACEQL_NAME.find_iter(query).filter(|found| !found.as_str().starts_with(['"', '$'])) {
+    for pattern in PATTERN.captures_iter(query) {
+        let variable = pattern.get(2).filter(|_| &pattern[1] != "`" || !pattern[0].contains(":regex}"));
+        if let Some(variable) = variable {
+            say(format!(
+                "TraceQL: ${} has to be `${{{0}:regex}}`: a name may hold parentheses",
+                variable.as_str()
+            ));
+        }
+    }
+    for found in TRACEQL_NAME.find_iter(query).filter(|found| !found.as_str().starts_with(['"', '`', '$'])) {
         let name = found.as_str();
         if let Some(attribute) = name.strip_prefix("span.") {
             of_field(attribute, say);
@@ -81,10 +98,23 @@ static SQL_WORD: LazyLock<Regex> = LazyLock::new(|| {
     Regex::new(r#"'[^']*'|"[^"]*"|\$\{[^}]*\}|AS \w+|[A-Za-z_][\w.]*"#).expect("a constant")
 });
 
-/// That SQL asks for columns of the view, of nothing else.
+/// A variable in a form that none of its values can leave: quoted by Grafana, or dollar-quoted with every dollar sign
+/// behind a backslash.
+static ESCAPED: LazyLock<Regex> =
+    LazyLock::new(|| Regex::new(r"\$\{\w+:sqlstring\}|\$\$\(\$\{\w+:regex\}\)\$\$").expect("a constant"));
+
+static VARIABLE: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"\$(?:\{[^}]*\}|\w+)").expect("a constant"));
+
+/// That SQL asks for columns of the view, of nothing else, and that no value of a variable changes what it asks.
 pub(super) fn of_sql(query: &str, say: &mut dyn FnMut(String)) {
     if !query.contains("FROM runspan.stuck") {
         say("SQL: not of the view runspan.stuck".to_owned());
+    }
+    for variable in VARIABLE.find_iter(&ESCAPED.replace_all(query, "")) {
+        say(format!(
+            "SQL: {} is not escaped: ${{…:sqlstring}}, or $$(${{…:regex}})$$ for a pattern",
+            variable.as_str()
+        ));
     }
     let words = SQL_WORD.find_iter(query).map(|word| word.as_str());
     for word in words.filter(|word| is_name(word) && !word.starts_with("AS ")) {

@@ -31,6 +31,18 @@ pub(super) fn of_panel(panel: &Value, variables: &Variables<'_>, say: &mut dyn F
         of_target(target, say);
     }
     of_mentions(panel, variables, say);
+    of_interval(panel, say);
+}
+
+/// That a window which Grafana chooses holds two exports of the relay, one a minute, whatever the data source says of its
+/// scrapes: `rate` of one sample is nothing.
+fn of_interval(panel: &Value, say: &mut dyn FnMut(String)) {
+    let is_chosen = |target: &Value| {
+        ["$__rate_interval", "$__interval"].iter().any(|window| text_of(&target["expr"]).contains(window))
+    };
+    if list(&panel["targets"]).iter().any(is_chosen) && text_of(&panel["interval"]) != "5m" {
+        say("its windows may hold one sample only: \"interval\": \"5m\"".to_owned());
+    }
 }
 
 /// That the dashboard lets choose it, so that it works beside data sources which are there already.

@@ -18,6 +18,7 @@ fn right() -> String {
     let expr = "sum by (outcome) (rate(workflow_run_duration_seconds_count{workflowName=~\"$workflow\"}[$__rate_interval]))";
     let mut runs =
         panel(1, "timeseries", "Runs", 0, json!({ "datasource": prometheus, "expr": expr, "refId": "A" }));
+    runs["interval"] = json!("5m");
     runs["fieldConfig"]["overrides"] = json!([{
         "matcher": { "id": "byName", "options": "failed" },
         "properties": [{ "id": "color", "value": { "fixedColor": "red", "mode": "fixed" } }],
@@ -25,12 +26,13 @@ fn right() -> String {
     runs["fieldConfig"]["defaults"]["custom"] = json!({ "thresholdsStyle": { "mode": "dashed" } });
     runs["fieldConfig"]["defaults"]["thresholds"] =
         json!({ "steps": [{ "color": "green", "value": null }, { "color": "red", "value": 9 }] });
-    let traceql = "{ span.outcome = \"failed\" } | select(span.reason)";
+    let traceql =
+        "{ span.outcome = \"failed\" && span.workflowName =~ `${workflow:regex}` } | select(span.reason)";
     let tempo = json!({ "type": "tempo", "uid": "${tempo}" });
     let spans = json!({ "datasource": tempo, "query": traceql, "queryType": "traceql", "refId": "A" });
     let logql = "{service_name=~\".+\"} | event=\"workflow.run.failed\"";
     let lines = json!({ "datasource": { "type": "loki", "uid": "${loki}" }, "expr": logql, "refId": "A" });
-    let select = "SELECT run_id FROM runspan.stuck WHERE workflow_name ~ '${workflow:regex}'";
+    let select = "SELECT run_id FROM runspan.stuck WHERE workflow_name ~ $$(${workflow:regex})$$";
     let postgres = json!({ "type": "grafana-postgresql-datasource", "uid": "${runs}" });
     let rows = json!({ "datasource": postgres, "rawSql": select, "refId": "A" });
     let dashboard = json!({
@@ -61,7 +63,7 @@ fn a_right_dashboard_has_no_problems() {
 }
 
 /// What is right, and what is wrong in its place.
-const PLANTED: [(&str, &str); 32] = [
+const PLANTED: [(&str, &str); 37] = [
     (r#""schemaVersion": 41"#, r#""schemaVersion": 42, "spec": {}"#),
     (r#""schemaVersion": 41,"#, r#""schemaVersion": 43,"#),
     (r#""id": 2"#, r#""id": 1"#),
@@ -89,6 +91,11 @@ const PLANTED: [(&str, &str); 32] = [
     (r#"= \"failed\""#, r#"= \"broken\""#),
     ("select(span.reason)", "select(rootName)"),
     ("} | select(span.reason)", "} >> { kind = server }"),
+    ("`${workflow:regex}`", r#"\"${workflow:regex}\""#),
+    ("`${workflow:regex}`", "`$workflow`"),
+    ("$$(${workflow:regex})$$", "'${workflow:regex}'"),
+    ("$$(${workflow:regex})$$", "$workflow"),
+    (r#""interval": "5m","#, ""),
     ("| event", "| events"),
     ("workflow.run.failed", "workflow.run.broken"),
     ("run_id FROM", "owner FROM"),
@@ -109,7 +116,7 @@ fn what_is_wrong_is_named_with_its_panel() {
     }
     insta::assert_snapshot!(said, @r#"
     "schemaVersion": 41 → "schemaVersion": 42, "spec": {}
-        wrong.json: line 177: not in two spaces, with keys in their order
+        wrong.json: line 178: not in two spaces, with keys in their order
         wrong.json: no classic dashboard (schemaVersion up to 42, panels, no spec)
     "schemaVersion": 41, → "schemaVersion": 43,
         wrong.json: no classic dashboard (schemaVersion up to 42, panels, no spec)
@@ -168,6 +175,18 @@ fn what_is_wrong_is_named_with_its_panel() {
         wrong.json: Latest: TraceQL: rootName is neither span.… nor one of kind, server, internal, client, name, status, error, duration, nil, most_recent
     } | select(span.reason) → } >> { kind = server }
         wrong.json: Latest: TraceQL: more than one plain filter, with a select behind it
+    `${workflow:regex}` → \"${workflow:regex}\"
+        wrong.json: Latest: TraceQL: $workflow has to be `${workflow:regex}`: a name may hold parentheses
+    `${workflow:regex}` → `$workflow`
+        wrong.json: Latest: TraceQL: $workflow has to be `${workflow:regex}`: a name may hold parentheses
+    $$(${workflow:regex})$$ → '${workflow:regex}'
+        wrong.json: Stuck: SQL: ${workflow:regex} is not escaped: ${…:sqlstring}, or $$(${…:regex})$$ for a pattern
+    $$(${workflow:regex})$$ → $workflow
+        wrong.json: Stuck: SQL: $workflow is not escaped: ${…:sqlstring}, or $$(${…:regex})$$ for a pattern
+        wrong.json: Stuck: SQL: runspan.stuck has no column workflow
+    "interval": "5m", → 
+        wrong.json: line 63: not in two spaces, with keys in their order
+        wrong.json: Runs: its windows may hold one sample only: "interval": "5m"
     | event → | events
         wrong.json: Lines: no field of the catalogue: events
     workflow.run.failed → workflow.run.broken

@@ -1,6 +1,7 @@
 //! The view `runspan.stuck`: who may read it, what it costs, and what it leaves free.
 
 use super::{owner, refused, role};
+use crate::dashboards;
 use crate::database::{Database, Session, connect};
 
 on_postgres!(
@@ -8,6 +9,7 @@ on_postgres!(
     the_applications_table_stays_free,
     it_finds_the_runs_in_flight_by_their_index,
     a_status_may_be_an_enum,
+    a_dashboard_finds_a_workflow_whatever_its_name,
 );
 
 const QUEUED_LONG_AGO: &str = "UPDATE workflow_runs SET created_at = clock_timestamp() - interval '2 hours'";
@@ -105,4 +107,35 @@ async fn a_status_may_be_an_enum(database: &Database) {
         .await;
     let (store, _) = database.attach().await;
     assert_eq!(store.stuck(1).await.unwrap().runs[0].status, "queued");
+}
+
+async fn a_dashboard_finds_a_workflow_whatever_its_name(database: &Database) {
+    database.attach().await;
+    let mut session = database.connect().await;
+    let names = [
+        "it's",
+        "deploy (prod)",
+        "a|b",
+        "x$$ OR true --",
+        "cost$",
+        "back\\slash",
+        "[a-z]*",
+        "'; DROP TABLE x",
+    ];
+    for name in names {
+        session.queue(name, 1).await;
+    }
+    session.execute(QUEUED_LONG_AGO).await;
+    let mut found = async |workflows: &[&str], target: &str| {
+        let sql = dashboards::what_is_stuck(workflows, target);
+        let sql =
+            format!("SELECT string_agg(workflow, ' & ' ORDER BY workflow COLLATE \"C\") FROM ({sql}) panel");
+        session.text(&sql).await.unwrap_or_default()
+    };
+    for name in names {
+        assert_eq!(found(&[name], "").await, name);
+    }
+    assert_eq!(found(&["cost$", "it's"], "acme/widgets#1").await, "cost$ & it's");
+    assert_eq!(found(&[], "").await.split(" & ").count(), names.len());
+    assert_eq!(found(&[], "acme's").await, "");
 }
