@@ -222,7 +222,11 @@ impl<'a> Play<'a> {
     /// As the relay's log says to.
     fn attach(&self) {
         let output = runspan(&["attach", "--database-url", self.database.url()]).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        // On a full disk the runs in flight are left to the relay.
+        let is_full =
+            stderr.contains("No space left on device") && stderr.contains("the triggers are installed");
+        assert!(output.status.success() || is_full, "{stderr}");
     }
 
     /// The process that holds the lease.
