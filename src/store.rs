@@ -42,7 +42,7 @@ pub use self::stuck::{Stuck, StuckRun};
 use crate::database_url::DatabaseUrl;
 
 /// The version of runspan's own schema that this program knows.
-pub const SCHEMA_VERSION: i32 = 2;
+pub const SCHEMA_VERSION: i32 = 3;
 
 /// A database that runspan works on.
 pub trait Store: Admin + StatusStore + LeaseStore + JournalStore + OutboxStore + SeriesStore {}

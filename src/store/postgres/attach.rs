@@ -17,7 +17,7 @@ use super::{PgStore, purge, reconcile};
 
 /// runspan's schema, version by version. Append-only.
 const MIGRATIONS: [&str; SCHEMA_VERSION as usize] =
-    [include_str!("schema.sql"), include_str!("schema_2.sql")];
+    [include_str!("schema.sql"), include_str!("schema_2.sql"), include_str!("schema_3.sql")];
 const CREATE_TRIGGER: &str = include_str!("trigger.sql");
 
 /// Its name, quoted. It sorts before those of the application's triggers, which fire after it.

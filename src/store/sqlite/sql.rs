@@ -10,7 +10,7 @@ use crate::run::MAX_ANCESTORS;
 
 /// runspan's tables, version by version. Append-only.
 pub(super) const MIGRATIONS: [&str; super::super::SCHEMA_VERSION as usize] =
-    [include_str!("schema.sql"), include_str!("schema_2.sql")];
+    [include_str!("schema.sql"), include_str!("schema_2.sql"), include_str!("schema_3.sql")];
 const ENTRY: &str = include_str!("entry.sql");
 const TRIGGERS: &str = include_str!("triggers.sql");
 const FIND: &str = include_str!("find.sql");

@@ -1,0 +1,1 @@
+-- Version 3: cancelled runs, the delivery that caused a child, and bounds.
