@@ -206,8 +206,11 @@ impl Relay {
         self.status.update(|state| state.lease_epoch = None);
         // After an error too: the next holder, which may be this relay, need not wait for the lease to expire.
         let released = tokio::time::timeout(RELEASE_TIMEOUT, self.store.release_lease(&lease)).await;
-        if matches!(released, Ok(Ok(()))) {
-            tracing::info!(epoch = lease.epoch(), "released the lease");
+        match released.unwrap_or_else(|_| Err(StoreError::timed_out())) {
+            Ok(()) => tracing::info!(epoch = lease.epoch(), "released the lease"),
+            // The next holder takes it, whoever that is.
+            Err(StoreError::LeaseLost) => {}
+            Err(error) => tracing::warn!("failed to release the lease, which now expires: {error}"),
         }
         worked
     }

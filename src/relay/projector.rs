@@ -44,7 +44,7 @@ impl Projector {
         while !term.stop.is_cancelled() {
             let prepared = self.next(&mut pipeline, &mut reader).await?;
             let entries = prepared.commit.consumed.len();
-            let is_full = entries >= term.settings.batch;
+            let is_full = entries >= term.settings.batch.get();
             if entries == 0 {
                 term.journal_empty.notify_one();
                 term.status.update(|state| state.journal_empty = prepared.is_reconciled);
@@ -70,7 +70,7 @@ impl Projector {
     }
 
     /// The next batch to commit.
-    async fn next(&self, pipeline: &mut Pipeline, reader: &mut Reader) -> Result<Prepared, StoreError> {
+    async fn next(&self, pipeline: &mut Pipeline, reader: &mut Reader) -> Result<Prepared, RelayError> {
         if let Some(prepared) = pipeline.projected.take() {
             return Ok(prepared);
         }
@@ -87,13 +87,14 @@ impl Projector {
         prepared: &Prepared,
         read: Option<ReadBatch>,
         reader: &mut Reader,
-    ) -> Result<Pipeline, StoreError> {
+    ) -> Result<Pipeline, RelayError> {
         let ahead = async {
             let read = match read {
                 Some(read) => read,
                 None => reader.read().await?,
             };
-            tokio::try_join!(self.prepare(read, Some(&prepared.commit)), reader.read())
+            let behind = async { Ok(reader.read().await?) };
+            tokio::try_join!(self.prepare(read, Some(&prepared.commit)), behind)
         };
         let (committed, ahead) = tokio::join!(self.commit(prepared), ahead);
         committed?;
@@ -102,7 +103,7 @@ impl Projector {
     }
 
     /// Projects a batch over the open runs: those of the database, as `uncommitted` will have left them.
-    async fn prepare(&self, read: ReadBatch, uncommitted: Option<&Commit>) -> Result<Prepared, StoreError> {
+    async fn prepare(&self, read: ReadBatch, uncommitted: Option<&Commit>) -> Result<Prepared, RelayError> {
         let ReadBatch { began, is_reconciled, batch } = read;
         if batch.entries.is_empty() {
             let commit = Commit { position: batch.position, ..Commit::default() };
@@ -123,12 +124,7 @@ impl Projector {
             planned.encode(&encoder, &channels);
             planned
         });
-        let Ok(Plan { commit, .. }) = planned.await else {
-            return Err(StoreError::Corrupt {
-                what: "a batch of the journal".to_owned(),
-                cause: "projecting it panicked".to_owned(),
-            });
-        };
+        let Plan { commit, .. } = planned.await.map_err(|_| RelayError::Panicked)?;
         for (seq, error) in &commit.set_aside {
             tracing::error!(seq, "cannot parse an entry of the journal; set aside: {error}");
         }

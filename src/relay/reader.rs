@@ -44,7 +44,7 @@ impl Reader {
     pub(super) async fn read(&mut self) -> Result<ReadBatch, StoreError> {
         let began = Instant::now();
         let is_reconciled = self.term.reconciled.is_cancelled();
-        let batch = self.term.store.read(self.position.clone(), self.term.settings.batch).await?;
+        let batch = self.term.store.read(self.position.clone(), self.term.settings.batch.get()).await?;
         self.position.clone_from(&batch.position);
         Ok(ReadBatch { began, is_reconciled, batch })
     }

@@ -1,5 +1,6 @@
 //! How a relay works: the defaults are those of the command line, so an embedded relay and a sidecar behave alike.
 
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use crate::projection;
@@ -22,7 +23,7 @@ pub struct Settings {
     /// How long the lease lasts without renewal. The holder renews it every third of this.
     pub lease_term: Duration,
     /// The maximum number of entries per transaction.
-    pub batch: usize,
+    pub batch: NonZeroUsize,
     /// The longest pause between two reads of an empty journal.
     pub idle_poll: Duration,
     /// How often the relay polls the database's status, and whether transitions reach the journal.
@@ -45,7 +46,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             lease_term: Duration::from_secs(10),
-            batch: 2_000,
+            batch: const { NonZeroUsize::new(2_000).expect("2,000 is not zero") },
             idle_poll: Duration::from_millis(333),
             look_every: Duration::from_secs(5),
             reconcile_every: Duration::from_mins(1),

@@ -11,6 +11,7 @@ use super::{Lease, StoreError};
 use crate::run::Timestamp;
 
 /// Where a request is going. Each channel is sent by itself: one that is stuck stops no other.
+// Stored in the outbox: for a new value bump SCHEMA_VERSION.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Channel {

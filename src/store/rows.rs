@@ -59,7 +59,8 @@ where
 }
 
 pub(super) fn channel(text: &str) -> Result<Channel, StoreError> {
-    text.parse().map_err(|cause| StoreError::Corrupt { what: "the outbox".to_owned(), cause })
+    // A newer version may send what this one does not know.
+    text.parse().map_err(|cause| StoreError::Newer { what: "the outbox".to_owned(), cause })
 }
 
 /// A size or count, as stored.

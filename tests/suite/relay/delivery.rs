@@ -156,7 +156,8 @@ async fn a_backlog_comes_to_the_same_in_batches_of_any_size(database: &Database)
             }
         }
         let receiver = Receiver::grpc().await;
-        let relay = relay(&store, &receiver, &[]).with(Settings { batch, ..settings() });
+        let relay =
+            relay(&store, &receiver, &[]).with(Settings { batch: batch.try_into().unwrap(), ..settings() });
         assert_eq!(relay.spawn().drain().await.unwrap(), Ended::Idle);
         assert_eq!(names(&receiver), ids(&queued), "in batches of {batch}");
         let requests = receiver.requests();
@@ -266,7 +267,12 @@ async fn a_full_outbox_drops_the_oldest(database: &Database) {
     let receiver = Receiver::grpc().await;
     let mut session = database.connect().await;
     receiver.rule(|_| Reply::grpc(Code::Unavailable, "away"));
-    let small = Settings { max_outbox: 2_000, batch: 3, trim_every: Duration::ZERO, ..settings() };
+    let small = Settings {
+        max_outbox: 2_000,
+        batch: 3.try_into().unwrap(),
+        trim_every: Duration::ZERO,
+        ..settings()
+    };
     let relay = relay(&store, &receiver, &[]).with(small).spawn();
     let runs = succeed(&mut session, 1..=60).await;
     let empty = || async { store.status().await.unwrap().journal_entries == 0 };
