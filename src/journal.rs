@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 pub use self::row::Row;
 pub(crate) use self::row::{Source, journal_columns};
 
-use crate::run::{RunId, Status, Timestamp, UnknownStatus};
+use crate::run::{RunId, Status, Timestamp};
 use crate::trace_context::SpanContext;
 
 /// Why a row cannot be parsed. It is set aside with this error, and the rest goes on.
@@ -19,9 +19,6 @@ pub enum Unreadable {
     /// A column that the entry needs is empty.
     #[error("{0} is missing")]
     Missing(&'static str),
-    /// A status that is none of the five.
-    #[error(transparent)]
-    Status(#[from] UnknownStatus),
     /// A column does not hold what it should (SQLite types values, not columns).
     #[error("{column} is not a UUID: {value:?}")]
     NotUuid {
@@ -56,10 +53,10 @@ pub enum Change {
         run: RunId,
         /// The state before.
         from: Before,
-        /// The state after; `None`: the row is deleted.
-        to: Option<Status>,
-        /// When the run's row was created.
-        created_at: Timestamp,
+        /// The state after.
+        to: After,
+        /// When the run's row was created, by whatever clock the application used; `None` where that is not a time.
+        created_at: Option<Timestamp>,
         /// The span that caused the run.
         link: Option<SpanContext>,
     },
@@ -75,10 +72,21 @@ pub enum Change {
 pub enum Before {
     /// There was no row.
     Absent,
-    /// One of the five.
+    /// One that runspan knows.
     Known(Status),
-    /// A status that runspan does not know. The run is taken for one in flight.
+    /// A status of the application's own.
     Unknown,
+}
+
+/// The state after a transition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum After {
+    /// The row is deleted.
+    Deleted,
+    /// One that runspan knows.
+    Known(Status),
+    /// A status of the application's own.
+    Unknown(String),
 }
 
 /// What is known of a run beside its status: the attributes of every span and record of it.
@@ -156,8 +164,10 @@ impl TryFrom<Row> for Entry {
                     .from_status
                     .as_deref()
                     .map_or(Before::Absent, |status| status.parse().map_or(Before::Unknown, Before::Known)),
-                to: row.to_status.as_deref().map(str::parse).transpose()?,
-                created_at: Timestamp::from_micros(row.created_at.unwrap_or(row.at)),
+                to: row.to_status.map_or(After::Deleted, |status| {
+                    status.parse().map_or_else(|_| After::Unknown(status), After::Known)
+                }),
+                created_at: row.created_at.map(Timestamp::from_micros),
                 link: row.traceparent.and_then(|header| header.parse().ok()),
             },
         };
@@ -209,23 +219,23 @@ mod tests {
         let error = |row: Row| Entry::try_from(row).unwrap_err().to_string();
         assert_eq!(error(Row { run_id: None, ..row() }), "run_id is missing");
         assert_eq!(error(Row { workflow_name: None, ..row() }), "workflow_name is missing");
-        assert_eq!(
-            error(Row { to_status: Some("paused".into()), ..row() }),
-            "unknown status \"paused\" (known: queued, running, succeeded, failed, incomplete)"
-        );
     }
 
     #[test]
-    fn an_unknown_status_before_does_not_hide_the_end() {
-        let entry = Entry::try_from(Row {
-            from_status: Some("paused".into()),
-            to_status: Some("succeeded".into()),
-            ..row()
-        });
-        assert!(matches!(
-            entry.unwrap().change,
-            Change::Transition { from: Before::Unknown, to: Some(Status::Succeeded), .. }
-        ));
+    fn a_status_of_the_applications_own_is_no_error() {
+        let change = |from: &str, to: &str| {
+            let row = Row { from_status: Some(from.into()), to_status: Some(to.into()), ..row() };
+            match Entry::try_from(row).unwrap().change {
+                Change::Transition { from, to, .. } => (from, to),
+                Change::Refusal { .. } => panic!("not a refusal"),
+            }
+        };
+        assert_eq!(change("paused", "succeeded"), (Before::Unknown, After::Known(Status::Succeeded)));
+        assert_eq!(
+            change("running", "paused"),
+            (Before::Known(Status::Running), After::Unknown("paused".to_owned()))
+        );
+        assert_eq!(change("paused", "canceled"), (Before::Unknown, After::Known(Status::Cancelled)));
     }
 
     #[test]

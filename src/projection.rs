@@ -19,16 +19,19 @@ mod output;
 #[cfg(test)]
 mod tests;
 mod tracked;
+mod warning;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use self::attributes::{Attributes, Value, of_run as run_attributes};
 pub use self::event::{Child, RecordedEvent};
 pub use self::output::{Detail, End, Record, Span, SpanKind, Subject};
 pub use self::tracked::{MAX_EVENTS, OpenRun, Tombstone, Tracked, Wait};
+pub use self::warning::Warning;
 
-use crate::journal::{Before, Change, Context, Entry};
+use crate::journal::{After, Before, Change, Context, Entry};
 use crate::redact;
 use crate::run::{Outcome, RunId, Status, Timestamp, Transition};
 use crate::semconv::{ErrorType, Event};
@@ -36,10 +39,18 @@ use crate::series::{Buckets, Key, Totals};
 use crate::trace_context::SpanContext;
 
 /// How to project.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// The buckets of the series' histograms.
     pub buckets: Buckets,
+    /// How long before its INSERT a run may have been created. An earlier `created_at` is not believed.
+    pub max_backdating: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { buckets: Buckets::default(), max_backdating: Duration::from_hours(7 * 24) }
+    }
 }
 
 /// The result of a batch.
@@ -55,6 +66,8 @@ pub struct Projected {
     pub closed: Vec<RunId>,
     /// Increments of the series.
     pub totals: Totals,
+    /// What somebody should know about the entries.
+    pub warnings: Vec<Warning>,
 }
 
 /// Projects `entries`, in the journal's order. `tracked` are the runs that they and their parents belong to, as far as
@@ -65,7 +78,9 @@ pub fn project(
     settings: &Settings,
 ) -> Projected {
     let mut projection = Projection {
+        settings,
         runs: Runs::new(tracked),
+        warnings: Vec::new(),
         output: Output {
             spans: Vec::new(),
             records: Vec::new(),
@@ -75,34 +90,46 @@ pub fn project(
     for entry in entries {
         projection.apply(entry);
     }
-    let Projection { runs, output: Output { spans, records, totals } } = projection;
+    let Projection { settings: _, runs, output: Output { spans, records, totals }, warnings } = projection;
     let (opened, closed) = runs.finish();
-    Projected { spans, records, opened, closed, totals }
+    Projected { spans, records, opened, closed, totals, warnings }
 }
 
-struct Projection {
+struct Projection<'a> {
+    settings: &'a Settings,
     runs: Runs,
     output: Output,
+    warnings: Vec<Warning>,
 }
 
 /// One transition of one run, with the rest of its entry.
 struct Step {
     run: RunId,
     from: Before,
+    /// `None`: the row is deleted.
     to: Option<Status>,
     at: Timestamp,
-    created_at: Timestamp,
+    created_at: Option<Timestamp>,
     link: Option<SpanContext>,
     reason: Option<String>,
     reconciled: bool,
 }
 
-impl Projection {
+impl Projection<'_> {
     fn apply(&mut self, entry: Entry) {
         let Entry { at, reconciled, context, reason, change } = entry;
         match change {
             Change::Refusal { inflight } => self.output.refusal(at, context, reason.as_deref(), inflight),
             Change::Transition { run, from, to, created_at, link } => {
+                let to = match to {
+                    After::Known(status) => Some(status),
+                    After::Deleted => None,
+                    // A run that has begun stays as it was, one that has not has yet to begin.
+                    After::Unknown(status) => {
+                        let workflow = context.workflow_name;
+                        return self.warnings.push(Warning::UnknownStatus { status, run, workflow });
+                    }
+                };
                 self.transition(&Step { run, from, to, at, created_at, link, reason, reconciled }, context);
             }
         }
@@ -115,11 +142,11 @@ impl Projection {
         }
         let before = match (step.from, known) {
             (Before::Known(status), _) => Some(status),
-            // The row of a tracked run is inserted again: its deletion was missed.
-            (Before::Absent, known) => known.map(Tracked::status),
-            // In flight in a state of the application's own: whatever it becomes is a change.
-            (Before::Unknown, _) if step.to == Some(Status::Running) => Some(Status::Queued),
-            (Before::Unknown, _) => Some(Status::Running),
+            // The row of a tracked run is inserted again: its deletion was missed. Or the run was in a status of the application's own, in which it stayed what it was.
+            (Before::Absent | Before::Unknown, Some(known)) => Some(known.status()),
+            (Before::Absent, None) => None,
+            // Not begun, unless this ends it: then the journal has missed its beginning.
+            (Before::Unknown, None) => step.to.filter(|to| to.outcome().is_some()).map(|_| Status::Running),
         };
         let has_ended = matches!(known, Some(Tracked::Ended(_)));
         match Transition::between(before, step.to) {
@@ -129,7 +156,7 @@ impl Projection {
                     && let Some(open) = self.runs.close(step.run)
                 {
                     // The journal missed this run's end; the row knows how it ended, not when or why.
-                    self.end(step, open, outcome, None, true);
+                    self.end(step, before, open, outcome, None, true);
                 }
                 self.conflict(step, before, context);
             }
@@ -138,7 +165,7 @@ impl Projection {
             Transition::Running => self.enter(step, context, Status::Running, Event::Running),
             Transition::Ended(outcome) => {
                 let open = self.runs.close(step.run).unwrap_or_else(|| self.begin(step, context));
-                self.end(step, open, outcome, step.reason.as_deref(), step.reconciled);
+                self.end(step, before, open, outcome, step.reason.as_deref(), step.reconciled);
             }
         }
     }
@@ -146,12 +173,17 @@ impl Projection {
     /// A run seen for the first time: queued, by its parent if it has one.
     fn begin(&mut self, step: &Step, context: Context) -> OpenRun {
         let wait = match step.from {
-            Before::Absent | Before::Known(Status::Queued) => Wait::Waiting,
-            Before::Known(_) | Before::Unknown => Wait::Unknown,
+            Before::Known(Status::Queued) => Wait::Waiting,
+            _ if step.begins() => Wait::Waiting,
+            _ => Wait::Unknown,
         };
-        let reconciled = step.reconciled || step.from != Before::Absent;
-        let mut open = OpenRun::new(Arc::new(context), step.created_at, wait, step.link);
-        let queued_at = open.queued_at;
+        let reconciled = step.reconciled || !step.begins();
+        let queued_at = step.queued_at(self.settings.max_backdating).unwrap_or_else(|| {
+            let (workflow, created_at) = (context.workflow_name.clone(), step.created_at);
+            self.warnings.push(Warning::CreatedAt { workflow, run: step.run, created_at, at: step.at });
+            step.at
+        });
+        let mut open = OpenRun::new(Arc::new(context), queued_at, wait, step.link);
         self.output.event(step.run, &mut open, Event::Queued, queued_at, reconciled);
         if let Some(lineage) = &open.context.lineage {
             let child = Child { run: step.run, workflow_name: open.context.workflow_name.clone() };
@@ -162,16 +194,15 @@ impl Projection {
 
     /// The run takes a state in which it is in flight.
     fn enter(&mut self, step: &Step, context: Context, status: Status, event: Event) {
-        if self.runs.get(step.run).is_none() {
+        let is_new = self.runs.get(step.run).is_none();
+        if is_new {
             let open = self.begin(step, context);
             self.runs.set(step.run, Some(Tracked::Open(open)));
         }
         let Some(open) = self.runs.open_mut(step.run) else { return };
-        // Its beginning is recorded.
-        let has_begun_so =
-            (step.from, open.status, status) == (Before::Absent, Status::Queued, Status::Queued);
         open.status = status;
-        if has_begun_so {
+        if is_new && step.begins() && status == Status::Queued {
+            // Its beginning is recorded.
             return;
         }
         let at = open.clamp(step.at);
@@ -206,6 +237,7 @@ impl Projection {
     fn end(
         &mut self,
         step: &Step,
+        before: Option<Status>,
         mut open: OpenRun,
         outcome: Outcome,
         reason: Option<&str>,
@@ -240,9 +272,8 @@ impl Projection {
             reason: reason.filter(|_| has_reason).map(redact::reason),
         });
 
-        let was_queued = step.from == Before::Known(Status::Queued)
-            || (step.from == Before::Absent && open.status == Status::Queued);
-        let never_published = was_queued && end.error_type == Some(ErrorType::EnqueueFailed);
+        let never_published =
+            before == Some(Status::Queued) && end.error_type == Some(ErrorType::EnqueueFailed);
         let ending = never_published.then_some(Event::EnqueueFailed).into_iter();
         let ending = ending.chain([Event::of_outcome(outcome)]);
         let subject = Subject::Run { run, context: Arc::clone(&open.context) };
@@ -273,6 +304,40 @@ impl Projection {
         });
         let in_flight = to.filter(|status| status.outcome().is_none());
         self.runs.set(run, in_flight.map(|status| Tracked::Ended(Tombstone { context, status, at })));
+    }
+}
+
+/// How long before its first entry a run may have been created whose INSERT the journal missed. Many clocks and languages
+/// have a zero that is decades ago: it must not count as a duration.
+const MAX_AGE: Duration = Duration::from_hours(365 * 24);
+
+/// How far ahead of the database's clock the application's may be without a warning.
+const CLOCK_SKEW: Duration = Duration::from_secs(5);
+
+impl Step {
+    /// Whether the run begins with this step: its row is inserted, or leaves a status of the application's own for the first
+    /// that runspan knows.
+    fn begins(&self) -> bool {
+        let is_in_flight = self.to.is_some_and(|to| to.outcome().is_none());
+        self.from == Before::Absent || (self.from == Before::Unknown && is_in_flight)
+    }
+
+    /// When a run was queued that this step shows for the first time. The entry's own time is the database's;
+    /// `created_at` is written by the application, and may only move the beginning back. `None`: it is absent, or cannot be
+    /// when the run was created.
+    fn queued_at(&self, max_backdating: Duration) -> Option<Timestamp> {
+        let earliest = match self.from {
+            Before::Unknown if self.begins() => return Some(self.at),
+            Before::Absent if !self.reconciled => self.at.minus(max_backdating),
+            _ => self.at.minus(MAX_AGE),
+        };
+        match self.created_at {
+            Some(created_at) if (earliest..=self.at).contains(&created_at) => Some(created_at),
+            Some(created_at) if created_at > self.at && created_at.minus(CLOCK_SKEW) <= self.at => {
+                Some(self.at)
+            }
+            _ => None,
+        }
     }
 }
 

@@ -25,6 +25,7 @@ mod settings;
 mod sink;
 mod status;
 mod term;
+mod warned;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -63,6 +64,7 @@ pub struct Relay {
     status: RelayStatus,
     instruments: Arc<self_metrics::Instruments>,
     capture: capture::Watch,
+    warned: Arc<warned::Warned>,
     /// The name of this relay in the lease's row.
     holder: String,
 }
@@ -117,6 +119,7 @@ impl Relay {
             status,
             instruments: Arc::new(self_metrics::Instruments::new(signals)),
             capture: capture::Watch::default(),
+            warned: Arc::default(),
             holder,
         })
     }
@@ -230,6 +233,7 @@ impl Relay {
             instance,
             settings: self.settings.clone(),
             status: self.status.clone(),
+            warned: Arc::clone(&self.warned),
             stop: stop.clone(),
             projected: CancellationToken::new(),
             journal_empty: Notify::new(),

@@ -70,6 +70,12 @@ impl Timestamp {
         self.0
     }
 
+    /// The moment this long before.
+    #[must_use]
+    pub fn minus(self, duration: std::time::Duration) -> Self {
+        Self(self.0.saturating_sub(i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)))
+    }
+
     /// Nanoseconds since the Unix epoch, as in OTLP (`fixed64`): earlier times become 0.
     pub const fn unix_nanos(self) -> u64 {
         if self.0 < 0 { 0 } else { self.0.unsigned_abs().saturating_mul(1_000) }
@@ -137,7 +143,8 @@ impl TargetKind {
     }
 }
 
-/// The state of a run, as the column `status` spells it.
+/// The state of a run, as the column `status` spells it. A word that is none of these is the application's own: see
+/// `docs/table.md`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 // Stored in open runs and series: for a new value bump SCHEMA_VERSION.
@@ -152,14 +159,24 @@ pub enum Status {
     Failed,
     /// Ended without an error, but with work left: `state.incompleteReason` holds the reason.
     Incomplete,
+    /// Cancelled. Tables may use it; the bundled one does not. Also spelled [`Status::CANCELED`].
+    Cancelled,
 }
 
 /// How many levels of parents are walked at most to find a root: a row may be its own ancestor.
 pub const MAX_ANCESTORS: i32 = 32;
 
 impl Status {
-    /// All five, in the order of a run's life.
-    pub const ALL: [Self; 5] = [Self::Queued, Self::Running, Self::Succeeded, Self::Failed, Self::Incomplete];
+    /// All of them, in the order of a run's life.
+    pub const ALL: [Self; 6] =
+        [Self::Queued, Self::Running, Self::Succeeded, Self::Failed, Self::Incomplete, Self::Cancelled];
+
+    /// Those that every table has to allow.
+    pub const REQUIRED: [Self; 5] =
+        [Self::Queued, Self::Running, Self::Succeeded, Self::Failed, Self::Incomplete];
+
+    /// The American spelling of [`Cancelled`](Self::Cancelled), which is read but never written.
+    pub const CANCELED: &str = "canceled";
 
     /// The column's value.
     pub const fn as_str(self) -> &'static str {
@@ -169,6 +186,7 @@ impl Status {
             Self::Succeeded => "succeeded",
             Self::Failed => "failed",
             Self::Incomplete => "incomplete",
+            Self::Cancelled => "cancelled",
         }
     }
 
@@ -179,6 +197,7 @@ impl Status {
             Self::Succeeded => Some(Outcome::Succeeded),
             Self::Failed => Some(Outcome::Failed),
             Self::Incomplete => Some(Outcome::Incomplete),
+            Self::Cancelled => Some(Outcome::Cancelled),
         }
     }
 
@@ -187,8 +206,8 @@ impl Status {
     pub const fn may_become(self, next: Self) -> bool {
         match self {
             Self::Queued => matches!(next, Self::Running | Self::Failed),
-            Self::Running => next.outcome().is_some(),
-            Self::Succeeded | Self::Failed | Self::Incomplete => false,
+            Self::Running => matches!(next, Self::Succeeded | Self::Failed | Self::Incomplete),
+            Self::Succeeded | Self::Failed | Self::Incomplete | Self::Cancelled => false,
         }
     }
 }
@@ -201,13 +220,14 @@ impl fmt::Display for Status {
 
 /// An unknown status.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown status {0:?} (known: queued, running, succeeded, failed, incomplete)")]
+#[error("unknown status {0:?} (known: queued, running, succeeded, failed, incomplete, cancelled)")]
 pub struct UnknownStatus(pub String);
 
 impl FromStr for Status {
     type Err = UnknownStatus;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let text = if text == Self::CANCELED { Self::Cancelled.as_str() } else { text };
         Self::ALL
             .into_iter()
             .find(|status| status.as_str() == text)
@@ -226,13 +246,21 @@ pub enum Outcome {
     Failed,
     /// It ended without an error, but with work left.
     Incomplete,
+    /// It was cancelled.
+    Cancelled,
     /// Its row was deleted while it was in flight.
     Deleted,
 }
 
 impl Outcome {
-    /// All four.
-    pub const ALL: [Self; 4] = [Self::Succeeded, Self::Failed, Self::Incomplete, Self::Deleted];
+    /// All of them.
+    pub const ALL: [Self; 5] =
+        [Self::Succeeded, Self::Failed, Self::Incomplete, Self::Cancelled, Self::Deleted];
+
+    /// Whether somebody ended the run from outside. Such an end shows neither how long a run takes nor whether it succeeds.
+    pub const fn is_interruption(self) -> bool {
+        matches!(self, Self::Cancelled | Self::Deleted)
+    }
 
     /// The value of the attribute `outcome`.
     pub const fn as_str(self) -> &'static str {
@@ -240,6 +268,7 @@ impl Outcome {
             Self::Succeeded => "succeeded",
             Self::Failed => "failed",
             Self::Incomplete => "incomplete",
+            Self::Cancelled => "cancelled",
             Self::Deleted => "deleted",
         }
     }
@@ -319,26 +348,37 @@ mod tests {
             queued → succeeded  Ended(Succeeded)
             queued → failed     Ended(Failed)
             queued → incomplete Ended(Incomplete)
+            queued → cancelled  Ended(Cancelled)
            running → -          Ended(Deleted)
            running → queued     Queued
            running → succeeded  Ended(Succeeded)
            running → failed     Ended(Failed)
            running → incomplete Ended(Incomplete)
+           running → cancelled  Ended(Cancelled)
          succeeded → -          AfterEnd
          succeeded → queued     AfterEnd
          succeeded → running    AfterEnd
          succeeded → failed     AfterEnd
          succeeded → incomplete AfterEnd
+         succeeded → cancelled  AfterEnd
             failed → -          AfterEnd
             failed → queued     AfterEnd
             failed → running    AfterEnd
             failed → succeeded  AfterEnd
             failed → incomplete AfterEnd
+            failed → cancelled  AfterEnd
         incomplete → -          AfterEnd
         incomplete → queued     AfterEnd
         incomplete → running    AfterEnd
         incomplete → succeeded  AfterEnd
         incomplete → failed     AfterEnd
+        incomplete → cancelled  AfterEnd
+         cancelled → -          AfterEnd
+         cancelled → queued     AfterEnd
+         cancelled → running    AfterEnd
+         cancelled → succeeded  AfterEnd
+         cancelled → failed     AfterEnd
+         cancelled → incomplete AfterEnd
         ");
     }
 

@@ -59,6 +59,8 @@ events! {
     Incomplete = "workflow.run.incomplete";
     /// The run failed.
     Failed = "workflow.run.failed";
+    /// The run was cancelled.
+    Cancelled = "workflow.run.cancelled";
     /// The run failed while it was queued, because it could not be enqueued; `workflow.run.failed` follows.
     EnqueueFailed = "workflow.run.enqueue_failed";
     /// A dispatch was refused before a row existed.
@@ -74,9 +76,12 @@ impl Event {
     /// The level of this event, where it has them with this outcome and `error.type`.
     pub fn level(self, outcome: Option<Outcome>, error_type: Option<ErrorType>) -> Level {
         match self {
-            Self::Queued | Self::Running | Self::HandedOff | Self::Succeeded | Self::DispatchRefused => {
-                Level::Info
-            }
+            Self::Queued
+            | Self::Running
+            | Self::HandedOff
+            | Self::Succeeded
+            | Self::Cancelled
+            | Self::DispatchRefused => Level::Info,
             Self::Incomplete | Self::Deleted | Self::Conflict => Level::Warn,
             Self::EnqueueFailed => Level::Error,
             Self::Failed if error_type == Some(ErrorType::Uncaught) => Level::Error,
@@ -91,7 +96,12 @@ impl Event {
     pub const fn is_end(self) -> bool {
         matches!(
             self,
-            Self::Succeeded | Self::Incomplete | Self::Failed | Self::EnqueueFailed | Self::Deleted
+            Self::Succeeded
+                | Self::Incomplete
+                | Self::Failed
+                | Self::Cancelled
+                | Self::EnqueueFailed
+                | Self::Deleted
         )
     }
 
@@ -101,6 +111,7 @@ impl Event {
             Outcome::Succeeded => Self::Succeeded,
             Outcome::Failed => Self::Failed,
             Outcome::Incomplete => Self::Incomplete,
+            Outcome::Cancelled => Self::Cancelled,
             Outcome::Deleted => Self::Deleted,
         }
     }
@@ -325,6 +336,7 @@ mod tests {
         workflow.run.succeeded        info
         workflow.run.incomplete       warn
         workflow.run.failed           warn
+        workflow.run.cancelled        info
         workflow.run.enqueue_failed   error
         workflow.run.dispatch_refused info
         workflow.run.completed        info

@@ -70,6 +70,10 @@ pub(super) struct RelayArgs {
     /// Choose them once: other bounds start new histograms, and quantiles over a range with both are too high
     #[arg(long, value_name = "S,S,…")]
     duration_buckets: Option<Buckets>,
+    /// How long before its INSERT a run may have been created, by its `created_at`. Where that is earlier, in the future or
+    /// missing, the run begins at its INSERT
+    #[arg(long, default_value = "7d", value_name = "DURATION", value_parser = humantime::parse_duration)]
+    max_backdating: Duration,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -126,7 +130,10 @@ impl RelayArgs {
             lease_term: self.lease,
             max_outbox: self.max_outbox.as_u64(),
             max_runs_per_second: self.max_runs_per_second,
-            projection: projection::Settings { buckets: self.duration_buckets.clone().unwrap_or_default() },
+            projection: projection::Settings {
+                buckets: self.duration_buckets.clone().unwrap_or_default(),
+                max_backdating: self.max_backdating,
+            },
             ..Settings::default()
         };
         let metrics = RelayMetrics::install(&environment).map_err(Failure::usage)?;

@@ -275,13 +275,100 @@ fn more_events_than_a_span_carries() {
 }
 
 #[test]
-fn an_unknown_status_is_in_flight() {
+fn a_run_stays_as_it_was_in_an_unknown_status() {
     let story = story()
         .then(0, 1, "plan", "- → queued")
         .then(10, 1, "plan", "queued → running")
         .then(20, 1, "plan", "running → paused")
         .then(60, 1, "plan", "paused → running")
-        .then(90, 1, "plan", "running → succeeded");
+        .then(70, 1, "plan", "running → blocked")
+        .then(80, 1, "plan", "blocked → queued")
+        .then(85, 1, "plan", "queued → running")
+        .then(90, 1, "plan", "running → finishing")
+        .then(100, 1, "plan", "finishing → succeeded");
+    insta::assert_snapshot!(story.render());
+}
+
+#[test]
+fn a_run_has_not_begun_before_its_first_known_status() {
+    let story = story()
+        .then(0, 1, "plan", "- → scheduled")
+        .then(5_000, 1, "plan", "scheduled → queued")
+        .then(5_040, 1, "plan", "queued → running")
+        .then(6_000, 1, "plan", "running → succeeded")
+        .then(0, 2, "plan", "- → scheduled")
+        .then(5_000, 2, "plan", "scheduled → running")
+        .then(6_000, 2, "plan", "running → succeeded")
+        .then(0, 3, "plan", "- → scheduled")
+        .then(10, 3, "plan", "scheduled → paused");
+    insta::assert_snapshot!(story.render());
+}
+
+#[test]
+fn an_end_after_an_unknown_status_is_never_lost() {
+    let story = story().then(900, 1, "plan", "paused → failed").created(0).because("no such branch");
+    insta::assert_snapshot!(story.render());
+}
+
+#[test]
+fn cancelled() {
+    let story = story()
+        .then(0, 1, "plan", "- → queued")
+        .then(10, 1, "plan", "queued → running")
+        .then(20, 1, "plan", "running → cancelled")
+        .then(30, 2, "plan", "- → queued")
+        .then(40, 2, "plan", "queued → canceled");
+    insta::assert_snapshot!(story.render());
+}
+
+#[test]
+fn a_beginning_moves_back_within_a_week_and_never_forward() {
+    const DAY: i64 = 86_400_000;
+    let mut all = story();
+    let created = [0, -5_000, 4_000, 300_000, -7 * DAY, -7 * DAY - 1, -20_000 * DAY];
+    for (number, created) in (1..).zip(created) {
+        all = all
+            .then(1_000, number, "plan", "- → queued")
+            .created(1_000 + created)
+            .then(1_040, number, "plan", "queued → running")
+            .then(1_900, number, "plan", "running → succeeded");
+    }
+    for (number, created_at) in (11..).zip([None, Some(i64::MIN), Some(i64::MAX), Some(0)]) {
+        all = all
+            .then(1_000, number, "plan", "- → queued")
+            .with(|row| row.created_at = created_at)
+            .then(1_900, number, "plan", "queued → failed")
+            .created(1_000);
+    }
+    insta::assert_snapshot!(all.render());
+}
+
+#[test]
+fn a_run_whose_insert_was_missed_may_be_a_year_old() {
+    const YEAR: i64 = 365 * 86_400_000;
+    let mut all = story();
+    for (number, created) in (1..).zip([1_000 - YEAR, -YEAR, -60 * YEAR, 9_000]) {
+        all = all.then(1_000, number, "plan", "- → running").created(created).reconciled().then(
+            1_900,
+            number,
+            "plan",
+            "running → succeeded",
+        );
+    }
+    insta::assert_snapshot!(all.render());
+}
+
+#[test]
+fn a_child_from_the_future_does_not_stretch_its_parent() {
+    let story = story()
+        .then(0, 1, "ship", "- → queued")
+        .then(10, 1, "ship", "queued → running")
+        .then(20, 2, "plan", "- → queued")
+        .under(1, (1, "ship"))
+        .created(3_600_000)
+        .then(40, 1, "ship", "running → succeeded")
+        .then(50, 2, "plan", "queued → failed")
+        .under(1, (1, "ship"));
     insta::assert_snapshot!(story.render());
 }
 

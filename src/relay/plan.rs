@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 
 use crate::journal::{Change, Entry};
 use crate::otlp::encode::{self, Encoder};
-use crate::projection::{Projected, Record, Settings, Span, Tracked, project};
+use crate::projection::{Projected, Record, Settings, Span, Tracked, Warning, project};
 use crate::run::RunId;
 use crate::store::{Batch, Channel, Commit};
 
@@ -19,6 +19,8 @@ pub struct Plan {
     pub spans: Vec<Span>,
     /// The log records.
     pub records: Vec<Record>,
+    /// What somebody should know about the entries.
+    pub warnings: Vec<Warning>,
 }
 
 /// Projects `batch` over the runs that are open before it. Entries that cannot be parsed are set aside.
@@ -32,8 +34,8 @@ pub fn plan(batch: Batch, open: HashMap<RunId, Tracked>, settings: &Settings) ->
             Err(error) => commit.set_aside.push((seq, error.to_string())),
         }
     }
-    let Projected { spans, records, opened, closed, totals } = project(open, entries, settings);
-    Plan { commit: Commit { opened, closed, totals, ..commit }, spans, records }
+    let Projected { spans, records, opened, closed, totals, warnings } = project(open, entries, settings);
+    Plan { commit: Commit { opened, closed, totals, ..commit }, spans, records, warnings }
 }
 
 impl Plan {

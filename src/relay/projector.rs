@@ -124,10 +124,11 @@ impl Projector {
             planned.encode(&encoder, &channels);
             planned
         });
-        let Plan { commit, .. } = planned.await.map_err(|_| RelayError::Panicked)?;
+        let Plan { commit, warnings, .. } = planned.await.map_err(|_| RelayError::Panicked)?;
         for (seq, error) in &commit.set_aside {
             tracing::error!(seq, "cannot parse an entry of the journal; set aside: {error}");
         }
+        self.term.warned.log(&warnings);
         Ok(Prepared { began, is_reconciled, commit })
     }
 

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::self_metrics::Counts;
 use super::settings::Settings;
 use super::status::RelayStatus;
+use super::warned::Warned;
 use crate::otlp::encode::Encoder;
 use crate::store::{Lease, Store};
 
@@ -21,6 +22,8 @@ pub(super) struct Term {
     pub(super) settings: Settings,
     pub(super) encoder: Encoder,
     pub(super) status: RelayStatus,
+    /// What this relay has warned of, in this term or an earlier one.
+    pub(super) warned: Arc<Warned>,
     pub(super) counts: Counts,
     /// The relay is asked to stop: finish the batch in progress.
     pub(super) stop: CancellationToken,

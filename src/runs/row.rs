@@ -32,7 +32,7 @@ impl Run {
         let key = match self.status {
             Status::Failed => FAILED_REASON,
             Status::Incomplete => INCOMPLETE_REASON,
-            Status::Queued | Status::Running | Status::Succeeded => return None,
+            Status::Queued | Status::Running | Status::Succeeded | Status::Cancelled => return None,
         };
         self.state.get(key)?.as_str()
     }

@@ -164,6 +164,7 @@ impl Event {
             Self::Succeeded
             | Self::Incomplete
             | Self::Failed
+            | Self::Cancelled
             | Self::EnqueueFailed
             | Self::Completed
             | Self::Deleted => &Set::ALL,
@@ -173,7 +174,12 @@ impl Event {
     /// What it carries besides. One that is in a set too is there as it says here.
     pub const fn own_fields(self) -> &'static [Carried] {
         match self {
-            Self::Queued | Self::Running | Self::Succeeded | Self::Completed | Self::Deleted => &[],
+            Self::Queued
+            | Self::Running
+            | Self::Succeeded
+            | Self::Cancelled
+            | Self::Completed
+            | Self::Deleted => &[],
             Self::HandedOff => &[
                 Carried(field::CHILD_RUN_ID, Always),
                 Carried(field::CHILD_WORKFLOW_NAME, Always),

@@ -435,7 +435,7 @@ impl Ledger {
         let mut durations: BTreeMap<String, Distribution> = BTreeMap::new();
         for (key, distribution) in all.histograms {
             if let (MetricKind::Duration, Some(workflow)) = (key.kind, key.workflow)
-                && key.outcome != Some(Outcome::Deleted)
+                && !key.outcome.is_some_and(Outcome::is_interruption)
             {
                 durations.entry(workflow).or_default().add(distribution);
             }

@@ -107,16 +107,16 @@ impl Key {
         .collect()
     }
 
-    /// The series that exist at zero once a workflow is known: a ratio over a missing series is absent, not 0.
+    /// The series that exist at zero once a workflow is known: a ratio over a missing series is absent, not 0. Most tables
+    /// have no cancelled runs: their series begin with the first one.
     pub(super) fn of_workflow(name: &str) -> (Vec<Self>, Vec<Self>) {
-        let outcomes = Outcome::ALL;
-        let durations = outcomes.map(|outcome| {
+        let outcomes = || Outcome::ALL.into_iter().filter(|outcome| *outcome != Outcome::Cancelled);
+        let durations = outcomes().map(|outcome| {
             Self::duration(name, outcome, (outcome == Outcome::Failed).then_some(ErrorType::Handler))
         });
-        let executions = outcomes.map(|outcome| Self::execution_duration(name, outcome));
-        let histograms =
-            durations.into_iter().chain(executions).chain([Self::queue_duration(name)]).collect();
-        let events = Event::ALL.iter().flat_map(|event| {
+        let executions = outcomes().map(|outcome| Self::execution_duration(name, outcome));
+        let histograms = durations.chain(executions).chain([Self::queue_duration(name)]).collect();
+        let events = Event::ALL.iter().filter(|event| **event != Event::Cancelled).flat_map(|event| {
             let error_types: &[_] = match event {
                 Event::Failed => &[Some(ErrorType::Handler)],
                 Event::EnqueueFailed => &[Some(ErrorType::EnqueueFailed)],

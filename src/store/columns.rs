@@ -160,16 +160,21 @@ impl Values<'_> {
 
 /// The statuses of runs in flight, as a list of SQL literals.
 pub(super) fn in_flight() -> String {
-    list(Status::ALL.into_iter().filter(|status| status.outcome().is_none()).map(literal))
+    list(
+        Status::ALL
+            .into_iter()
+            .filter(|status| status.outcome().is_none())
+            .map(|status| literal(status.as_str())),
+    )
 }
 
 /// All statuses, as a list of SQL literals.
 pub(super) fn statuses() -> String {
-    list(Status::ALL.map(literal))
+    list(Status::ALL.map(Status::as_str).into_iter().chain([Status::CANCELED]).map(literal))
 }
 
-fn literal(status: Status) -> String {
-    format!("'{}'", status.as_str())
+fn literal(status: &str) -> String {
+    format!("'{status}'")
 }
 
 fn list(parts: impl IntoIterator<Item = impl AsRef<str>>) -> String {

@@ -362,7 +362,7 @@ fn what_is_wrong_is_named_with_its_line() {
     }
     insta::assert_snapshot!(said, @r####"
     "| `outcome` |" → "| `result` |"
-        ## Fields lacks: | `outcome` | `succeeded`, `failed`, `incomplete`, `deleted` | How the run ended. |
+        ## Fields lacks: | `outcome` | `succeeded`, `failed`, `incomplete`, `cancelled`, `deleted` | How the run ended. |
         line 20: `result` is no field of the catalogue
     "| `durationMs` | integer |" → "| `durationMs` | string |"
         line 17: the catalogue says: | `durationMs` | integer | From queued to the end, in milliseconds. |
@@ -370,8 +370,8 @@ fn what_is_wrong_is_named_with_its_line() {
         line 35: the catalogue says: - Of an end: `outcome`, `durationMs`, `queueWaitMs` (if the end of its wait was journalled), `executionMs` (if its start was journalled)
     "### `workflow.run.deleted`" → "### `workflow.run.gone`"
         0 sections, instead of one, of workflow.run.deleted
-        line 189: no event of the catalogue: ### `workflow.run.gone`
-        line 189: not in the catalogue: workflow.run.gone
+        line 206: no event of the catalogue: ### `workflow.run.gone`
+        line 206: not in the catalogue: workflow.run.gone
     "- When: The run ended successfully." → "- When: The run was fine."
         line 88: the catalogue says: - When: The run ended successfully.
     "- Level: warn, error" → "- Level: warn"
@@ -379,9 +379,9 @@ fn what_is_wrong_is_named_with_its_line() {
     "- Fields: of a dispatch, of a run\n" → ""
         line 36: `workflow.run.queued` lacks: - Fields: of a dispatch, of a run
     "```traceql\nworkflow.run.conflict\n```\n" → ""
-        line 206: `workflow.run.conflict` has no query in traceql
+        line 223: `workflow.run.conflict` has no query in traceql
     "| `runspan_outbox_limit_bytes` | `database` |" → "| `runspan_outbox_limit_bytes` | |"
-        line 231: the catalogue says: | `runspan_outbox_limit_bytes` | `database` | The size at which the oldest requests are dropped. |
+        line 248: the catalogue says: | `runspan_outbox_limit_bytes` | `database` | The size at which the oldest requests are dropped. |
     "```promql\nworkflow.run.failed" → "```promql\nworkflow_run_event_total{errorType=\"\"}"
         line 133: not in the catalogue: workflow_run_event_total
         line 133: not in the catalogue: errorType

@@ -143,13 +143,13 @@ async fn another_violation_is_not_in_flight(database: &Database) {
 
 async fn an_illegal_transition_is_an_error_and_changes_nothing(database: &Database) {
     let mut session = database.connect().await;
-    for (number, from) in (1..).zip(Status::ALL) {
-        for to in Status::ALL {
+    for (number, from) in (1..).zip(Status::REQUIRED) {
+        for to in Status::REQUIRED {
             session.execute("DELETE FROM workflow_runs").await;
             let id = session.queue("triage", number).await;
             session.execute(&format!("UPDATE workflow_runs SET status = '{from}'")).await;
             let result = match to {
-                Status::Queued => continue,
+                Status::Queued | Status::Cancelled => continue,
                 Status::Running => runs::mark_running(session.runs(), id).await,
                 Status::Succeeded => runs::mark_succeeded(session.runs(), id).await,
                 Status::Failed => runs::mark_failed(session.runs(), id, "why").await,
@@ -201,7 +201,7 @@ async fn a_status_that_is_none_is_corrupt(database: &Database) {
     assert_eq!(
         error.to_string(),
         format!(
-            "run {id} is corrupt: unknown status \"paused\" (known: queued, running, succeeded, failed, incomplete)"
+            "run {id} is corrupt: unknown status \"paused\" (known: queued, running, succeeded, failed, incomplete, cancelled)"
         )
     );
 }

@@ -269,8 +269,10 @@ async fn other_buckets_begin_anew(database: &Database) {
     succeed(&mut session, "triage", 1..=2).await;
     assert_eq!(start(&store, &receiver).drain().await.unwrap(), Ended::Idle);
     succeed(&mut session, "triage", 3..=3).await;
-    let settings =
-        Settings { projection: projection::Settings { buckets: "1,5".parse().unwrap() }, ..settings() };
+    let settings = Settings {
+        projection: projection::Settings { buckets: "1,5".parse().unwrap(), ..Default::default() },
+        ..settings()
+    };
     let other = relay(&store, &receiver, &[]).with(settings).spawn();
     assert_eq!(other.drain().await.unwrap(), Ended::Idle);
     let samples = Samples::of(&receiver);

@@ -36,7 +36,8 @@ impl Story {
             .rows
             .iter()
             .find(|row| row.run_id == Some(id(run)))
-            .map_or(at(millis), |first| first.created_at.unwrap());
+            .and_then(|first| first.created_at)
+            .unwrap_or(at(millis));
         self.rows.push(Row {
             seq: i64::try_from(self.rows.len()).unwrap(),
             at: at(millis),
@@ -115,7 +116,7 @@ impl Story {
             }
         }
         let mut stored = HashMap::new();
-        let (mut spans, mut records) = (Vec::new(), Vec::new());
+        let (mut spans, mut records, mut warnings) = (Vec::new(), Vec::new(), Vec::new());
         let mut totals = Totals::default();
         for entry in &entries {
             let projected = project(stored.clone(), [entry.clone()], &Settings::default());
@@ -129,6 +130,7 @@ impl Story {
             }
             spans.extend(projected.spans);
             records.extend(projected.records);
+            warnings.extend(projected.warnings);
         }
         let at_once = project(HashMap::new(), entries, &Settings::default());
         assert_eq!(at_once.totals, totals);
@@ -148,7 +150,16 @@ impl Story {
                 format!("open: run {} is {}{ended}\n", number(run), open.status())
             })
             .collect();
-        render(&spans, &records) + &open + &unreadable
+        assert_eq!(at_once.warnings, warnings);
+        let warned: String = warnings.iter().map(warning).collect();
+        render(&spans, &records) + &open + &unreadable + &warned
+    }
+}
+
+fn warning(warning: &Warning) -> String {
+    match warning {
+        Warning::UnknownStatus { status, run, .. } => format!("warning: run {} is {status}\n", number(*run)),
+        Warning::CreatedAt { run, .. } => format!("warning: created_at of run {}\n", number(*run)),
     }
 }
 

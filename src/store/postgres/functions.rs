@@ -101,7 +101,8 @@ fn altered() -> Insert {
 fn adopted() -> Insert {
     let traceparent = format!("runspan.in_state(m.state, 'traceparent', {TRACEPARENT_LIMIT})");
     Values {
-        now: "runspan.as_time(CASE m.status::text WHEN 'queued' THEN m.created_at::text ELSE m.updated_at::text END)",
+        now: "coalesce(runspan.as_past(CASE m.status::text WHEN 'queued' THEN m.created_at::text
+            ELSE m.updated_at::text END), clock_timestamp())",
         row: &|column, origin| {
             Some(match column.kind {
                 Kind::Text => text(&format!("m.{origin}::text")),

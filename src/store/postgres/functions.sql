@@ -82,6 +82,18 @@ EXCEPTION WHEN data_exception THEN
 END
 $function$;
 
+-- The same, if that is a time of the past: none before 2000 (the zero of many languages), and none in the future. Such
+-- times are a clock's fault, or stand for none.
+CREATE OR REPLACE FUNCTION runspan.as_past(value text) RETURNS timestamptz
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $function$
+DECLARE
+    moment timestamptz := runspan.as_time(value);
+BEGIN
+    RETURN CASE WHEN moment BETWEEN '2000-01-01 00:00Z' AND clock_timestamp() THEN moment END;
+END
+$function$;
+
 CREATE OR REPLACE FUNCTION runspan.as_number(value text) RETURNS bigint
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $function$

@@ -232,7 +232,7 @@ async fn inspect_enum(
             "{table}.status has the type {kind}, and has to be text, varchar or an enum"
         )));
     }
-    let missing: Vec<&str> = Status::ALL
+    let missing: Vec<&str> = Status::REQUIRED
         .map(Status::as_str)
         .into_iter()
         .filter(|status| !labels.iter().any(|label| label == status))

@@ -78,7 +78,7 @@ BEGIN
         INSERT INTO runspan.journal ({caught_up.columns})
         SELECT {caught_up.values}
         FROM (
-            SELECT o.run_id, runspan.as_time(w.updated_at::text), runspan.as_time(w.created_at::text), o.state, o.status,
+            SELECT o.run_id, runspan.as_past(w.updated_at::text), runspan.as_time(w.created_at::text), o.state, o.status,
                 w.status::text,
                 CASE w.status::text
                     WHEN 'failed' THEN runspan.in_state(w.state, 'failedReason', {reason_limit})
@@ -153,7 +153,8 @@ BEGIN
     IF attached IS NOT NULL THEN
         RETURN QUERY EXECUTE format($sql$
         SELECT left(w.workflow_name::text, {text_limit}), w.status::text, count(*),
-            coalesce(extract(epoch FROM clock_timestamp() - min(w.created_at) FILTER (WHERE isfinite(w.created_at)))::float8, 0)
+            coalesce(extract(epoch FROM clock_timestamp() - min(w.created_at)
+                FILTER (WHERE w.created_at BETWEEN '2000-01-01 00:00Z' AND clock_timestamp()))::float8, 0)
         FROM %s w WHERE w.status IN ({in_flight}) AND w.workflow_name IS NOT NULL
         GROUP BY 1, 2
         $sql$, attached);
@@ -183,17 +184,19 @@ BEGIN
             SELECT max('epoch'::timestamptz + (e ->> 'at')::bigint * interval '1 microsecond')
             FROM jsonb_array_elements(o.state::jsonb -> 'events') e
             WHERE o.status = w.status::text AND e ->> 'event' = o.status
-        ), CASE w.status::text WHEN 'queued' THEN w.created_at ELSE w.updated_at END),
+        ), runspan.as_past(CASE w.status::text WHEN 'queued' THEN w.created_at ELSE w.updated_at END::text)),
         age.seconds, usual.seconds, w.parent_run_id, w.delivery_id::text
     FROM %s w
+    LEFT JOIN runspan.open_runs o ON o.run_id = w.id
     CROSS JOIN LATERAL (
-        SELECT CASE WHEN isfinite(w.created_at)
-            THEN extract(epoch FROM statement_timestamp() - w.created_at)::float8 END
+        SELECT extract(epoch FROM statement_timestamp() - CASE
+            WHEN w.created_at BETWEEN '2000-01-01 00:00Z' AND statement_timestamp() THEN w.created_at
+            -- No time that can be: since its span began.
+            ELSE 'epoch'::timestamptz + (o.state::jsonb ->> 'queued_at')::bigint * interval '1 microsecond' END)::float8
     ) age (seconds)
     LEFT JOIN (
         SELECT u.key, u.value::float8 FROM jsonb_each_text((SELECT s.usual FROM runspan.series s)) u
     ) usual (workflow_name, seconds) ON usual.workflow_name = left(w.workflow_name::text, {text_limit})
-    LEFT JOIN runspan.open_runs o ON o.run_id = w.id
     WHERE w.status IN ({in_flight}) AND w.workflow_name IS NOT NULL AND age.seconds > {stuck_threshold}
     ORDER BY age.seconds DESC, w.id
     $sql$, attached);

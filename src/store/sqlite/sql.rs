@@ -37,15 +37,24 @@ pub(super) fn in_flight(table: &str) -> String {
         "SELECT CAST(workflow_name AS TEXT), CAST(status AS TEXT), count(*),
                 coalesce(({NOW} - min({})) / 1e6, 0.0)
          FROM {table} WHERE status IN ({}) AND workflow_name IS NOT NULL GROUP BY 1, 2",
-        micros("created_at"),
+        past("created_at"),
         columns::in_flight()
     )
 }
 
-/// A time that the application wrote, in microseconds; NULL if it is not a time. A number would be taken for a day.
+/// A time of the past that the application wrote, in microseconds: none before 2000 (the zero of many languages), and none
+/// in the future. Such times are a clock's fault, or stand for none.
+fn past(column: &str) -> String {
+    format!(
+        "CASE WHEN julianday({column}) BETWEEN 2451544.5 AND julianday('now') THEN {} END",
+        micros(column)
+    )
+}
+
+/// A time that the application wrote, in microseconds; NULL if it is not one. A number would be taken for a day.
 pub(super) fn micros(column: &str) -> String {
     format!(
-        "CASE WHEN typeof({column}) = 'text' AND julianday({column}) >= 2440587.5 \
+        "CASE WHEN typeof({column}) = 'text' \
          THEN CAST(round((julianday({column}) - 2440587.5) * 86400000.0) AS INTEGER) * 1000 END"
     )
 }
@@ -119,8 +128,8 @@ fn missing_entry(table: &str) -> Insert {
     Values {
         now: &format!(
             "coalesce(CASE w.status WHEN 'queued' THEN {} ELSE {} END, {NOW})",
-            micros("w.created_at"),
-            micros("w.updated_at")
+            past("w.created_at"),
+            past("w.updated_at")
         ),
         row: &|column, origin| Some(of_row("w", column, origin)),
         before: None,
@@ -138,7 +147,7 @@ fn missing_entry(table: &str) -> Insert {
 /// What an open run has become. The projection knows the rest of it.
 fn changed_entry() -> Insert {
     Values {
-        now: &format!("coalesce({}, {NOW})", micros("w.updated_at")),
+        now: &format!("coalesce({}, {NOW})", past("w.updated_at")),
         row: &|_, origin| match origin {
             "created_at" => Some("w.created_at".to_owned()),
             "id" => Some("o.run_id".to_owned()),
@@ -193,7 +202,7 @@ fn compared(template: &str, table: &str, after: &str, last: &str) -> String {
         ("in_flight", &columns::in_flight()),
         ("statuses", &columns::statuses()),
         ("now", NOW),
-        ("updated_at", &micros("w.updated_at")),
+        ("updated_at", &past("w.updated_at")),
         ("is_run", IS_RUN),
         ("after", after),
         ("last", last),
@@ -208,8 +217,8 @@ pub(super) fn stuck(table: &str) -> String {
         STUCK,
         &[
             ("now", NOW),
-            ("created_at", &micros("w.created_at")),
-            ("updated_at", &micros("w.updated_at")),
+            ("created_at", &past("w.created_at")),
+            ("updated_at", &past("w.updated_at")),
             ("is_run", IS_RUN),
             ("in_flight", &columns::in_flight()),
             ("text_limit", &TEXT_LIMIT.to_string()),

@@ -190,7 +190,7 @@ struct Told {
 impl Told {
     fn batch(&mut self, entries: &[Entry]) {
         let projected = project(self.open.clone(), entries.iter().cloned(), &Settings::default());
-        let Projected { spans, records, opened, closed, totals } = projected;
+        let Projected { spans, records, opened, closed, totals, warnings: _ } = projected;
         for run in closed {
             assert!(self.open.remove(&run).is_some(), "{run} was not open");
         }

@@ -136,8 +136,8 @@ async fn what_cannot_be_understood_is_kept_whole(database: &Database) {
     let journal = database.own("journal");
     session
         .execute(&format!(
-            "INSERT INTO {journal} (run_id, workflow_name, to_status, reason, target_number)
-             VALUES ('0190a5d4-7d3c-7cc1-8b6a-0d2f3a4b5c6d', 'triage', 'paused', 'it ''said'' \"so\"', 7)"
+            "INSERT INTO {journal} (run_id, to_status, reason, target_number)
+             VALUES ('0190a5d4-7d3c-7cc1-8b6a-0d2f3a4b5c6d', 'queued', 'it ''said'' \"so\"', 7)"
         ))
         .await;
     session.queue("triage", 2).await;
@@ -149,13 +149,13 @@ async fn what_cannot_be_understood_is_kept_whole(database: &Database) {
     let entry: serde_json::Value =
         serde_json::from_str(&session.text(&format!("SELECT entry FROM {aside}")).await.unwrap()).unwrap();
     assert_eq!(entry["run_id"], "0190a5d4-7d3c-7cc1-8b6a-0d2f3a4b5c6d");
-    assert_eq!(entry["to_status"], "paused");
+    assert_eq!(entry["to_status"], "queued");
     assert_eq!(entry["reason"], "it 'said' \"so\"");
     assert_eq!(entry["target_number"], 7);
     assert_eq!(entry["seq"], 2);
     assert_eq!(
         session.text(&format!("SELECT error FROM {aside}")).await.as_deref(),
-        Some("unknown status \"paused\" (known: queued, running, succeeded, failed, incomplete)")
+        Some("workflow_name is missing")
     );
 }
 

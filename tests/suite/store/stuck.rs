@@ -141,7 +141,7 @@ async fn the_relay_learns_what_is_usual(database: &Database) {
     // Other buckets begin another history, and until there is enough of it the one before holds.
     for buckets in ["1,5", "2,7"] {
         let settings = relay::Settings {
-            projection: projection::Settings { buckets: buckets.parse().unwrap() },
+            projection: projection::Settings { buckets: buckets.parse().unwrap(), ..Default::default() },
             ..relay::Settings::default()
         };
         let relay = relay::Relay::new(store.clone(), Logs::Otlp, &|name| {

@@ -332,7 +332,7 @@ async fn a_status_is_text_or_an_enum_that_has_them_all(database: &Database) {
             "DROP INDEX idx_workflow_runs_inflight;
              CREATE TABLE jobs (LIKE workflow_runs);
              CREATE INDEX ON jobs (id);
-             CREATE TYPE status AS ENUM ('queued', 'running', 'failed', 'cancelled');
+             CREATE TYPE status AS ENUM ('queued', 'running', 'failed', 'cancelled', 'archived');
              ALTER TABLE jobs ALTER status TYPE status USING status::status, ALTER target_number TYPE text",
         )
         .await;
@@ -360,7 +360,7 @@ async fn a_status_is_text_or_an_enum_that_has_them_all(database: &Database) {
     let attached = store.attach(&jobs).await.unwrap();
     assert_eq!(
         attached.warnings[0],
-        "runs that end in a status of your own (cancelled) are not understood: their spans stay open, see docs/table.md"
+        "runs that end in a status of your own (archived) are not understood: their spans stay open, see docs/table.md"
     );
     session
         .execute(

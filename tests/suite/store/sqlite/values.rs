@@ -118,7 +118,7 @@ async fn attach_warns_of_values_that_make_less_of_a_run() {
     session
         .execute(&format!(
             "INSERT INTO workflow_runs (id, workflow_name, status, target_number, state, created_at) VALUES
-             ('{}', 'triage', 'queued', 7, '{{}}', '2026-01-01'), ('run_7', 'triage', 'cancelled', 7.5, x'00', 'now')",
+             ('{}', 'triage', 'queued', 7, '{{}}', '2026-01-01'), ('run_7', 'triage', 'archived', 7.5, x'00', 'now')",
             RunId::generate()
         ))
         .await;
@@ -127,7 +127,7 @@ async fn attach_warns_of_values_that_make_less_of_a_run() {
         attached.warnings,
         [
             "workflow_runs.id holds 'run_7', which is not a UUID as hyphenated text in one case: entries of such runs are set aside",
-            "workflow_runs.status holds 'cancelled', which is not a known status: spans of runs that end so stay open, see docs/table.md",
+            "workflow_runs.status holds 'archived', which is not a known status: spans of runs that end so stay open, see docs/table.md",
             "workflow_runs.target_number holds 7.5, which is not an integer: such runs have no target",
             "workflow_runs.state holds values of type blob, not JSON text: no reason and no traceparent is read from them",
         ]
