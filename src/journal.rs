@@ -127,6 +127,20 @@ impl Context {
         self.lineage.as_ref().map_or(run, |lineage| lineage.root)
     }
 
+    /// The lineage of a child of `run`, whose context this is.
+    pub fn lineage_of_child(&self, run: RunId) -> Lineage {
+        let (root_workflow_name, root_delivery_id) = match &self.lineage {
+            Some(lineage) => (lineage.root_workflow_name.clone(), lineage.root_delivery_id.clone()),
+            None => (Some(self.workflow_name.clone()), self.delivery_id.clone()),
+        };
+        Lineage { parent: run, root: self.root_of(run), root_workflow_name, root_delivery_id }
+    }
+
+    /// The delivery that caused the root of a child.
+    pub fn root_delivery_id(&self) -> Option<&str> {
+        self.lineage.as_ref()?.root_delivery_id.as_deref()
+    }
+
     /// The root's workflow.
     pub fn root_workflow_name(&self) -> Option<&str> {
         match &self.lineage {
@@ -145,6 +159,9 @@ pub struct Lineage {
     pub root: RunId,
     /// That run's workflow, where its row was still there.
     pub root_workflow_name: Option<String>,
+    /// The delivery that caused that run, where its row was still there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root_delivery_id: Option<String>,
 }
 
 impl TryFrom<Row> for Entry {
@@ -177,6 +194,7 @@ impl TryFrom<Row> for Entry {
                 parent: parent.into(),
                 root: row.root_run_id.unwrap_or(parent).into(),
                 root_workflow_name: row.root_workflow_name,
+                root_delivery_id: row.root_delivery_id,
             }),
             _ => None,
         };

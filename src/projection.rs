@@ -171,7 +171,13 @@ impl Projection<'_> {
     }
 
     /// A run seen for the first time: queued, by its parent if it has one.
-    fn begin(&mut self, step: &Step, context: Context) -> OpenRun {
+    fn begin(&mut self, step: &Step, mut context: Context) -> OpenRun {
+        // The parent's root is the true one, however long the chain is and whatever became of its rows.
+        if let Some(lineage) = &mut context.lineage
+            && let Some(Tracked::Open(parent)) = self.runs.get(lineage.parent)
+        {
+            *lineage = parent.context.lineage_of_child(lineage.parent);
+        }
         let wait = match step.from {
             Before::Known(Status::Queued) => Wait::Waiting,
             _ if step.begins() => Wait::Waiting,

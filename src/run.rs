@@ -163,8 +163,9 @@ pub enum Status {
     Cancelled,
 }
 
-/// How many levels of parents are walked at most to find a root: a row may be its own ancestor.
-pub const MAX_ANCESTORS: i32 = 32;
+/// How many levels of parents are walked at most to find a root. A run whose parent is in flight takes that one's root, so
+/// this limits only chains whose runs end before their children are inserted.
+pub const MAX_ANCESTORS: i32 = 1_000;
 
 impl Status {
     /// All of them, in the order of a run's life.

@@ -286,6 +286,8 @@ pub mod field {
         ROOT_RUN_ID = "rootRunId": FieldKind::Uuid;
         /// The root run's workflow.
         ROOT_WORKFLOW_NAME = "rootWorkflowName": FieldKind::Text;
+        /// On a child: the webhook delivery that caused the root run.
+        ROOT_DELIVERY_ID = "rootDeliveryId": FieldKind::Text;
         /// From queued to the end, in milliseconds.
         DURATION_MS = "durationMs": FieldKind::Integer;
         /// The first wait, in milliseconds.

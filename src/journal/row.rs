@@ -46,6 +46,8 @@ macro_rules! journal_columns {
             inflight_run_id: key = Source::Inflight;
             /// Written by reconciliation, not by a trigger.
             reconciled: flag = Source::Reconciled;
+            /// The delivery that caused the root, if the run has a parent.
+            root_delivery_id: text = Source::RootDelivery;
         }
     };
 }
@@ -96,6 +98,8 @@ pub(crate) enum Source {
     RootId,
     /// The workflow of that root.
     RootName,
+    /// The delivery that caused that root.
+    RootDelivery,
     /// A value of the row's state.
     Reason,
     /// A value of the row's state.

@@ -80,7 +80,8 @@ pub fn of_run(run: RunId, context: &Context) -> Attributes<'_> {
     attributes
         .set_if(field::PARENT_RUN_ID, parent)
         .set(field::ROOT_RUN_ID, context.root_of(run))
-        .set_if(field::ROOT_WORKFLOW_NAME, context.root_workflow_name());
+        .set_if(field::ROOT_WORKFLOW_NAME, context.root_workflow_name())
+        .set_if(field::ROOT_DELIVERY_ID, context.root_delivery_id());
     attributes
 }
 
@@ -180,7 +181,11 @@ impl Record {
                     .set(field::RUN_ID, *run)
                     .set_if(field::WORKFLOW_NAME, self.workflow_name())
                     .set(field::ROOT_RUN_ID, child.root_of(*run))
-                    .set_if(field::ROOT_WORKFLOW_NAME, child.root_workflow_name());
+                    .set_if(field::ROOT_WORKFLOW_NAME, child.root_workflow_name())
+                    .set_if(
+                        field::ROOT_DELIVERY_ID,
+                        child.root_delivery_id().filter(|_| child.root_of(*run) != *run),
+                    );
             }
             Subject::Dispatch(context) => of_dispatch(&mut attributes, context),
         }

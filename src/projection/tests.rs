@@ -311,6 +311,24 @@ fn an_end_after_an_unknown_status_is_never_lost() {
 }
 
 #[test]
+fn a_child_takes_its_root_from_a_parent_in_flight() {
+    // The database's walk ended early, as of a chain that is too long for it.
+    let mut chain = story().then(0, 1, "ship", "- → queued").with(|row| row.delivery_id = Some("d-1".into()));
+    for number in 2..=4 {
+        let millis = i64::try_from(number).unwrap() * 10;
+        chain = chain
+            .then(millis, number, "plan", "- → queued")
+            .under(number - 1, (number - 1, "cut"))
+            .then(millis + 5, number, "plan", "queued → running")
+            .under(number - 1, (number - 1, "cut"));
+    }
+    for number in (1..=4).rev() {
+        chain = chain.then(100, number, "plan", "running → succeeded");
+    }
+    insta::assert_snapshot!(chain.render());
+}
+
+#[test]
 fn cancelled() {
     let story = story()
         .then(0, 1, "plan", "- → queued")
@@ -407,7 +425,8 @@ fn ids_follow_from_run_and_root() {
         Some(Lineage {
             parent: id(1).into(),
             root: id(1).into(),
-            root_workflow_name: Some("ship".to_owned())
+            root_workflow_name: Some("ship".to_owned()),
+            root_delivery_id: None
         })
     );
     let ids: Vec<String> = project(HashMap::new(), [entry, end], &Settings::default())

@@ -119,16 +119,19 @@ pub async fn last_child<'c>(
     row.map(run).transpose()
 }
 
-/// The root of a run's tree; the run itself if it has no parent. As for the triggers, that is the highest ancestor whose
-/// row exists, or else the parent even if its row does not.
+/// The root of a run's tree, as for the triggers: the run itself if it has no parent; a parent whose row is gone; of a
+/// cycle the smallest id.
 pub async fn root<'c>(connection: impl Into<Connection<'c>>, id: RunId) -> Result<RunId, RunsError> {
-    const SQL: &str = "WITH RECURSIVE above (id, depth) AS (
-             SELECT parent_run_id, 1 FROM workflow_runs WHERE id = $1 AND parent_run_id IS NOT NULL
+    // A walk that does not end goes round a cycle, and its second half does nothing else.
+    const SQL: &str = "WITH RECURSIVE above (id, parent, depth) AS (
+             SELECT id, parent_run_id, 0 FROM workflow_runs WHERE id = $1
              UNION ALL
-             SELECT p.id, above.depth + 1 FROM above JOIN workflow_runs r ON r.id = above.id
-                 JOIN workflow_runs p ON p.id = r.parent_run_id
+             SELECT r.id, r.parent_run_id, above.depth + 1 FROM above JOIN workflow_runs r ON r.id = above.parent
              WHERE above.depth < $2)
-         SELECT id FROM above ORDER BY depth DESC LIMIT 1";
+         SELECT CASE WHEN last.depth < $2 AND parent IS NOT NULL THEN parent ELSE id END
+         FROM above CROSS JOIN (SELECT max(depth) AS depth FROM above) AS last
+         WHERE above.depth = last.depth OR last.depth = $2 AND above.depth > $2 / 2
+         ORDER BY id LIMIT 1";
     let top: Option<(RunId,)> = query!(connection.into(), fetch_optional, SQL, SQL, id, MAX_ANCESTORS)?;
     Ok(top.map_or(id, |(id,)| id))
 }

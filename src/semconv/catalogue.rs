@@ -139,6 +139,7 @@ impl Set {
                 Carried(field::PARENT_RUN_ID, If("it has a parent")),
                 Carried(field::ROOT_RUN_ID, Always),
                 Carried(field::ROOT_WORKFLOW_NAME, If("the root's row exists")),
+                Carried(field::ROOT_DELIVERY_ID, If("it has a parent, and a delivery caused the root")),
                 Carried(field::TRACE_ID, Always),
                 Carried(field::SPAN_ID, Always),
                 Carried(field::RECONCILED, If("the journal missed it")),

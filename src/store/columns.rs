@@ -122,6 +122,7 @@ pub(super) struct Values<'a> {
     pub(super) after: Option<&'a str>,
     pub(super) root_id: Option<&'a str>,
     pub(super) root_name: Option<&'a str>,
+    pub(super) root_delivery: Option<&'a str>,
     pub(super) reason: Option<&'a str>,
     pub(super) traceparent: Option<&'a str>,
     pub(super) inflight: Option<&'a str>,
@@ -149,6 +150,7 @@ impl Values<'_> {
             Source::StatusAfter => self.after,
             Source::RootId => self.root_id,
             Source::RootName => self.root_name,
+            Source::RootDelivery => self.root_delivery,
             Source::Reason => self.reason,
             Source::Traceparent => self.traceparent,
             Source::Inflight => self.inflight,
@@ -185,19 +187,24 @@ fn list(parts: impl IntoIterator<Item = impl AsRef<str>>) -> String {
 mod tests {
     use super::*;
 
-    /// The columns that a schema's `CREATE TABLE` gives the journal.
+    /// The columns that the schema gives the journal: by its `CREATE TABLE`, and by what was added to it.
     fn created(schema: &str, table: &str) -> Vec<String> {
+        let added = format!("ALTER TABLE {table} ADD COLUMN ");
+        let added = schema.lines().filter_map(|line| line.strip_prefix(&added)?.split_whitespace().next());
         let (_, body) = schema.split_once(&format!("CREATE TABLE {table} (\n")).unwrap();
         let (body, _) = body.split_once("\n)").unwrap();
         let names = body.lines().filter_map(|line| line.split_whitespace().next());
-        names.filter(|name| !["--", "xid", "seq"].contains(name)).map(|name| name.replace(',', "")).collect()
+        let names = names.filter(|name| !["--", "xid", "seq"].contains(name)).chain(added);
+        names.map(|name| name.replace(',', "")).collect()
     }
 
     #[test]
     fn declaration_and_schemas_have_the_same_columns() {
         let declared: Vec<&str> = COLUMNS.iter().map(|column| column.name).collect();
-        assert_eq!(created(include_str!("postgres/schema.sql"), "runspan.journal"), declared);
-        assert_eq!(created(include_str!("sqlite/schema.sql"), "runspan_journal"), declared);
+        let postgres = concat!(include_str!("postgres/schema.sql"), include_str!("postgres/schema_3.sql"));
+        assert_eq!(created(postgres, "runspan.journal"), declared);
+        let sqlite = concat!(include_str!("sqlite/schema.sql"), include_str!("sqlite/schema_3.sql"));
+        assert_eq!(created(sqlite, "runspan_journal"), declared);
     }
 
     #[test]
@@ -214,6 +221,6 @@ mod tests {
     fn index_is_the_place_in_the_declaration() {
         assert_eq!(const { index("at") }, 0);
         assert_eq!(COLUMNS[const { index("traceparent") }].name, "traceparent");
-        assert_eq!(const { index("reconciled") }, COLUMNS.len() - 1);
+        assert_eq!(const { index("root_delivery_id") }, COLUMNS.len() - 1);
     }
 }

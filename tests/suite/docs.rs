@@ -363,43 +363,43 @@ fn what_is_wrong_is_named_with_its_line() {
     insta::assert_snapshot!(said, @r####"
     "| `outcome` |" → "| `result` |"
         ## Fields lacks: | `outcome` | `succeeded`, `failed`, `incomplete`, `cancelled`, `deleted` | How the run ended. |
-        line 20: `result` is no field of the catalogue
+        line 21: `result` is no field of the catalogue
     "| `durationMs` | integer |" → "| `durationMs` | string |"
-        line 17: the catalogue says: | `durationMs` | integer | From queued to the end, in milliseconds. |
+        line 18: the catalogue says: | `durationMs` | integer | From queued to the end, in milliseconds. |
     "- Of an end: `outcome`, " → "- Of an end: "
-        line 35: the catalogue says: - Of an end: `outcome`, `durationMs`, `queueWaitMs` (if the end of its wait was journalled), `executionMs` (if its start was journalled)
+        line 36: the catalogue says: - Of an end: `outcome`, `durationMs`, `queueWaitMs` (if the end of its wait was journalled), `executionMs` (if its start was journalled)
     "### `workflow.run.deleted`" → "### `workflow.run.gone`"
         0 sections, instead of one, of workflow.run.deleted
-        line 206: no event of the catalogue: ### `workflow.run.gone`
-        line 206: not in the catalogue: workflow.run.gone
+        line 207: no event of the catalogue: ### `workflow.run.gone`
+        line 207: not in the catalogue: workflow.run.gone
     "- When: The run ended successfully." → "- When: The run was fine."
-        line 88: the catalogue says: - When: The run ended successfully.
+        line 89: the catalogue says: - When: The run ended successfully.
     "- Level: warn, error" → "- Level: warn"
-        line 123: the catalogue says: - Level: warn, error
+        line 124: the catalogue says: - Level: warn, error
     "- Fields: of a dispatch, of a run\n" → ""
-        line 36: `workflow.run.queued` lacks: - Fields: of a dispatch, of a run
+        line 37: `workflow.run.queued` lacks: - Fields: of a dispatch, of a run
     "```traceql\nworkflow.run.conflict\n```\n" → ""
-        line 223: `workflow.run.conflict` has no query in traceql
+        line 224: `workflow.run.conflict` has no query in traceql
     "| `runspan_outbox_limit_bytes` | `database` |" → "| `runspan_outbox_limit_bytes` | |"
-        line 248: the catalogue says: | `runspan_outbox_limit_bytes` | `database` | The size at which the oldest requests are dropped. |
+        line 249: the catalogue says: | `runspan_outbox_limit_bytes` | `database` | The size at which the oldest requests are dropped. |
     "```promql\nworkflow.run.failed" → "```promql\nworkflow_run_event_total{errorType=\"\"}"
-        line 133: not in the catalogue: workflow_run_event_total
-        line 133: not in the catalogue: errorType
+        line 134: not in the catalogue: workflow_run_event_total
+        line 134: not in the catalogue: errorType
     "```promql\nworkflow.run.failed" → "```promql\nworkflow_run_events_total{workflowName=\"ship\"}"
     "- Code: `src/a.rs#Runs::mark`" → "- Code: none"
-        line 36: `workflow.run.queued` cites no code
+        line 37: `workflow.run.queued` cites no code
     "- Code: `src/a.rs#Runs::mark`" → "- Code: `src/b.rs#Runs`"
-        line 40: there is no file src/b.rs
+        line 41: there is no file src/b.rs
     "- Code: `src/a.rs#Runs::mark`" → "- Code: `src/a.rs#mark_running`"
-        line 40: src/a.rs defines no `mark_running`
+        line 41: src/a.rs defines no `mark_running`
     "- Code: `src/a.rs#Runs::mark`" → "- Code: `src/a.rs#Runs::end`"
-        line 40: src/a.rs defines no `Runs::end`
+        line 41: src/a.rs defines no `Runs::end`
     "- Code: `src/a.rs#Runs::mark`" → "- Code: `src/a.rs#Runs`"
     "- Code: `src/a.rs#Runs::mark`" → "- Code: `src/a.sql#runspan.skip`"
     "- Code: `src/a.rs#Runs::mark`" → "- Code: `src/a.sql#refused`"
     "- Code: `src/a.rs#Runs::mark`" → "- Code: `src/a.sql#gone`"
-        line 40: src/a.sql defines no `gone`
+        line 41: src/a.sql defines no `gone`
     "- Code: `src/a.rs#Runs::mark`" → "- Code: `src/a.sql#skip`"
-        line 40: src/a.sql defines no `skip`
+        line 41: src/a.sql defines no `skip`
     "####);
 }

@@ -4,6 +4,7 @@ mod attach;
 mod capture;
 mod journal;
 mod lease;
+mod lineage;
 mod newer;
 mod outbox;
 #[cfg(feature = "services")]
@@ -12,3 +13,4 @@ mod reconcile;
 mod set_back;
 mod sqlite;
 mod stuck;
+mod times;

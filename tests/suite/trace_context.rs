@@ -10,11 +10,14 @@ use runspan::trace_context::SpanContext;
 use sqlx::{Connection as _, Row as _};
 
 /// Runs and their roots: each version of UUIDs, and ids from which zeros would come.
-const IDS: [[&str; 2]; 6] = [
+const IDS: [[&str; 2]; 9] = [
     ["f47ac10b-58cc-4372-a567-0e02b2c3d479", "f47ac10b-58cc-4372-a567-0e02b2c3d479"],
     ["0190a5d4-7d3c-7cc1-8b6a-0d2f3a4b5c6d", "f47ac10b-58cc-4372-a567-0e02b2c3d479"],
     ["f47ac10b-58cc-4372-a567-0e02b2c3d479", "0190a5d4-7d3c-7cc1-8b6a-0d2f3a4b5c6d"],
     ["0190a5d4-7d3c-7cc1-8b6a-0d2f3a4b5c6d", "2c1d43b8-e6d7-11ee-a951-0242ac120002"],
+    ["2c1d43b8-e6d7-11ee-a951-0242ac120002", "0190a5d4-7d3c-7cc1-8b6a-0d2f3a4b5c6d"],
+    ["000003e8-e6d7-21ee-a951-0242ac120002", "000003e8-e6d7-21ee-a951-0242ac120002"],
+    ["1eee6d72-c1d4-63b8-a951-0242ac120002", "2c1d43b8-e6d7-11ee-a951-0242ac120002"],
     ["00000000-0000-0000-0000-000000000000", "00000000-0000-0000-0000-000000000000"],
     ["0190a5d4-7d3c-7cc1-0000-000000000000", "0190a5d4-7d3c-7cc1-8b6a-0d2f3a4b5c6d"],
 ];

@@ -9,16 +9,22 @@ AS $function$
     WHERE t.tgfoid = to_regproc('runspan.journal_run') AND t.tgparentid = 0 LIMIT 1
 $function$;
 
--- The root above a run and its workflow: parents are walked, {max_ancestors} levels at most, so that a cycle ends too.
-CREATE OR REPLACE FUNCTION runspan.root_above(parent uuid, OUT root_id uuid, OUT root_name text)
+-- The root above a run, its workflow and its delivery: parents are walked, {max_ancestors} levels at most. A parent whose
+-- row is gone is the root. Of a cycle it is the smallest id, whichever of its runs one begins with.
+CREATE OR REPLACE FUNCTION runspan.root_of(parent uuid, OUT root_id uuid, OUT root_name text, OUT root_delivery text)
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
 AS $function$
 #variable_conflict use_variable
 DECLARE
-    above uuid := parent;
+    this uuid := parent;
+    above uuid;
     found_id uuid;
     found_name text;
+    found_delivery text;
+    mark uuid; -- a run passed before: whoever comes by it again is in a cycle
+    first uuid; -- of the cycle, while it is gone round once
     renamed regclass;
+    columns CONSTANT text := 'w.id, w.parent_run_id, left(w.workflow_name::text, {text_limit}), left(w.delivery_id::text, {text_limit})';
 BEGIN
     IF parent IS NULL THEN
         RETURN;
@@ -32,19 +38,30 @@ BEGIN
             RETURN;
         END IF;
     END IF;
-    FOR depth IN 1..{max_ancestors} LOOP
+    FOR depth IN 1..2 * {max_ancestors} LOOP
         IF renamed IS NULL THEN
-            SELECT w.id, w.parent_run_id, left(w.workflow_name::text, {text_limit}) INTO found_id, above, found_name
-            FROM {table} w WHERE w.id = above;
+            SELECT w.id, w.parent_run_id, left(w.workflow_name::text, {text_limit}), left(w.delivery_id::text, {text_limit})
+            INTO found_id, above, found_name, found_delivery
+            FROM {table} w WHERE w.id = this;
         ELSE
-            EXECUTE format('SELECT w.id, w.parent_run_id, left(w.workflow_name::text, {text_limit}) FROM %s w WHERE w.id = $1',
-                renamed)
-            INTO found_id, above, found_name USING above;
+            EXECUTE format('SELECT ' || columns || ' FROM %s w WHERE w.id = $1', renamed)
+            INTO found_id, above, found_name, found_delivery USING this;
         END IF;
-        EXIT WHEN found_id IS NULL;
-        root_id := found_id;
-        root_name := found_name;
-        EXIT WHEN above IS NULL;
+        IF first IS NULL OR root_id IS NULL OR found_id < root_id THEN
+            root_id := this;
+            root_name := found_name;
+            root_delivery := found_delivery;
+        END IF;
+        EXIT WHEN above IS NULL -- as is that of a row that is gone
+            OR above = first
+            OR first IS NULL AND depth >= {max_ancestors};
+        IF first IS NULL AND (above = this OR above = mark) THEN
+            first := above;
+            root_id := NULL;
+        ELSIF depth & (depth - 1) = 0 THEN
+            mark := this;
+        END IF;
+        this := above;
     END LOOP;
 END
 $function$;
@@ -218,6 +235,7 @@ DECLARE
     new_status text := rtrim(new_row ->> 'status');
     root_id uuid;
     root_name text;
+    root_delivery text;
     state jsonb;
 BEGIN
     IF new_row IS NULL AND old_status NOT IN ({in_flight}) THEN
@@ -225,7 +243,8 @@ BEGIN
     END IF;
     IF parent IS NOT NULL THEN
         BEGIN
-            SELECT r.root_id, r.root_name INTO root_id, root_name FROM runspan.root_above(parent) r;
+            SELECT r.root_id, r.root_name, r.root_delivery INTO root_id, root_name, root_delivery
+            FROM runspan.root_of(parent) r;
         EXCEPTION WHEN syntax_error_or_access_rule_violation OR data_exception THEN
             NULL;
         END;
@@ -266,6 +285,7 @@ AS $function$
 DECLARE
     root_id uuid;
     root_name text;
+    root_delivery text;
     reason text;
     link text;
     skipping text;
@@ -292,8 +312,8 @@ BEGIN
                 RETURN NULL;
             END IF;
             IF TG_OP = 'DELETE' THEN
-                SELECT r.root_id, r.root_name INTO root_id, root_name
-                FROM runspan.root_above(OLD.parent_run_id) r;
+                SELECT r.root_id, r.root_name, r.root_delivery INTO root_id, root_name, root_delivery
+                FROM runspan.root_of(OLD.parent_run_id) r;
                 INSERT INTO runspan.journal ({deleted.columns})
                 VALUES ({deleted.values});
                 IF pg_trigger_depth() > 1 THEN
@@ -302,8 +322,8 @@ BEGIN
                 RETURN NULL;
             END IF;
             IF NEW.parent_run_id IS NOT NULL THEN
-                SELECT r.root_id, r.root_name INTO root_id, root_name
-                FROM runspan.root_above(NEW.parent_run_id) r;
+                SELECT r.root_id, r.root_name, r.root_delivery INTO root_id, root_name, root_delivery
+                FROM runspan.root_of(NEW.parent_run_id) r;
             END IF;
             IF NEW.status::text <> 'running' OR OLD.status IS NULL THEN
                 BEGIN
@@ -383,7 +403,7 @@ BEGIN
             RETURN;
         END IF;
         IF inflight_run_id IS NOT NULL THEN
-            SELECT r.root_id INTO root_id FROM runspan.root_above(inflight_run_id) r;
+            SELECT r.root_id INTO root_id FROM runspan.root_of(inflight_run_id) r;
         END IF;
         INSERT INTO runspan.journal ({refused.columns})
         VALUES ({refused.values});

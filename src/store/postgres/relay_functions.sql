@@ -53,7 +53,7 @@ BEGIN
     )
     INSERT INTO runspan.journal ({adopted.columns})
     SELECT {adopted.values}
-    FROM missed m CROSS JOIN LATERAL runspan.root_above(m.parent_run_id) r
+    FROM missed m CROSS JOIN LATERAL runspan.root_of(m.parent_run_id) r
     ORDER BY m.created_at, m.parent_run_id IS NOT NULL, m.id
     $sql$, attached) USING runs;
     GET DIAGNOSTICS adopted = ROW_COUNT;
@@ -205,6 +205,7 @@ $function$;
 
 -- What an older runspan called.
 DROP FUNCTION IF EXISTS runspan.reconcile();
+DROP FUNCTION IF EXISTS runspan.root_above(uuid);
 
 -- Of a function, as a view of the table would hold on to its columns: no ALTER TABLE could drop or retype one.
 CREATE OR REPLACE VIEW runspan.stuck AS SELECT * FROM runspan.stuck_runs();

@@ -271,46 +271,48 @@ async fn finds_by_id(connection: &mut SqliteConnection, table: &str) -> Result<b
 /// Refuses values that nothing can be made of, and warns of those that make less of a run, as far as the first rows show
 /// them: any type may be in any column.
 async fn inspect_values(connection: &mut SqliteConnection, table: &str) -> Result<Vec<String>, StoreError> {
-    let kinds = format!("SELECT typeof(id), typeof(created_at) FROM {table} LIMIT 1");
-    // Safe, as all below: this crate's own text and a quoted name.
-    let kinds: Option<(String, String)> =
-        sqlx::query_as(AssertSqlSafe(kinds)).fetch_optional(&mut *connection).await?;
-    let Some((id, created_at)) = kinds else { return Ok(Vec::new()) };
-    if id != "text" {
+    let no_run = format!("NOT ({})", sql::IS_RUN);
+    if let Some(id) = find_value(connection, table, "quote(w.id)", &no_run).await? {
         return Err(StoreError::Unfit(format!(
-            "{table}.id holds values of type {id}, and has to hold UUIDs as hyphenated text"
+            "{table}.id holds {id}, and has to hold UUIDs as text, in one case, with all hyphens or none"
         )));
     }
+    let kind = format!("SELECT typeof(created_at) FROM {table} LIMIT 1");
+    // Safe: this crate's own text and a quoted name.
+    let kind: Option<String> =
+        sqlx::query_scalar(AssertSqlSafe(kind)).fetch_optional(&mut *connection).await?;
     let mut warnings = Vec::new();
-    if created_at != "text" {
+    if let Some(created_at) = kind.filter(|kind| kind != "text") {
         warnings.push(format!(
             "{table}.created_at holds values of type {created_at}, not ISO 8601 text: \
              runs begin when the journal first hears of them"
         ));
     }
     for (shown, wrong, consequence) in VALUES.iter() {
-        let sql = format!(
-            "SELECT CAST(substr({shown}, 1, 64) AS BLOB) FROM (SELECT * FROM {table} LIMIT 1000) w WHERE {wrong} LIMIT 1"
-        );
-        let found: Option<Vec<u8>> =
-            sqlx::query_scalar(AssertSqlSafe(sql)).fetch_optional(&mut *connection).await?;
-        warnings.extend(
-            found.map(|found| {
-                format!("{table}.{}", consequence.replace("{}", &String::from_utf8_lossy(&found)))
-            }),
-        );
+        let found = find_value(connection, table, shown, wrong).await?;
+        warnings.extend(found.map(|found| format!("{table}.{}", consequence.replace("{}", &found))));
     }
     Ok(warnings)
 }
 
+/// What to show of the first row `w` that has a wrong value, among the first 1,000.
+async fn find_value(
+    connection: &mut SqliteConnection,
+    table: &str,
+    shown: &str,
+    wrong: &str,
+) -> Result<Option<String>, StoreError> {
+    let sql = format!(
+        "SELECT CAST(substr({shown}, 1, 64) AS BLOB) FROM (SELECT * FROM {table} LIMIT 1000) w WHERE {wrong} LIMIT 1"
+    );
+    // Safe: this crate's own text and a quoted name.
+    let found: Option<Vec<u8>> = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_optional(connection).await?;
+    Ok(found.map(|found| String::from_utf8_lossy(&found).into_owned()))
+}
+
 /// What to show of a row `w`, which rows have it, and what comes of that.
-static VALUES: LazyLock<[(&str, String, &str); 4]> = LazyLock::new(|| {
+static VALUES: LazyLock<[(&str, String, &str); 3]> = LazyLock::new(|| {
     [
-        (
-            "quote(w.id)",
-            format!("NOT ({})", sql::IS_RUN),
-            "id holds {}, which is not a UUID as hyphenated text in one case: entries of such runs are set aside",
-        ),
         (
             "quote(w.status)",
             format!("w.status NOT IN ({})", columns::statuses()),

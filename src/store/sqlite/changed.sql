@@ -2,7 +2,7 @@
 INSERT INTO runspan_journal ({changed.columns})
 SELECT {changed.values}
 FROM temp.runspan_found f CROSS JOIN runspan_open_runs o ON o.run_id = f.run
-LEFT JOIN {table} w ON w.id IN (o.run_id, upper(o.run_id))
+LEFT JOIN {table} w ON w.id IN ({spellings})
 WHERE f.place > {after} AND f.place <= {last} AND f.is_open = 1
   AND (w.id IS NULL
        OR w.status <> o.status AND w.status IN ({statuses}))

@@ -111,13 +111,13 @@ impl Comparison {
 /// Forgets what was found of runs that the journal has heard of since; up to which entry that is so.
 async fn forget(connection: &mut SqliteConnection, seen: i64) -> Result<i64, StoreError> {
     let last = last_entry(connection).await?;
-    sqlx::query(
+    let sql = format!(
         "DELETE FROM temp.runspan_found
-         WHERE run IN (SELECT lower(run_id) FROM runspan_journal WHERE seq > ?1 AND run_id IS NOT NULL)",
-    )
-    .bind(seen)
-    .execute(connection)
-    .await?;
+         WHERE run IN (SELECT {} FROM runspan_journal WHERE seq > ?1 AND run_id IS NOT NULL)",
+        sql::canonical("run_id")
+    );
+    // Safe: this crate's own text.
+    sqlx::query(AssertSqlSafe(sql)).bind(seen).execute(connection).await?;
     Ok(last)
 }
 

@@ -131,11 +131,11 @@ impl Reader<'_> {
     }
 }
 
-/// Hyphenated, in one case: as [`reconcile`](super::super::JournalStore::reconcile) finds the row again.
+/// In one case, with all hyphens or none: as [`reconcile`](super::super::JournalStore::reconcile) finds the row again.
 fn uuid(text: &str) -> Option<Uuid> {
     let id = Uuid::try_parse(text).ok()?;
-    let lower = id.hyphenated().to_string();
-    (text == lower || text == lower.to_ascii_uppercase()).then_some(id)
+    let spellings = [id.hyphenated().to_string(), id.simple().to_string()];
+    spellings.iter().any(|lower| text == lower || text == lower.to_ascii_uppercase()).then_some(id)
 }
 
 /// Any value as text, even one that is no valid UTF-8.

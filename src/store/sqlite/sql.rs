@@ -18,17 +18,31 @@ const MISSING: &str = include_str!("missing.sql");
 const CHANGED: &str = include_str!("changed.sql");
 const STUCK: &str = include_str!("stuck.sql");
 
-/// That a row's id is one that the journal's reader takes: hyphenated, in one case.
+/// That a row's id is one that the journal's reader takes: a UUID in one case, with all its hyphens or none (as Django and
+/// `SQLAlchemy` write it).
 pub(super) const IS_RUN: &str = "typeof(w.id) = 'text' AND w.id IN (lower(w.id), upper(w.id)) \
-    AND w.id LIKE '________-____-____-____-____________' \
+    AND (length(w.id) = 32 OR w.id LIKE '________-____-____-____-____________') \
     AND length(replace(w.id, '-', '')) = 32 AND replace(w.id, '-', '') NOT GLOB '*[^0-9A-Fa-f]*'";
+
+/// The id of a run as runspan stores it, from a row's, which is one: see [`IS_RUN`].
+pub(super) fn canonical(id: &str) -> String {
+    format!(
+        "lower(CASE length({id}) WHEN 32 THEN substr({id}, 1, 8) || '-' || substr({id}, 9, 4) || '-' || substr({id}, 13, 4) \
+         || '-' || substr({id}, 17, 4) || '-' || substr({id}, 21) ELSE {id} END)"
+    )
+}
+
+/// The ids that the row of a run may have: the reverse of [`canonical`]. An index on the id finds them.
+fn spellings(run: &str) -> String {
+    format!("{run}, upper({run}), replace({run}, '-', ''), upper(replace({run}, '-', ''))")
+}
 
 /// The present, in microseconds (of a clock of milliseconds).
 pub(super) const NOW: &str = "CAST(round((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER) * 1000";
 
 /// What a refusal without a root lacks: `?1` is the run in flight.
 pub(super) fn root_of(table: &str) -> String {
-    root_above(table, "?1")
+    root_above(table, &spellings("?1"))
 }
 
 /// The runs in flight of `table` (quoted), and the age of the oldest in seconds, by workflow and status.
@@ -75,7 +89,7 @@ pub(super) fn triggers(table: &str) -> String {
             ("row", row),
             ("from", from),
             ("to", to),
-            ("root_above", &root_above(table, &format!("{row}.parent_run_id"))),
+            ("root_above", &root_above(table, &in_any_case(&format!("{row}.parent_run_id")))),
             ("table", table),
         ];
         render(ENTRY, &placeholders)
@@ -114,6 +128,7 @@ fn entry(row: &str, before: &str, after: &str, state: &str) -> Insert {
         after: Some(after),
         root_id: Some("root.id"),
         root_name: Some(&text("root.name")),
+        root_delivery: Some(&text("root.delivery")),
         reason: Some(&reasons(after, state)),
         traceparent: Some(&traceparent),
         inflight: None,
@@ -124,7 +139,7 @@ fn entry(row: &str, before: &str, after: &str, state: &str) -> Insert {
 
 /// The beginning of a run that the journal missed.
 fn missing_entry(table: &str) -> Insert {
-    let root = root_above(table, "w.parent_run_id");
+    let root = root_above(table, &in_any_case("w.parent_run_id"));
     Values {
         now: &format!(
             "coalesce(CASE w.status WHEN 'queued' THEN {} ELSE {} END, {NOW})",
@@ -136,6 +151,7 @@ fn missing_entry(table: &str) -> Insert {
         after: Some("w.status"),
         root_id: Some(&format!("(SELECT id FROM ({root}))")),
         root_name: Some(&format!("(SELECT {} FROM ({root}))", text("name"))),
+        root_delivery: Some(&format!("(SELECT {} FROM ({root}))", text("delivery"))),
         reason: None,
         traceparent: Some(&traceparent("w.state")),
         inflight: None,
@@ -158,6 +174,7 @@ fn changed_entry() -> Insert {
         after: Some("w.status"),
         root_id: None,
         root_name: None,
+        root_delivery: None,
         reason: Some(&reasons("w.status", "w.state")),
         traceparent: None,
         inflight: None,
@@ -194,7 +211,12 @@ pub(super) fn reconcile(table: &str) -> String {
 
 fn compared(template: &str, table: &str, after: &str, last: &str) -> String {
     let (missing, changed) = (missing_entry(table), changed_entry());
-    let placeholders: [(&str, &str); 12] = [
+    let (run, spellings) = (canonical("w.id"), spellings("o.run_id"));
+    let journalled = canonical("run_id");
+    let placeholders: [(&str, &str); 15] = [
+        ("run", &run),
+        ("spellings", &spellings),
+        ("journalled", &journalled),
         ("missing.columns", &missing.columns),
         ("missing.values", &missing.values),
         ("changed.columns", &changed.columns),
@@ -220,6 +242,7 @@ pub(super) fn stuck(table: &str) -> String {
             ("created_at", &past("w.created_at")),
             ("updated_at", &past("w.updated_at")),
             ("is_run", IS_RUN),
+            ("run", &canonical("w.id")),
             ("in_flight", &columns::in_flight()),
             ("text_limit", &TEXT_LIMIT.to_string()),
             ("stuck_threshold", STUCK_THRESHOLD),
@@ -228,15 +251,28 @@ pub(super) fn stuck(table: &str) -> String {
     )
 }
 
-/// The root above a run and its workflow. The number of levels has a limit, so that a cycle ends too.
-fn root_above(table: &str, parent: &str) -> String {
+/// An id of the application's in the cases that another row of it may have it in. An index on the id finds them.
+fn in_any_case(id: &str) -> String {
+    format!("{id}, lower({id}), upper({id})")
+}
+
+/// The root above the run whose row has one of the ids `parents`, its workflow and its delivery. A parent whose row is gone
+/// is the root; a parent that can be no id is none. A walk of [`MAX_ANCESTORS`] goes round a cycle, whose smallest id is the
+/// root: the second half of the walk does nothing else.
+fn root_above(table: &str, parents: &str) -> String {
+    let above = "CASE WHEN length(p.parent_run_id) IN (32, 36) THEN p.parent_run_id END";
+    let (next, half) = (in_any_case("up.above"), MAX_ANCESTORS / 2);
     format!(
-        "WITH RECURSIVE runspan_up (id, name, above, depth) AS (
-            SELECT p.id, p.workflow_name, p.parent_run_id, 1 FROM {table} p WHERE p.id = {parent}
+        "WITH RECURSIVE runspan_up (id, name, delivery, above, depth) AS (
+            SELECT p.id, p.workflow_name, p.delivery_id, {above}, 1 FROM {table} p WHERE p.id IN ({parents})
             UNION ALL
-            SELECT p.id, p.workflow_name, p.parent_run_id, up.depth + 1
-            FROM runspan_up up JOIN {table} p ON p.id = up.above WHERE up.depth < {MAX_ANCESTORS}
-        ) SELECT id, name FROM runspan_up ORDER BY depth DESC LIMIT 1"
+            SELECT p.id, p.workflow_name, p.delivery_id, {above}, up.depth + 1
+            FROM runspan_up up CROSS JOIN {table} p ON p.id IN ({next}) WHERE up.depth < {MAX_ANCESTORS}
+        )
+        SELECT coalesce(gone, id) AS id, iif(gone IS NULL, name, NULL) AS name, iif(gone IS NULL, delivery, NULL) AS delivery
+        FROM (SELECT *, iif(depth < {MAX_ANCESTORS}, above, NULL) AS gone, max(depth) OVER () AS last FROM runspan_up)
+        WHERE depth = last OR last = {MAX_ANCESTORS} AND depth > {half}
+        ORDER BY id LIMIT 1"
     )
 }
 

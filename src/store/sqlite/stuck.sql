@@ -11,6 +11,6 @@ SELECT w.id, substr(w.workflow_name, 1, {text_limit}), w.target_owner || '/' || 
 FROM {table} w
 LEFT JOIN (SELECT u.key AS workflow_name, CAST(u.value AS REAL) AS seconds FROM runspan_series s, json_each(s.usual) u) usual
     ON usual.workflow_name = substr(w.workflow_name, 1, {text_limit})
-LEFT JOIN runspan_open_runs o ON o.run_id = lower(w.id)
+LEFT JOIN runspan_open_runs o ON o.run_id = {run}
 WHERE w.status IN ({in_flight}) AND w.workflow_name IS NOT NULL AND {is_run} AND age > {stuck_threshold}
 ORDER BY age DESC, w.id LIMIT ?1

@@ -127,6 +127,7 @@ fn row() -> impl Strategy<Value = Row> {
         target_number: target.3,
         workflow_name: names.0,
         root_workflow_name: names.1,
+        root_delivery_id: names.2.clone(),
         delivery_id: names.2,
         from_status: rest.0,
         to_status: rest.1,

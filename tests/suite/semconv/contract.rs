@@ -63,7 +63,7 @@ fn row() -> impl Strategy<Value = (Row, Option<Option<String>>)> {
     let run = || prop::option::of((1..=4_u128).prop_map(Uuid::from_u128));
     let target =
         (text(&["issue", "pr", "branch"]), text(&["acme"]), text(&["widgets"]), prop::option::of(-1..9_i64));
-    let lineage = (run(), run(), text(&["ship"]), run());
+    let lineage = (run(), run(), text(&["ship"]), run(), text(&["d-0"]));
     let around = (text(REASONS), text(&["d-1"]), prop::bool::weighted(0.3));
     let run = prop::option::weighted(0.9, (1..=4_u128).prop_map(Uuid::from_u128));
     let before = prop::option::weighted(0.2, status());
@@ -81,6 +81,7 @@ fn row() -> impl Strategy<Value = (Row, Option<Option<String>>)> {
                 parent_run_id: lineage.0,
                 root_run_id: lineage.1,
                 root_workflow_name: lineage.2,
+                root_delivery_id: lineage.4,
                 inflight_run_id: lineage.3,
                 reason,
                 delivery_id,

@@ -138,6 +138,15 @@ async fn an_older_schema_is_brought_up_to_date(database: &Database) {
     for table in ["series", "deltas"] {
         session.execute(&format!("DROP TABLE {}", database.own(table))).await;
     }
+    if !database.is_postgres() {
+        session
+            .execute(
+                "DROP VIEW runspan_reordered; DROP TRIGGER runspan_inserted; DROP TRIGGER runspan_changed",
+            )
+            .await;
+        session.execute("DROP TRIGGER runspan_deleted").await;
+    }
+    session.execute(&format!("ALTER TABLE {} DROP COLUMN root_delivery_id", database.own("journal"))).await;
     session.execute(&format!("UPDATE {} SET version = 1", database.own("meta"))).await;
     assert!(matches!(store.check().await, Err(StoreError::SchemaOlder { found: 1 })));
     store.attach(&plan()).await.unwrap();

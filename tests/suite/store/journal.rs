@@ -20,7 +20,6 @@ on_every_database!(
     children_know_their_root,
     a_cycle_of_parents_ends,
     a_parent_that_is_gone_is_the_root,
-    the_runtime_finds_the_same_root,
     a_refusal_is_journalled,
     an_entry_carries_the_whole_context,
     reasons_and_links_in_any_state_are_taken_as_they_are,
@@ -238,20 +237,6 @@ async fn a_parent_that_is_gone_is_the_root(database: &Database) {
     let batch = relay.read(10).await;
     let lineage = batch.entries[0].1.as_ref().unwrap().context.lineage.clone().unwrap();
     assert_eq!((lineage.parent, lineage.root, lineage.root_workflow_name), (gone, gone, None));
-}
-
-async fn the_runtime_finds_the_same_root(database: &Database) {
-    let relay = Relay::new(database.attach().await.0).await;
-    let mut session = database.connect().await;
-    let mut above = RunId::generate(); // gone
-    let mut roots = Vec::new();
-    for workflow in ["plan", "implement", "review"] {
-        above = queue_child(&mut session, workflow, above).await;
-        roots.push(runs::root(session.runs(), above).await.unwrap());
-    }
-    let batch = relay.read(10).await;
-    let of_triggers = batch.entries.iter().map(|(_, entry)| entry.as_ref().unwrap().context.root_of(above));
-    assert_eq!(of_triggers.collect::<Vec<_>>(), roots);
 }
 
 async fn a_refusal_is_journalled(database: &Database) {

@@ -85,7 +85,7 @@ async fn a_granted_role_can_refuse_and_nothing_else(database: &Database) {
         "SELECT runspan.adopt('{}')",
         "SELECT runspan.catch_up()",
         "SELECT runspan.skip('')",
-        "SELECT runspan.root_above(NULL)",
+        "SELECT runspan.root_of(NULL)",
         "CREATE TABLE runspan.mine (a int)",
         "SELECT * FROM workflow_runs",
     ] {

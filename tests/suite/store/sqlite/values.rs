@@ -2,7 +2,7 @@
 
 use runspan::run::RunId;
 
-use crate::database::Database;
+use crate::database::{Database, Session};
 use crate::projector::Relay;
 
 /// A table that takes anything.
@@ -118,7 +118,8 @@ async fn attach_warns_of_values_that_make_less_of_a_run() {
     session
         .execute(&format!(
             "INSERT INTO workflow_runs (id, workflow_name, status, target_number, state, created_at) VALUES
-             ('{}', 'triage', 'queued', 7, '{{}}', '2026-01-01'), ('run_7', 'triage', 'archived', 7.5, x'00', 'now')",
+             ('{}', 'triage', 'queued', 7, '{{}}', '2026-01-01'), ('{}', 'triage', 'archived', 7.5, x'00', 'now')",
+            RunId::generate(),
             RunId::generate()
         ))
         .await;
@@ -126,12 +127,86 @@ async fn attach_warns_of_values_that_make_less_of_a_run() {
     assert_eq!(
         attached.warnings,
         [
-            "workflow_runs.id holds 'run_7', which is not a UUID as hyphenated text in one case: entries of such runs are set aside",
             "workflow_runs.status holds 'archived', which is not a known status: spans of runs that end so stay open, see docs/table.md",
             "workflow_runs.target_number holds 7.5, which is not an integer: such runs have no target",
             "workflow_runs.state holds values of type blob, not JSON text: no reason and no traceparent is read from them",
         ]
     );
+}
+
+#[tokio::test]
+async fn attach_refuses_what_can_be_no_id() {
+    for id in [
+        "'run_7'",
+        "7",
+        "x'0190a5d47d3c7cc18b6a0d2f3a4b5c6d'",
+        "'0190A5d4-7d3c-7cc1-8b6a-0d2f3a4b5c6d'",
+        "'{0190a5d4-7d3c-7cc1-8b6a-0d2f3a4b5c6d}'",
+        "'0190a5d47d3c-7cc1-8b6a-0d2f3a4b5c6d'",
+        "NULL",
+    ] {
+        let database = Database::sqlite().await;
+        let mut session = database.connect().await;
+        session.execute(ANYTHING).await;
+        session
+            .execute(&format!(
+                "INSERT INTO workflow_runs (id, workflow_name, status) VALUES ('{}', 'triage', 'queued'),
+                 ({id}, 'triage', 'queued')",
+                RunId::generate()
+            ))
+            .await;
+        let error = database.store().attach(&crate::database::plan()).await.unwrap_err().to_string();
+        let expected = "workflow_runs.id holds ";
+        assert!(error.starts_with(expected) && error.ends_with("with all hyphens or none"), "{id}: {error}");
+        assert_eq!(session.count("sqlite_schema WHERE name LIKE 'runspan%'").await, 0);
+    }
+}
+
+/// As Django and `SQLAlchemy` write UUIDs, and in capitals; a parent may be spelled in another case than its row.
+#[tokio::test]
+async fn ids_without_hyphens_or_in_capitals_are_runs() {
+    let spell: [fn(RunId) -> String; 4] = [
+        |run| run.to_string(),
+        |run| run.uuid().simple().to_string(),
+        |run| run.to_string().to_uppercase(),
+        |run| run.uuid().simple().to_string().to_uppercase(),
+    ];
+    for spell in spell {
+        let database = Database::sqlite().await;
+        let mut session = database.connect().await;
+        session.execute(ANYTHING).await;
+        let (root, child, no_parent) = (RunId::generate(), RunId::generate(), RunId::generate());
+        let insert = async |session: &mut Session, run: RunId, parent: &str| {
+            let id = spell(run);
+            session
+                .execute(&format!(
+                    "INSERT INTO workflow_runs (id, workflow_name, status, parent_run_id, created_at)
+                     VALUES ('{id}', 'triage', 'queued', {parent}, CURRENT_TIMESTAMP)"
+                ))
+                .await;
+        };
+        // Adopted, then journalled, then missed.
+        insert(&mut session, root, "NULL").await;
+        let relay = Relay::new(database.attach().await.0).await;
+        relay.drain().await;
+        let capitals = format!("'{}'", spell(root).to_uppercase());
+        insert(&mut session, child, &capitals).await;
+        insert(&mut session, no_parent, "''").await;
+        assert_eq!(relay.store.stuck(10).await.unwrap().count, 0);
+        session.execute("UPDATE workflow_runs SET status = 'running'").await;
+        relay.drain().await;
+        assert_eq!(relay.store.reconcile().await.unwrap().entries, 0, "nothing was missed");
+        session.execute("UPDATE workflow_runs SET status = 'succeeded'; DELETE FROM runspan_journal").await;
+        assert_eq!(relay.store.reconcile().await.unwrap().entries, 3);
+        let (_, plan) = relay.step(100).await;
+        let mut ended: Vec<_> =
+            plan.spans.iter().map(|span| (span.run, span.context.root_of(span.run))).collect();
+        ended.sort_unstable();
+        let mut expected = vec![(root, root), (child, root), (no_parent, no_parent)];
+        expected.sort_unstable();
+        assert_eq!(ended, expected);
+        assert_eq!(relay.store.status().await.unwrap().set_aside_entries, 0);
+    }
 }
 
 #[tokio::test]
