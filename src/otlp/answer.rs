@@ -22,6 +22,14 @@ use super::config::SignalConfig;
 /// The longest wait that a receiver can request; longer ones are cut to it.
 pub const LONGEST_WAIT: Duration = Duration::from_hours(1);
 
+/// Longer requests are mistakes, such as a Unix time where seconds belong, or a date without end.
+const LONGEST_CREDIBLE: Duration = Duration::from_hours(7 * 24);
+
+/// The wait that a receiver requests, `None` if it says nothing useful: no time at all, or more than a week.
+fn requested_wait(wait: Duration) -> Option<Duration> {
+    (!wait.is_zero() && wait <= LONGEST_CREDIBLE).then(|| wait.min(LONGEST_WAIT))
+}
+
 /// The most characters of a receiver's message that are kept.
 pub const LONGEST_MESSAGE: usize = 300;
 
@@ -40,7 +48,7 @@ pub enum Answer {
     Retry {
         /// Why.
         cause: Cause,
-        /// The wait that the receiver requests (`Retry-After`, `RetryInfo`), at most [`LONGEST_WAIT`].
+        /// The wait that the receiver requests (`Retry-After`, `RetryInfo`), at most [`LONGEST_WAIT`] and never zero.
         after: Option<Duration>,
     },
     /// No request of this signal will be accepted until somebody fixes the configuration here or there: keep everything,
@@ -177,10 +185,8 @@ struct PartialSuccess {
     error_message: Vec<u8>,
 }
 
-/// An accepted request, of which parts may be rejected. A response that cannot be decoded does not change that it was
-/// accepted: sending the request again would store it twice.
-fn accepted(config: &SignalConfig, response: &[u8]) -> Answer {
-    let response = <ExportResponse as prost::Message>::decode(response).unwrap_or_default();
+/// An accepted request, of which parts may be rejected.
+fn accepted(config: &SignalConfig, response: ExportResponse) -> Answer {
     let PartialSuccess { rejected, error_message } = response.partial_success.unwrap_or_default();
     Answer::Accepted {
         rejected: u64::try_from(rejected).unwrap_or(0),

@@ -2,18 +2,25 @@
 //!
 //! tonic reports its own failures as statuses too, so this module distinguishes the receiver's statuses from its guesses.
 
-use std::{error::Error as _, time::SystemTime};
+use std::{
+    error::Error as _,
+    time::{Duration, SystemTime},
+};
 
 use http::{HeaderMap, HeaderName, StatusCode};
+use prost::Message as _;
 use tonic::{Code, Status, metadata::MetadataMap};
-use tonic_types::StatusExt as _;
+use tonic_types::RetryInfo;
 
-use super::{Answer, Cause, FailureKind, LONGEST_WAIT, accepted, from_http, from_transport};
+use super::{
+    Answer, Cause, ExportResponse, FailureKind, accepted, from_http, from_transport, requested_wait,
+};
 use crate::otlp::config::SignalConfig;
 
-/// Reads the body of a response with status OK.
+/// Reads the body of a response with status OK. One that cannot be decoded does not change that the request was accepted:
+/// sending it again would store it twice.
 pub fn from_grpc_response(config: &SignalConfig, response: &[u8]) -> Answer {
-    accepted(config, response)
+    accepted(config, ExportResponse::decode(response).unwrap_or_default())
 }
 
 /// An answer to a gRPC call from a server that does not speak gRPC. As the source of a status it preserves what tonic
@@ -54,10 +61,7 @@ pub fn from_grpc(config: &SignalConfig, status: &Status, now: SystemTime) -> Ans
         return from_transport(config, source);
     }
     let code = status.code();
-    let after = status
-        .get_details_retry_info()
-        .and_then(|info| info.retry_delay)
-        .map(|delay| delay.min(LONGEST_WAIT));
+    let after = retry_info(status.details()).and_then(requested_wait);
     let cause =
         |kind, what: &str| Cause::new(config, kind, &format!("{}{what}", name(code)), status.message());
     let set = |option| config.variable(option);
@@ -89,6 +93,17 @@ pub fn from_grpc(config: &SignalConfig, status: &Status, now: SystemTime) -> Ans
         | Code::OutOfRange
         | Code::DataLoss => Answer::Retry { cause: cause(FailureKind::Unavailable, ""), after },
     }
+}
+
+/// The wait in a `google.rpc.RetryInfo` among a status' details. Not by `tonic_types`, which panics on the shortest
+/// duration (0.14.9, in a build with overflow checks).
+fn retry_info(details: &[u8]) -> Option<Duration> {
+    let details = tonic_types::pb::Status::decode(details).ok()?.details;
+    let info = details.iter().find(|detail| detail.type_url == RetryInfo::TYPE_URL)?;
+    let delay = tonic_types::pb::RetryInfo::decode(&*info.value).ok()?.retry_delay?;
+    // Seconds and nanoseconds have the same sign (`google.protobuf.Duration`).
+    let (seconds, nanos) = (u64::try_from(delay.seconds).ok()?, u32::try_from(delay.nanos).ok()?);
+    Duration::from_secs(seconds).checked_add(Duration::from_nanos(nanos.into()))
 }
 
 /// The name in the gRPC specification, which people search for.

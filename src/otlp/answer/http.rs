@@ -8,7 +8,10 @@ use std::time::{Duration, SystemTime};
 use http::{HeaderMap, StatusCode, header};
 use prost::Message as _;
 
-use super::{Answer, Cause, FailureKind, LONGEST_WAIT, accepted, transport::other_protocol};
+use super::{
+    Answer, Cause, ExportResponse, FailureKind, PartialSuccess, accepted, requested_wait, sanitize,
+    transport::other_protocol,
+};
 use crate::otlp::config::{Protocol, SignalConfig};
 
 /// Reads an HTTP response: to OTLP over HTTP, or to a gRPC call that another server answered, such as a proxy.
@@ -25,7 +28,7 @@ pub fn from_http(
         return Answer::Misconfigured(Cause::new(config, FailureKind::WrongProtocol, &what, ""));
     }
     if status.is_success() {
-        return accepted(config, body);
+        return success(config, status, &content_type(headers), body);
     }
     let message = message(headers, body);
     let cause = |kind, hint: &str| Cause::new(config, kind, &format!("HTTP {status}{hint}"), &message);
@@ -74,11 +77,7 @@ pub fn from_http(
 
 /// The problem if another server than an OTLP/HTTP receiver answered. Its success means nothing: nothing was stored.
 fn foreign(config: &SignalConfig, status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Option<String> {
-    let content_type = headers
-        .get(header::CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or_default()
-        .to_ascii_lowercase();
+    let content_type = content_type(headers);
     let variable = &config.endpoint_variable;
     if config.protocol == Protocol::Grpc {
         return status.is_success().then(|| other_protocol(config));
@@ -87,11 +86,8 @@ fn foreign(config: &SignalConfig, status: StatusCode, headers: &HeaderMap, body:
     if content_type.starts_with("application/grpc") || headers.contains_key("grpc-status") {
         return Some(other_protocol(config));
     }
-    if status.is_success() && content_type.starts_with("text/html") {
+    if status.is_success() && is_html(&content_type, body) {
         return Some(format!("answers with a web page, so it is not an OTLP receiver: check {variable}"));
-    }
-    if status.is_success() && !is_export_response(&content_type, body) {
-        return Some(format!("answers {status}, but not as an OTLP receiver does: check {variable}"));
     }
     // Go's and nginx's answers to plain HTTP on a TLS port.
     if status == StatusCode::BAD_REQUEST
@@ -105,14 +101,65 @@ fn foreign(config: &SignalConfig, status: StatusCode, headers: &HeaderMap, body:
     None
 }
 
-/// Whether a success is the response to an export. OTLP/HTTP requires protobuf (specification, "Full Success"); some
-/// receivers answer with an empty body, some in JSON. A 200 of a health check or a proxy stored nothing.
-fn is_export_response(content_type: &str, body: &[u8]) -> bool {
-    if body.is_empty() || content_type.is_empty() || content_type.starts_with("application/x-protobuf") {
-        return true;
+/// In lower case, without parameters.
+fn content_type(headers: &HeaderMap) -> String {
+    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+}
+
+/// Whether a response is a web page, whatever its type says.
+fn is_html(content_type: &str, body: &[u8]) -> bool {
+    let body = body.strip_prefix("\u{feff}".as_bytes()).unwrap_or(body).trim_ascii_start();
+    let begins = |tag: &[u8]| body.get(..tag.len()).is_some_and(|start| start.eq_ignore_ascii_case(tag));
+    matches!(content_type, "text/html" | "application/xhtml+xml")
+        || begins(b"<!doctype html")
+        || begins(b"<html")
+}
+
+/// A success. OTLP/HTTP requires a protobuf response (specification, "Full Success"), but some receivers answer in JSON, with
+/// nothing, or in their own words. What they stored they would store again if the request was sent again.
+fn success(config: &SignalConfig, status: StatusCode, content_type: &str, body: &[u8]) -> Answer {
+    let is_protobuf = content_type.is_empty() || content_type.starts_with("application/x-protobuf");
+    let response = if body.is_empty() {
+        Some(ExportResponse::default())
+    } else if is_protobuf && let Ok(response) = ExportResponse::decode(body) {
+        Some(response)
+    } else {
+        json_response(body)
+    };
+    response.map_or_else(
+        || {
+            let kind = if content_type.is_empty() { "a body" } else { content_type };
+            let message = format!(
+                "answers {status} with {kind} that is not an OTLP response, which counts as accepted: check {} if nothing \
+                 is stored",
+                config.endpoint_variable
+            );
+            Answer::Accepted { rejected: 0, message: sanitize(config, &message) }
+        },
+        |response| accepted(config, response),
+    )
+}
+
+/// A response in OTLP's JSON encoding, which writes 64-bit numbers as strings.
+fn json_response(body: &[u8]) -> Option<ExportResponse> {
+    let serde_json::Value::Object(answer) = serde_json::from_slice(body).ok()? else { return None };
+    if !answer.keys().all(|key| matches!(key.as_str(), "partialSuccess" | "partial_success")) {
+        return None;
     }
-    let Ok(serde_json::Value::Object(answer)) = serde_json::from_slice(body) else { return false };
-    answer.keys().all(|key| matches!(key.as_str(), "partialSuccess" | "partial_success"))
+    let partial_success = answer.values().find_map(serde_json::Value::as_object).map(|partial| {
+        let rejected =
+            partial.iter().filter(|(key, _)| key.starts_with("rejected")).find_map(|(_, count)| {
+                count.as_i64().or_else(|| count.as_str().and_then(|count| count.parse().ok()))
+            });
+        let message =
+            ["errorMessage", "error_message"].into_iter().find_map(|key| partial.get(key)?.as_str());
+        PartialSuccess {
+            rejected: rejected.unwrap_or_default(),
+            error_message: message.unwrap_or_default().as_bytes().to_vec(),
+        }
+    });
+    Some(ExportResponse { partial_success })
 }
 
 /// The receiver's message: that of the `google.rpc.Status` that OTLP requires, or the body as text.
@@ -140,16 +187,16 @@ fn redirect_target(config: &SignalConfig, headers: &HeaderMap) -> String {
     }
 }
 
-/// `Retry-After` in seconds or as a date (RFC 9110, 10.2.3), at most [`LONGEST_WAIT`].
+/// `Retry-After` in seconds or as a date (RFC 9110, 10.2.3).
 fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
     let wait = if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
-        text.parse().map_or(LONGEST_WAIT, Duration::from_secs)
+        Duration::from_secs(text.parse().ok()?)
     } else {
         // The receiver's own clock, if it shows it: then a wrong clock on either side does not matter.
         let date = headers.get(header::DATE).and_then(|value| value.to_str().ok());
         let now = date.and_then(|date| httpdate::parse_http_date(date).ok()).unwrap_or(now);
-        httpdate::parse_http_date(text).ok()?.duration_since(now).unwrap_or_default()
+        httpdate::parse_http_date(text).ok()?.duration_since(now).ok()?
     };
-    Some(wait.min(LONGEST_WAIT))
+    requested_wait(wait)
 }

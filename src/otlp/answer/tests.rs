@@ -39,6 +39,7 @@ fn wait(retry_after: &str) -> Option<u64> {
 #[test]
 fn retry_after_accepts_each_form() {
     assert_eq!(wait("120"), Some(120));
+    assert_eq!(wait("  120\t"), Some(120));
     assert_eq!(wait("Thu, 01 Jan 1970 00:02:00 GMT"), Some(120));
     assert_eq!(wait("Thursday, 01-Jan-70 00:02:00 GMT"), Some(120));
     assert_eq!(wait("Thu Jan  1 00:02:00 1970"), Some(120));
@@ -46,13 +47,87 @@ fn retry_after_accepts_each_form() {
 
 #[test]
 fn an_invalid_retry_after_is_ignored() {
-    assert_eq!(wait("99999999999999999999999"), Some(3600), "too long");
-    assert_eq!(wait("Fri, 31 Dec 9999 23:59:59 GMT"), Some(3600), "too long");
+    assert_eq!(wait("604800"), Some(3600), "too long");
     let date = "Thu, 01 Jan 1970 00:02:00 GMT";
-    let past = http(503, &[("retry-after", "Thu, 01 Jan 1970 00:00:00 GMT"), ("date", date)], b"");
-    assert!(matches!(past, Answer::Retry { after: Some(Duration::ZERO), .. }), "{past:?}");
-    for nonsense in ["", "-5", "1.5", "soon"] {
+    for past in ["Thu, 01 Jan 1970 00:00:00 GMT", date] {
+        let past = http(503, &[("retry-after", past), ("date", date)], b"");
+        assert!(matches!(past, Answer::Retry { after: None, .. }), "{past:?}");
+    }
+    for nonsense in [
+        "",
+        "0",
+        "000",
+        "-0",
+        "-5",
+        "+5",
+        "1.5",
+        "1e3",
+        "NaN",
+        "inf",
+        "soon",
+        "5 s",
+        "5, 10",
+        "604801",
+        "1796083200",
+        "99999999999999999999999",
+        "Fri, 31 Dec 9999 23:59:59 GMT",
+        "Mon, 01 Jan 0001 00:00:00 GMT",
+        "1970-01-01T00:02:00Z",
+    ] {
         assert_eq!(wait(nonsense), None, "{nonsense}");
+    }
+}
+
+#[test]
+fn a_success_in_other_words_is_accepted_with_a_warning() {
+    for (content_type, body) in [
+        ("text/plain", "ok"),
+        ("text/plain; charset=utf-8", "Accepted\n"),
+        ("application/json", r#"{"status":"success"}"#),
+        ("application/json", "[]"),
+        ("application/x-protobuf", "ok"),
+        ("application/xml", "<ok/>"),
+        ("", "ok"),
+    ] {
+        for status in [200, 202] {
+            let Answer::Accepted { rejected: 0, message } =
+                http(status, &[("content-type", content_type)], body.as_bytes())
+            else {
+                panic!("{content_type}: {body}")
+            };
+            assert!(message.contains("is not an OTLP response"), "{content_type}: {message:?}");
+            assert!(
+                !message.contains(body),
+                "bodies may differ each time, but one warning is enough: {message}"
+            );
+        }
+    }
+    for (content_type, body) in [("", ""), ("text/plain", ""), ("application/json", "{}")] {
+        let answer = http(200, &[("content-type", content_type)], body.as_bytes());
+        assert_eq!(
+            answer,
+            Answer::Accepted { rejected: 0, message: String::new() },
+            "{content_type}: {body}"
+        );
+    }
+    let partial = br#"{"partialSuccess":{"rejectedLogRecords":"3","errorMessage":"too old"}}"#;
+    let answer = http(200, &[("content-type", "application/json")], partial);
+    assert_eq!(answer, Answer::Accepted { rejected: 3, message: "too old".to_owned() });
+}
+
+#[test]
+fn a_web_page_is_another_server() {
+    for (content_type, body) in [
+        ("text/html", ""),
+        ("Text/HTML; charset=utf-8", "welcome"),
+        ("", "<!DOCTYPE html><p>"),
+        ("text/plain", "\u{feff}\n  <HTML lang=en>"),
+        ("application/json", "<html>"),
+    ] {
+        let answer = http(200, &[("content-type", content_type)], body.as_bytes());
+        let kind = answer.cause().map(Cause::kind);
+        assert!(matches!(answer, Answer::Misconfigured(_)), "{content_type}: {answer:?}");
+        assert_eq!(kind, Some(FailureKind::WrongProtocol));
     }
 }
 
@@ -188,6 +263,8 @@ proptest! {
 
     #[test]
     fn a_wait_is_never_longer_than_the_longest(seconds in any::<u64>()) {
-        prop_assert_eq!(wait(&seconds.to_string()).map(Duration::from_secs), Some(Duration::from_secs(seconds).min(LONGEST_WAIT)));
+        let useful = (1..=LONGEST_CREDIBLE.as_secs()).contains(&seconds);
+        let expected = useful.then(|| Duration::from_secs(seconds).min(LONGEST_WAIT));
+        prop_assert_eq!(wait(&seconds.to_string()).map(Duration::from_secs), expected);
     }
 }

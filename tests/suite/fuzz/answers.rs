@@ -250,13 +250,24 @@ fn asking(delay: Delay, kind: &str) -> Vec<u8> {
 }
 
 #[test]
-fn a_wait_without_end_is_an_hour() {
-    for (seconds, hours) in [(i64::MAX, 1), (7_200, 1), (-1, 0)] {
-        let details = asking(Delay { seconds, nanos: 0 }, "RetryInfo");
+fn a_wait_is_at_most_an_hour_and_one_that_says_nothing_is_none() {
+    let hour = Some(Duration::from_hours(1));
+    for (seconds, nanos, expected) in [
+        (7_200, 0, hour),
+        (604_800, 0, hour),
+        (0, 1, Some(Duration::from_nanos(1))),
+        (0, 0, None),
+        (-1, 0, None),
+        (0, -1, None),
+        (i64::MIN, i32::MIN, None),
+        (1_796_083_200, 0, None),
+        (i64::MAX, i32::MAX, None),
+    ] {
+        let details = asking(Delay { seconds, nanos }, "RetryInfo");
         let status = Status::with_details(Code::ResourceExhausted, "", details.into());
         match from_grpc(&config(true), &status, SystemTime::UNIX_EPOCH) {
             Answer::TooLarge { after, .. } => {
-                assert_eq!(after.unwrap_or_default(), Duration::from_hours(hours), "{seconds}");
+                assert_eq!(after, expected, "{seconds}");
             }
             other => panic!("{other:?}"),
         }
