@@ -1,21 +1,32 @@
 //! What to do with a request, given the receiver's answer. Pure.
 //!
-//! Two kinds of requests are sent. Those of the outbox are kept until they are acknowledged: [`DeliveryPolicy`]. Those of
-//! metrics are made anew from the series, so only the question whether they arrived matters: [`after_export`].
+//! One rule for all: what was not accepted was not delivered. Two kinds of requests are sent. Those of the outbox are kept
+//! until they are acknowledged: [`DeliveryPolicy`]. Those of metrics are made anew from the series: [`ExportPolicy`].
 //!
 //! A request of the outbox is abandoned only when the receiver refuses *it*, not everything. The proof is an acceptance in
 //! between: it was refused, something else was accepted, and it is refused again. A refused request without that proof is
 //! suspect: it waits while those behind it are tried. Three unrelated suspects are not three invalid requests: the receiver
 //! is at fault, and what follows is tried only now and then.
+//!
+//! A receiver that fails on a request (500, INTERNAL, UNKNOWN) says nothing about it, so one proof is not enough: while
+//! others are accepted, and none of them fails, it has to fail [`FAULTS_OF_ONE`] times.
+//!
+//! "Too large" without a wait may as well mean "too busy". So it is sent again first, and halved if it is refused again:
+//! see [`Sizes`].
+
+mod export;
+mod sizes;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
-use crate::otlp::answer::{Answer, FailureKind};
+pub(super) use self::export::{AfterExport, ExportOutcome, ExportPolicy};
+use self::sizes::Sizes;
+use crate::otlp::answer::Answer;
 
 /// How often a request of many items may make the receiver fail before it is suspect.
 const FAULTS: u32 = 3;
-/// The same for a request of a single item, which would be abandoned.
+/// The same for a request of a single item, and again for abandoning it.
 const FAULTS_OF_ONE: u32 = 10;
 /// How many unrelated suspects show that the receiver is at fault.
 const UNRELATED: usize = 3;
@@ -34,7 +45,7 @@ pub(super) struct Facts {
 pub(super) enum Decision {
     /// Delivered. Suspects are to be tried again.
     Delivered,
-    /// Send it again after this wait, or else after a backoff.
+    /// Send it again after a backoff, or after this wait if it is longer.
     Keep(Option<Duration>),
     /// Send its halves.
     Halve,
@@ -51,8 +62,9 @@ pub(super) enum Decision {
 pub(super) struct DeliveryPolicy {
     /// The places whose requests were refused.
     refused: BTreeMap<i64, RefusedRequest>,
-    /// How often a request made the receiver fail.
-    faults: HashMap<i64, u32>,
+    /// The requests that made the receiver fail.
+    faults: HashMap<i64, Faults>,
+    sizes: Sizes,
     suspects: Vec<Suspect>,
 }
 
@@ -61,8 +73,17 @@ pub(super) struct DeliveryPolicy {
 struct RefusedRequest {
     /// Something, so the receiver works, and halving may find the invalid item.
     works: bool,
-    /// Something since the last request of this place was abandoned.
+    /// Something since the last request of this place was abandoned, or failed.
     proof: bool,
+}
+
+/// How often a request made the receiver fail.
+#[derive(Clone, Copy, Debug, Default)]
+struct Faults {
+    /// In all.
+    all: u32,
+    /// While others were accepted, and none of them failed.
+    proven: u32,
 }
 
 #[derive(Debug)]
@@ -75,28 +96,31 @@ impl DeliveryPolicy {
     pub(super) fn decide(&mut self, request: Facts, answer: &Answer) -> Decision {
         match answer {
             Answer::Accepted { .. } => self.accepted(request),
-            Answer::Retry { cause, .. } if cause.is_suspicious() => {
-                let faults = self.faults.entry(request.id).or_default();
-                *faults += 1;
-                let enough = if request.items > 1 { FAULTS } else { FAULTS_OF_ONE };
-                if *faults >= enough {
-                    return self.suspect(request, cause.to_string());
-                }
-                self.refused.entry(request.place).or_default();
-                Decision::Keep(None)
-            }
+            Answer::Retry { cause, .. } if cause.is_suspicious() => self.failed(request, cause.to_string()),
             Answer::Retry { after, .. } | Answer::TooLarge { after: after @ Some(_), .. } => {
                 Decision::Keep(*after)
             }
             Answer::Misconfigured(_) => Decision::Keep(None),
-            Answer::TooLarge { after: None, .. } if request.items > 1 => Decision::Halve,
+            Answer::TooLarge { after: None, .. } if request.items > 1 && self.sizes.refused(request) => {
+                Decision::Halve
+            }
             Answer::TooLarge { after: None, .. } => Decision::Keep(None),
             // The first refused request is halved: its halves may show whether an item or the receiver is at fault.
             Answer::Rejected(_) if request.items > 1 && self.suspects.is_empty() => {
                 self.refused.entry(request.place).or_default();
                 Decision::Halve
             }
-            Answer::Rejected(cause) => self.suspect(request, cause.to_string()),
+            Answer::Rejected(cause) => {
+                if let Some(decision) = self.halve_if_it_may_help(request) {
+                    return decision;
+                }
+                // One proof abandons one request: the receiver may have stopped accepting anything since.
+                if self.take_proof(request) {
+                    Decision::Dead
+                } else {
+                    self.suspect(request, cause.to_string())
+                }
+            }
         }
     }
 
@@ -108,85 +132,62 @@ impl DeliveryPolicy {
     }
 
     fn accepted(&mut self, request: Facts) -> Decision {
+        self.sizes.accepted(request);
         if self.suspects.is_empty() {
             // Requests are sent in order: everything before is settled.
             self.refused = self.refused.split_off(&request.place);
-            self.faults.remove(&request.id);
+            self.sizes.settled_before(request.place);
         }
+        self.faults.remove(&request.id);
         self.suspects.clear();
         self.refused.values_mut().for_each(|refusal| *refusal = RefusedRequest { works: true, proof: true });
         Decision::Delivered
     }
 
+    fn failed(&mut self, request: Facts, answer: String) -> Decision {
+        let faults = self.faults.entry(request.id).or_default();
+        faults.all = faults.all.saturating_add(1);
+        let enough = if request.items > 1 { FAULTS } else { FAULTS_OF_ONE };
+        if faults.all < enough {
+            // It fails on others too: what it failed on before is not proven to be at fault.
+            self.faults.values_mut().for_each(|faults| faults.proven = 0);
+            self.refused.entry(request.place).or_default();
+            return Decision::Keep(None);
+        }
+        if let Some(decision) = self.halve_if_it_may_help(request) {
+            return decision;
+        }
+        if self.take_proof(request) {
+            let faults = self.faults.entry(request.id).or_default();
+            faults.proven += 1;
+            if faults.proven >= FAULTS_OF_ONE {
+                self.faults.remove(&request.id);
+                return Decision::Dead;
+            }
+        }
+        self.suspect(request, answer)
+    }
+
+    /// Whether the receiver accepted something since a request of this place was last abandoned or failed. A proof serves
+    /// once.
+    fn take_proof(&mut self, request: Facts) -> bool {
+        std::mem::take(&mut self.refused.entry(request.place).or_default().proof)
+    }
+
+    fn halve_if_it_may_help(&mut self, request: Facts) -> Option<Decision> {
+        let works = self.refused.entry(request.place).or_default().works;
+        if !works || request.items == 1 {
+            return None;
+        }
+        self.faults.remove(&request.id);
+        Some(Decision::Halve)
+    }
+
     fn suspect(&mut self, request: Facts, answer: String) -> Decision {
-        let refusal = self.refused.entry(request.place).or_default();
-        if refusal.works && request.items > 1 {
-            return Decision::Halve;
-        }
-        // One proof abandons one request: the receiver may have stopped accepting anything since.
-        if std::mem::take(&mut refusal.proof) {
-            self.faults.remove(&request.id);
-            return Decision::Dead;
-        }
         self.suspects.push(Suspect { place: request.place, answer });
         let unrelated: BTreeSet<i64> = self.suspects.iter().map(|suspect| suspect.place).collect();
         if unrelated.len() < UNRELATED { Decision::TryOthers } else { Decision::TryOthersLater }
     }
-}
-
-/// Whether an export of metrics arrived.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum ExportOutcome {
-    /// The receiver has it, or will never accept it.
-    Acknowledged,
-    /// It did not arrive. The receiver asks for this wait.
-    NotDelivered(Duration),
-    /// It may have arrived: it has to be sent again unchanged. The receiver asks for this wait.
-    Unknown(Duration),
-    /// The same, but at once and in smaller requests.
-    TooLarge,
-}
-
-/// What to do after one request of an export.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum AfterExport {
-    /// Send the next request.
-    Continue,
-    /// Send the next request: the receiver will never accept these points.
-    Skip,
-    /// End the export.
-    End(ExportOutcome),
-}
-
-/// What to do after one request of an export of metrics. `is_untouched`: surely nothing of the export has arrived before
-/// this request. `can_shrink`: requests may still be made smaller. `interval` is the one between exports.
-pub(super) fn after_export(
-    answer: &Answer,
-    is_untouched: bool,
-    can_shrink: bool,
-    interval: Duration,
-) -> AfterExport {
-    let (is_lost, wait) = match answer {
-        Answer::Accepted { .. } => return AfterExport::Continue,
-        // Receivers refuse some points of a request and keep the others. Sending the same again would be in vain, and
-        // sending less than what was kept would count it twice.
-        Answer::Rejected(_) => return AfterExport::Skip,
-        Answer::TooLarge { after: None, .. } if can_shrink => {
-            return AfterExport::End(ExportOutcome::TooLarge);
-        }
-        Answer::TooLarge { after: None, .. } => return AfterExport::Skip,
-        // Nobody fixes a configuration within a moment. Of two backends behind a Collector one may refuse the
-        // credentials after the other has accepted the points.
-        Answer::Misconfigured(cause) => (cause.kind() != FailureKind::Credentials, interval),
-        Answer::Retry { cause, after } | Answer::TooLarge { cause, after } => {
-            (cause.kind() == FailureKind::Unreachable, after.unwrap_or_default())
-        }
-    };
-    AfterExport::End(if is_lost && is_untouched {
-        ExportOutcome::NotDelivered(wait)
-    } else {
-        ExportOutcome::Unknown(wait)
-    })
 }
 
 #[cfg(test)]
@@ -202,7 +203,7 @@ mod tests {
     /// A request of the simulation: which items it holds.
     type Items = Range<usize>;
 
-    fn answer(status: u16) -> Answer {
+    pub(super) fn answer(status: u16) -> Answer {
         let config = SignalConfig::from_env(Signal::Traces, &|_| None).unwrap().unwrap();
         from_http(
             &config,
@@ -298,6 +299,24 @@ mod tests {
         }
 
         #[test]
+        fn a_receiver_that_fails_now_and_then_kills_nothing(
+            sizes in prop::collection::vec(1_usize..3, 1..12),
+            fails in prop::collection::vec(any::<bool>(), 1..600),
+            period in 1_usize..30,
+            is_regular: bool,
+        ) {
+            let total: usize = sizes.iter().sum();
+            let status = |attempt: usize| {
+                let fails = fails.get(attempt - 1);
+                let is_failure = fails.is_some_and(|fails| if is_regular { !attempt.is_multiple_of(period) } else { *fails });
+                if is_failure { 500 } else { 200 }
+            };
+            let (delivered, dead) = simulate(queue(&sizes), 200, |attempt, _| status(attempt));
+            prop_assert_eq!(dead, Vec::<usize>::new());
+            prop_assert_eq!(delivered, (0..total).collect::<Vec<_>>());
+        }
+
+        #[test]
         fn a_receiver_that_refuses_everything_for_a_while_kills_nothing(
             sizes in prop::collection::vec(1_usize..40, 1..8),
             broken_for in 0_usize..200,
@@ -345,5 +364,29 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn after_failures_of_everything_one_more_kills_nothing_innocent_and_poison_still_dies() {
+        let innocent = |attempt, _: &Items| if attempt <= 10 || attempt == 12 { 500 } else { 200 };
+        assert_eq!(simulate(queue(&[1, 1]), 10, innocent), (vec![0, 1], vec![]));
+        let poison = |_, items: &Items| if items.contains(&0) { 500 } else { 200 };
+        let (delivered, dead) = simulate(queue(&[1; 12]), 10, poison);
+        assert_eq!((delivered, dead), ((1..12).collect(), vec![0]));
+    }
+
+    #[test]
+    fn a_busy_receiver_gets_the_same_requests_afterwards() {
+        let mut requests = Vec::new();
+        let seen = std::cell::RefCell::new(&mut requests);
+        let busy = |attempt, items: &Items| {
+            let is_busy = (2..=8).contains(&attempt);
+            if !is_busy {
+                seen.borrow_mut().push(items.len());
+            }
+            if is_busy { 413 } else { 200 }
+        };
+        assert_eq!(simulate(queue(&[20, 20, 20]), 10, busy), ((0..60).collect(), vec![]));
+        assert_eq!(requests, [20, 20, 20]);
     }
 }

@@ -8,16 +8,16 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::delivery_policy::{AfterExport, ExportOutcome, after_export};
+use super::delivery_policy::{AfterExport, ExportOutcome, ExportPolicy};
 use super::error::RelayError;
-use super::status::SenderState;
+use super::status::{SenderState, Warnings};
 use super::term::Term;
 use crate::backoff::backoff;
 use crate::otlp::Signal;
 use crate::otlp::answer::Answer;
 use crate::otlp::client::Client;
 use crate::otlp::config::MetricsConfig;
-use crate::otlp::encode::{MAX_REQUEST, Points};
+use crate::otlp::encode::Points;
 use crate::run::Timestamp;
 use crate::series::{InFlight, Ledger, MAX_WORKFLOWS, Notice, OTHER};
 use crate::store::StoreError;
@@ -34,8 +34,8 @@ const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
 /// How long the final export at a clean stop may take.
 const FINAL_EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Requests are not made smaller than this, in bytes.
-const MIN_REQUEST: usize = 64 * 1024;
+/// The wait before it is sent again in other requests.
+const FINAL_EXPORT_BACKOFF: Duration = Duration::from_millis(200);
 
 pub(super) struct Exporter {
     pub(super) term: Arc<Term>,
@@ -44,25 +44,38 @@ pub(super) struct Exporter {
     pub(super) config: MetricsConfig,
 }
 
+/// What the exports of a term share.
+#[derive(Default)]
+struct Progress {
+    policy: ExportPolicy,
+    /// The sequence of the pending totals was set back.
+    is_set_back: bool,
+    warnings: Warnings,
+}
+
 impl Exporter {
     pub(super) async fn run(self) -> Result<(), RelayError> {
         let term = &self.term;
         let mut ledger = self.open().await?;
-        let mut is_set_back = false;
         self.warn_if_buckets_change(&ledger);
-        let mut request_size = MAX_REQUEST;
+        let mut progress = Progress::default();
+        progress.policy.begin(ledger.attempt().is_some());
         let mut waits = backoff(self.config.interval);
         while !term.projected.is_cancelled() {
-            let began = Instant::now();
+            let mut began = Instant::now();
             let grace = async {
                 term.projected.cancelled().await;
                 tokio::time::sleep(SHUTDOWN_GRACE).await;
             };
             let exported = tokio::select! {
-                exported = self.export(&mut ledger, &mut request_size, &mut is_set_back) => exported?,
-                () = grace => break,
+                exported = self.export(&mut ledger, &mut progress) => exported?,
+                () = grace => {
+                    progress.policy.interrupted();
+                    break;
+                }
             };
             let wait = if let Some(asked) = exported {
+                began = Instant::now();
                 waits.next().unwrap_or(self.config.interval).min(self.config.interval).max(asked)
             } else {
                 waits = backoff(self.config.interval);
@@ -76,7 +89,14 @@ impl Exporter {
             // would be missing from both. Whoever can change the lease's row comes after that commit.
             term.store.renew_lease(&term.lease, term.settings.lease_term).await?;
             let mut ledger = self.open().await?;
-            self.export(&mut ledger, &mut request_size, &mut is_set_back).await
+            let mut waits = backoff(FINAL_EXPORT_BACKOFF);
+            loop {
+                let exported = self.export(&mut ledger, &mut progress).await?;
+                if exported.is_none() || !progress.policy.is_adapting() {
+                    return Ok::<_, StoreError>(exported);
+                }
+                tokio::time::sleep(waits.next().unwrap_or(FINAL_EXPORT_BACKOFF)).await;
+            }
         });
         let last = last.await;
         if last.unwrap_or(Ok(Some(Duration::ZERO)))?.is_some() {
@@ -113,32 +133,36 @@ impl Exporter {
     async fn export(
         &self,
         ledger: &mut Ledger,
-        request_size: &mut usize,
-        is_set_back: &mut bool,
+        progress: &mut Progress,
     ) -> Result<Option<Duration>, StoreError> {
         loop {
-            let now = self.receive(ledger, is_set_back).await?;
+            let now = self.receive(ledger, &mut progress.is_set_back).await?;
             let Some(client) = &self.client else {
                 self.term.store.record(&self.term.lease, &ledger.change()).await?;
                 return Ok(None);
             };
             // An export whose outcome is unknown comes first, unchanged.
             let is_repeated = ledger.attempt().is_some();
+            if !is_repeated {
+                progress.policy.begin(false);
+            }
             ledger.begin(now, self.config.interval, self.term.store.skipped_entries().await?);
             self.term.store.record(&self.term.lease, &ledger.change()).await?;
-            let mut requests =
-                self.term.encoder.series(&ledger.series(), self.config.exemplars, *request_size);
+            let size = progress.policy.attempt();
+            let mut requests = self.term.encoder.series(&ledger.series(), self.config.exemplars, size);
             if let Some(attempt) = ledger.attempt().filter(|_| !is_repeated)
                 && let Some(rows) = self.in_flight().await?
             {
                 let rows = ledger.in_flight(rows);
-                requests.extend(self.term.encoder.in_flight(&rows, attempt.at(), *request_size));
+                requests.extend(self.term.encoder.in_flight(&rows, attempt.at(), size));
             }
-            let outcome = self.send(client, requests, is_repeated, request_size).await;
+            let age =
+                ledger.attempt().map_or(0, |attempt| now.micros().saturating_sub(attempt.at().micros()));
+            let age = Duration::from_micros(u64::try_from(age).unwrap_or(0));
+            let outcome = self.send(client, requests, is_repeated, age, progress).await;
             match outcome {
                 ExportOutcome::Acknowledged => ledger.acknowledged(),
                 ExportOutcome::NotDelivered(_) => ledger.forget(),
-                ExportOutcome::TooLarge => continue,
                 ExportOutcome::Unknown(asked) => return Ok(Some(asked)),
             }
             self.term.store.record(&self.term.lease, &ledger.change()).await?;
@@ -209,69 +233,87 @@ impl Exporter {
         read
     }
 
-    /// Sends requests in order, until one is not accepted.
+    /// Sends requests in order, until the policy ends this attempt.
     async fn send(
         &self,
         client: &Client,
         requests: Vec<Points>,
         is_repeated: bool,
-        request_size: &mut usize,
+        age: Duration,
+        progress: &mut Progress,
     ) -> ExportOutcome {
-        let mut refused = None;
-        // Whether any of it may have arrived already.
-        let mut is_untouched = !is_repeated;
         let term = &self.term;
+        let mut rejected = None;
+        let mut rejections: usize = 0;
         for request in requests {
             if is_repeated {
                 term.counts.resent(SIGNAL);
             }
             let began = Instant::now();
+            let bytes = request.wire.len();
             let answer = client.send(request.wire).await;
             term.counts.answered(SIGNAL, request.items, &answer, began.elapsed());
-            let can_shrink = *request_size > MIN_REQUEST;
-            let next = after_export(&answer, is_untouched, can_shrink, self.config.interval);
-            let cause = log_answer(&answer, next);
-            match next {
-                AfterExport::Continue => is_untouched = false,
-                AfterExport::Skip => {
-                    refused = cause;
-                    is_untouched = false;
-                }
-                AfterExport::End(outcome) => {
-                    if outcome == ExportOutcome::TooLarge {
-                        *request_size /= 2;
-                        return outcome;
-                    }
-                    let is_refused = matches!(answer, Answer::Misconfigured(_));
-                    let state = if is_refused { SenderState::Refused } else { SenderState::Waiting };
-                    term.status.update(|snapshot| snapshot.metrics = cause.map(state));
-                    return outcome;
-                }
+            let next = progress.policy.after_request(bytes, &answer, self.config.interval);
+            if let Answer::Rejected(cause) = &answer {
+                rejections += 1;
+                rejected.get_or_insert_with(|| cause.to_string());
+                continue;
+            }
+            log_answer(&answer, &mut progress.warnings);
+            if let AfterExport::End(outcome) = next {
+                let is_refused = matches!(answer, Answer::Misconfigured(_));
+                let state = if is_refused { SenderState::Refused } else { SenderState::Waiting };
+                let cause = answer.cause().map(ToString::to_string);
+                term.status.update(|snapshot| snapshot.metrics = cause.map(state));
+                return outcome;
             }
         }
+        let outcome = progress.policy.after_all(age);
+        if let Some(cause) = &rejected {
+            log_rejection(cause, rejections, outcome);
+        }
         term.status.update(|state| {
-            state.metrics = Some(refused.map_or(SenderState::Idle, SenderState::Refused));
+            state.metrics = Some(rejected.map_or(SenderState::Idle, SenderState::Refused));
         });
-        ExportOutcome::Acknowledged
+        outcome
     }
 }
 
-/// Logs an answer that is not plain success; why it is not.
-fn log_answer(answer: &Answer, next: AfterExport) -> Option<String> {
-    if let Answer::Accepted { rejected, message } = answer {
-        if *rejected > 0 {
+/// Logs an answer that is not plain success.
+fn log_answer(answer: &Answer, warnings: &mut Warnings) {
+    match answer {
+        Answer::Accepted { rejected, message } if *rejected > 0 => {
             tracing::error!(signal = SIGNAL, rejected, "receiver rejected items: {message}");
-        } else if !message.is_empty() {
-            tracing::warn!(signal = SIGNAL, "receiver warning: {message}");
+        }
+        Answer::Accepted { message, .. } => {
+            if !message.is_empty() && warnings.insert(message) {
+                tracing::warn!(signal = SIGNAL, "receiver warning: {message}");
+            }
+        }
+        Answer::Misconfigured(cause) => tracing::error!("{cause}"),
+        _ => {
+            if let Some(cause) = answer.cause() {
+                tracing::warn!("{cause}");
+            }
         }
     }
-    let cause = answer.cause()?.to_string();
-    match (answer, next) {
-        (Answer::Rejected(_), _) => tracing::error!("{cause}; the next export has the current totals"),
-        (_, AfterExport::End(ExportOutcome::TooLarge)) => tracing::warn!("{cause}; trying smaller requests"),
-        (_, AfterExport::Skip) => tracing::error!("{cause}; these points are left out"),
-        (Answer::Misconfigured(_), _) => tracing::error!("{cause}"),
-        _ => tracing::warn!("{cause}"),
+}
+
+/// Logs that requests of an export were rejected, once for all of them.
+fn log_rejection(cause: &str, requests: usize, outcome: ExportOutcome) {
+    match outcome {
+        ExportOutcome::Acknowledged => {
+            tracing::error!(
+                requests,
+                "{cause}; these points are left out, the next export has the current totals"
+            );
+        }
+        ExportOutcome::NotDelivered(_) => {
+            tracing::error!(
+                requests,
+                "{cause}; no point was accepted, the next export includes their increments"
+            );
+        }
+        ExportOutcome::Unknown(_) => tracing::error!(requests, "{cause}; sending these points again"),
     }
-    Some(cause)
 }

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::delivery_policy::{Decision, DeliveryPolicy, Facts};
 use super::error::RelayError;
 use super::sink::Sink;
-use super::status::SenderState;
+use super::status::{SenderState, Warnings};
 use super::term::Term;
 use crate::backoff::backoff;
 use crate::otlp::answer::Answer;
@@ -36,6 +36,7 @@ impl Sender {
         let mut policy = DeliveryPolicy::default();
         let longest = self.term.settings.longest_backoff;
         let mut waits = backoff(longest);
+        let mut warnings = Warnings::default();
         // Suspect requests up to here are skipped for a while.
         let mut after = None;
         // Requests that were sent and not settled.
@@ -77,15 +78,17 @@ impl Sender {
             }
             match decision {
                 Decision::Delivered => {
-                    self.delivered(&request, &answer).await?;
+                    self.delivered(&request, &answer, &mut warnings).await?;
                     // Skipped requests are tried again, from the front.
                     following = next?.filter(|_| after.is_none());
                     after = None;
                     waits = backoff(longest);
                     self.pace(&request, started).await;
                 }
-                Decision::Keep(wait) => {
-                    let wait = wait.or_else(|| waits.next()).unwrap_or(longest);
+                Decision::Keep(asked) => {
+                    // A receiver that asks for less than our own backoff, or for nothing, may be answering so to everyone.
+                    let own = waits.next().unwrap_or(longest);
+                    let wait = asked.unwrap_or_default().max(own);
                     let state = if matches!(answer, Answer::Misconfigured(_)) {
                         tracing::error!(retry_in_ms = wait.as_millis(), "{cause}");
                         SenderState::Refused(cause)
@@ -120,14 +123,19 @@ impl Sender {
         Ok(answer)
     }
 
-    async fn delivered(&self, request: &Request, answer: &Answer) -> Result<(), StoreError> {
+    async fn delivered(
+        &self,
+        request: &Request,
+        answer: &Answer,
+        warnings: &mut Warnings,
+    ) -> Result<(), StoreError> {
         self.term.store.settle(&self.term.lease, &[Settlement::Delivered { id: request.id }]).await?;
         let mut rejected_items = 0;
         if let Answer::Accepted { rejected, message } = answer {
             rejected_items = *rejected;
             if *rejected > 0 {
                 tracing::error!(channel = %self.channel, rejected, "receiver rejected items: {message}");
-            } else if !message.is_empty() {
+            } else if !message.is_empty() && warnings.insert(message) {
                 tracing::warn!(channel = %self.channel, "receiver warning: {message}");
             }
         }

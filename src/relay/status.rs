@@ -74,6 +74,19 @@ pub enum SenderState {
     Refused(String),
 }
 
+/// The last warning of a receiver, so that one that comes with each answer is logged once.
+#[derive(Debug, Default)]
+pub(super) struct Warnings(String);
+
+impl Warnings {
+    /// Whether a warning differs from the last one.
+    pub(super) fn insert(&mut self, warning: &str) -> bool {
+        let is_new = self.0 != warning;
+        warning.clone_into(&mut self.0);
+        is_new
+    }
+}
+
 impl RelayStatus {
     pub(super) fn new(channels: impl Iterator<Item = Channel> + Clone) -> Self {
         let state = Snapshot {

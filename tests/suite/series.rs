@@ -19,7 +19,7 @@ use tonic::Code;
 
 use crate::database::{Database, Session, eventually};
 use crate::points::{Samples, metrics, points};
-use crate::receiver::{Receiver, Reply};
+use crate::receiver::{Received, Receiver, Reply};
 
 on_every_database!(
     what_is_told_is_what_is_in_the_table,
@@ -28,6 +28,9 @@ on_every_database!(
     what_surely_did_not_arrive_is_told_with_its_zero,
     a_receiver_that_asks_to_wait_is_let_be,
     what_is_refused_is_not_told_for_ever,
+    what_was_not_accepted_is_told_with_its_zero_later,
+    one_invalid_series_stops_no_other,
+    requests_grow_back_after_a_busy_time,
     too_large_is_told_in_smaller_requests,
     without_a_receiver_sums_are_kept_for_later,
     other_buckets_begin_anew,
@@ -217,6 +220,86 @@ async fn what_is_refused_is_not_told_for_ever(database: &Database) {
     assert_eq!(start(&store, &receiver).drain().await.unwrap(), Ended::Idle);
     // The sum says it all.
     assert_eq!(Samples::of(&receiver).last(SUCCEEDED), Some(3.0));
+}
+
+/// Whatever the receiver says meanwhile, and whether the relay is restarted or not.
+async fn what_was_not_accepted_is_told_with_its_zero_later(database: &Database) {
+    let busy: [fn() -> Reply; 6] = [
+        || Reply::grpc(Code::ResourceExhausted, "busy"),
+        || Reply::grpc(Code::InvalidArgument, "not today"),
+        || Reply::grpc(Code::Unavailable, "busy"),
+        || Reply::grpc(Code::Internal, "broken"),
+        || Reply::http(413, &[], "busy"),
+        || Reply::http(429, &[("retry-after", "0")], "busy"),
+    ];
+    let mut runs = 0.0;
+    for reply in busy {
+        for is_restarted in [false, true] {
+            runs += 5.0;
+            let (store, _) = database.attach().await;
+            let receiver = Receiver::grpc().await;
+            receiver.rule(move |_| reply());
+            let relay = start(&store, &receiver);
+            let mut session = database.connect().await;
+            let before = receiver.attempts();
+            eventually("refused exports", async || receiver.attempts() > before + 3).await;
+            succeed(&mut session, "triage", 1..=5).await;
+            eventually("an empty journal", async || store.status().await.unwrap().journal_entries == 0).await;
+            let before = receiver.attempts();
+            eventually("more of them", async || receiver.attempts() > before + 12).await;
+            let relay = if is_restarted {
+                relay.stop().await.unwrap();
+                start(&store, &receiver)
+            } else {
+                relay
+            };
+            let before = receiver.attempts();
+            eventually("and more", async || receiver.attempts() > before + 5).await;
+            receiver.rule(|_| Reply::Accept);
+            assert_eq!(relay.drain().await.unwrap(), Ended::Idle);
+            let samples = Samples::of(&receiver);
+            let told = (samples.increase(ENDED), samples.last(SUCCEEDED));
+            assert_eq!(told, (5, Some(runs)), "{:?}, restarted: {is_restarted}", reply());
+        }
+    }
+}
+
+async fn one_invalid_series_stops_no_other(database: &Database) {
+    let (store, _) = database.attach().await;
+    let receiver = Receiver::grpc().await;
+    receiver.rule(|request| {
+        let is_invalid = points(request).iter().any(|(series, ..)| series.contains("workflowName=bad"));
+        if is_invalid { Reply::grpc(Code::InvalidArgument, "bad name") } else { Reply::Accept }
+    });
+    let relay = start(&store, &receiver);
+    let mut session = database.connect().await;
+    for round in 0..3 {
+        succeed(&mut session, "triage", 3 * round + 1..=3 * round + 2).await;
+        succeed(&mut session, "bad", 3 * round + 3..=3 * round + 3).await;
+        let told = || Samples::of(&receiver).last(SUCCEEDED);
+        #[expect(clippy::cast_precision_loss, reason = "small numbers")]
+        let expected = (2 * round + 2) as f64;
+        eventually("the valid series", async || told() == Some(expected)).await;
+    }
+    relay.stop().await.unwrap();
+    assert_eq!(Samples::of(&receiver).increase(ENDED), 6);
+}
+
+async fn requests_grow_back_after_a_busy_time(database: &Database) {
+    let (store, _) = database.attach().await;
+    let receiver = Receiver::grpc().await;
+    let mut session = database.connect().await;
+    for number in 1..=60 {
+        session.queue(&format!("workflow-{number}"), number).await;
+    }
+    receiver.rule(|_| Reply::grpc(Code::ResourceExhausted, "busy"));
+    let relay = start(&store, &receiver);
+    eventually("a long busy time", async || receiver.attempts() > 12).await;
+    receiver.rule(|_| Reply::Accept);
+    let all =
+        |request: &Received| points(request).iter().filter(|point| point.0.contains("queued}")).count() >= 60;
+    receiver.wait_until("everything in one request", |it| metrics(it).iter().any(all)).await;
+    relay.stop().await.unwrap();
 }
 
 async fn too_large_is_told_in_smaller_requests(database: &Database) {

@@ -1,8 +1,8 @@
 //! The whole relay, against a receiver that answers as each test wants: what waits, what is resent, what dies.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value};
 use prost::Message as _;
@@ -14,6 +14,7 @@ use runspan::store::{Channel, Selection, Store};
 use tonic::Code;
 
 use crate::database::{Database, Session, eventually};
+use crate::logged::Logged;
 use crate::receiver::{Received, Receiver, Reply};
 
 on_every_database!(
@@ -23,6 +24,8 @@ on_every_database!(
     poison_dies_alone_and_can_be_retried,
     a_receiver_that_refuses_everything_kills_nothing,
     what_is_too_large_is_halved,
+    a_busy_receiver_gets_whole_requests_afterwards,
+    a_receiver_that_failed_on_everything_kills_nothing_afterwards,
     what_is_resent_is_resent_to_the_byte,
     a_full_outbox_drops_the_oldest,
     a_standby_takes_over_at_once_from_one_that_stops,
@@ -30,11 +33,13 @@ on_every_database!(
     a_partial_success_is_done,
     a_signal_can_be_turned_off,
     another_server_on_that_port_takes_nothing,
+    a_success_in_the_receivers_own_words_is_no_reason_to_send_again,
     what_another_relay_left_for_another_channel_keeps_no_one,
     idle_is_only_who_has_looked,
     nothing_to_send_is_said,
     a_renamed_table_stops_nothing,
     trouble_now_and_then_is_not_waited_for_ever_longer,
+    a_receiver_that_asks_for_no_wait_gets_one,
 );
 
 #[cfg(feature = "services")]
@@ -244,6 +249,60 @@ async fn what_is_too_large_is_halved(database: &Database) {
     assert_eq!(all_run_spans(&receiver).len(), runs.len());
 }
 
+/// Without a hint "too much" may mean too large. What was accepted in this size before is not.
+async fn a_busy_receiver_gets_whole_requests_afterwards(database: &Database) {
+    let (store, _) = database.attach().await;
+    let receiver = Receiver::grpc().await;
+    let mut session = database.connect().await;
+    let mut runs = succeed(&mut session, 1..=30).await;
+    assert_eq!(start(&store, &receiver).drain().await.unwrap(), Ended::Idle);
+    let traces = |receiver: &Receiver| {
+        receiver.requests().iter().filter(|request| request.signal == Signal::Traces).count()
+    };
+    assert_eq!(traces(&receiver), 1);
+    let relay = start(&store, &receiver);
+    runs.extend(succeed(&mut session, 31..=31).await);
+    receiver.wait_until("one more", |receiver| names(receiver).len() == runs.len()).await;
+    relay.stop().await.unwrap();
+
+    runs.extend(succeed(&mut session, 32..=61).await);
+    let before = traces(&receiver);
+    let mut refusals = 0;
+    receiver.rule(move |request| {
+        refusals += usize::from(request.signal == Signal::Traces);
+        let is_busy = request.signal == Signal::Traces && refusals == 1;
+        if is_busy { Reply::grpc(Code::ResourceExhausted, "busy") } else { Reply::Accept }
+    });
+    assert_eq!(start(&store, &receiver).drain().await.unwrap(), Ended::Idle);
+    assert_eq!(traces(&receiver), before + 1);
+    assert_eq!(names(&receiver), ids(&runs));
+}
+
+async fn a_receiver_that_failed_on_everything_kills_nothing_afterwards(database: &Database) {
+    let (store, _) = database.attach().await;
+    let receiver = Receiver::grpc().await;
+    let mut session = database.connect().await;
+    let mut runs = Vec::new();
+    let mut spans = 0;
+    receiver.rule(move |request| {
+        spans += usize::from(request.signal == Signal::Traces);
+        // Each request fails until it is suspect; then others pass; then one more failure.
+        let fails =
+            request.signal == Signal::Traces && (spans <= 10 || (12..40).contains(&spans) && spans % 2 == 0);
+        if fails { Reply::grpc(Code::Internal, "broken") } else { Reply::Accept }
+    });
+    let relay = start(&store, &receiver);
+    for number in 1..=12 {
+        // A request of one span each: the wait is sent when the run begins, the run when it ends.
+        let before = receiver.attempts();
+        runs.extend(succeed(&mut session, number..=number).await);
+        eventually("another attempt", async || receiver.attempts() > before).await;
+    }
+    receiver.wait_until("all spans", |receiver| names(receiver) == ids(&runs)).await;
+    relay.stop().await.unwrap();
+    assert_eq!(store.status().await.unwrap().dead_requests, 0);
+}
+
 async fn what_is_resent_is_resent_to_the_byte(database: &Database) {
     let (store, _) = database.attach().await;
     let receiver = Receiver::grpc().await;
@@ -380,19 +439,47 @@ async fn a_cut_connection_loses_nothing(database: &Database) {
     assert_eq!(names(&receiver), ids(&runs));
 }
 
-/// A health check's friendly 200 stored nothing.
+/// A friendly web page stored nothing.
 async fn another_server_on_that_port_takes_nothing(database: &Database) {
     let (store, _) = database.attach().await;
     let receiver = Receiver::http().await;
     succeed(&mut database.connect().await, 1..=3).await;
-    receiver.rule(|_| Reply::http(200, &[("content-type", "application/json")], r#"{"status":"available"}"#));
+    receiver
+        .rule(|_| Reply::http(200, &[("content-type", "text/html; charset=utf-8")], "<html>Welcome</html>"));
     let http = [("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")];
     let ended = relay(&store, &receiver, &http).spawn().drain().await.unwrap();
-    assert!(
-        matches!(&ended, Ended::Refused(said) if said.contains("not as an OTLP receiver does")),
-        "{ended:?}"
-    );
+    assert!(matches!(&ended, Ended::Refused(said) if said.contains("answers with a web page")), "{ended:?}");
     assert!(store.status().await.unwrap().waiting_requests > 0);
+}
+
+/// It stored the request, so sending it again would store a copy.
+async fn a_success_in_the_receivers_own_words_is_no_reason_to_send_again(database: &Database) {
+    let (store, _) = database.attach().await;
+    let receiver = Receiver::http().await;
+    let stored = Arc::new(Mutex::new(Vec::new()));
+    let spans = Arc::clone(&stored);
+    receiver.rule(move |request| {
+        if request.signal != Signal::Traces {
+            return Reply::Accept;
+        }
+        let mut spans = spans.lock().unwrap();
+        spans.extend(run_spans(request).into_iter().map(|(run, _)| run));
+        let body = ["ok", r#"{"status":"available"}"#, "<accepted/>"][spans.len() % 3];
+        Reply::http(200, &[("content-type", "text/plain")], body)
+    });
+    let (log, _guard) = Logged::start();
+    let http = [("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")];
+    let relay = relay(&store, &receiver, &http).spawn();
+    let mut runs = Vec::new();
+    for number in 1..=4 {
+        runs.extend(succeed(&mut database.connect().await, number..=number).await);
+        receiver.wait_until("its span", |_| stored.lock().unwrap().len() >= runs.len()).await;
+    }
+    assert_eq!(relay.drain().await.unwrap(), Ended::Idle);
+    let mut stored = stored.lock().unwrap().clone();
+    stored.sort_unstable();
+    assert_eq!(stored, ids(&runs).into_iter().collect::<Vec<_>>());
+    assert_eq!(log.with("that is not an OTLP response, which counts as accepted").len(), 1);
 }
 
 async fn what_another_relay_left_for_another_channel_keeps_no_one(database: &Database) {
@@ -459,4 +546,47 @@ async fn trouble_now_and_then_is_not_waited_for_ever_longer(database: &Database)
         session.execute(&format!("ALTER TABLE {from} RENAME TO {to}")).await;
     }
     relay.stop().await.unwrap();
+}
+
+/// Waits of zero, in the past, negative or without sense: each sender backs off as if nothing was asked for.
+async fn a_receiver_that_asks_for_no_wait_gets_one(database: &Database) {
+    let date = "Sun, 06 Nov 1994 08:49:37 GMT";
+    let http = [("grpc", false), ("http/protobuf", true)];
+    for (protocol, is_http) in http {
+        let (store, _) = database.attach().await;
+        let receiver = if is_http { Receiver::http().await } else { Receiver::grpc().await };
+        let arrivals = Arc::new(Mutex::new(BTreeMap::<Signal, Vec<Instant>>::new()));
+        let seen = Arc::clone(&arrivals);
+        receiver.rule(move |request| {
+            let mut seen = seen.lock().unwrap();
+            let arrivals = seen.entry(request.signal).or_default();
+            arrivals.push(Instant::now());
+            match (is_http, arrivals.len() % 4) {
+                (true, 0) => Reply::http(503, &[("retry-after", "0")], "busy"),
+                (true, 1) => Reply::http(429, &[("retry-after", date), ("date", date)], "busy"),
+                (true, 2) => Reply::http(503, &[("retry-after", date)], "busy"),
+                (true, _) => Reply::http(503, &[("retry-after", "-1")], "busy"),
+                (false, 0) => Reply::grpc_retry(Code::Unavailable, "busy", Duration::ZERO),
+                (false, 1) => Reply::grpc_retry(Code::ResourceExhausted, "busy", Duration::ZERO),
+                (false, 2) => Reply::grpc_retry(Code::Unavailable, "busy", Duration::from_nanos(1)),
+                (false, _) => Reply::http(503, &[("retry-after", "0")], "busy"),
+            }
+        });
+        let variables = [("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)];
+        let settings = Settings { longest_backoff: Duration::from_secs(1), ..settings() };
+        let relay = relay(&store, &receiver, &variables).with(settings).spawn();
+        succeed(&mut database.connect().await, 1..=1).await;
+        let enough = |arrivals: &BTreeMap<Signal, Vec<Instant>>| {
+            arrivals.len() == Signal::ALL.len() && arrivals.values().all(|arrivals| arrivals.len() > 4)
+        };
+        receiver.wait_until("five attempts of each signal", |_| enough(&arrivals.lock().unwrap())).await;
+        relay.stop().await.unwrap();
+        for (signal, arrivals) in arrivals.lock().unwrap().iter() {
+            // The last export of metrics, at the end of the relay, waits for nothing.
+            for attempt in arrivals[..5].windows(2) {
+                let wait = attempt[1] - attempt[0];
+                assert!(wait >= Duration::from_millis(200), "{protocol}: {signal} again after {wait:?}");
+            }
+        }
+    }
 }
