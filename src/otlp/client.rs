@@ -2,16 +2,21 @@
 //!
 //! Nothing is retried here: the relay decides what to do next, on the exact cause.
 
+mod files;
 mod grpc;
 mod http;
 mod tls;
 
-use std::{io, path::PathBuf};
+use std::{
+    io,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use bytes::Bytes;
 
 use self::grpc::Grpc;
-pub(crate) use self::{grpc::endpoint as grpc_endpoint, http::Http};
+pub(crate) use self::{files::WatchedFiles, grpc::endpoint as grpc_endpoint, http::Http};
 use super::{
     answer::{self, Answer},
     body::{Body, DecodeError},
@@ -23,17 +28,39 @@ const USER_AGENT: &str = concat!("runspan/", env!("CARGO_PKG_VERSION"));
 
 /// A client for the requests of one signal.
 ///
-/// It keeps its connection between requests and opens it with the first one.
+/// It keeps its connection between requests and opens it with the first one. When the certificate files change, the next
+/// request uses the new ones.
 #[derive(Debug)]
 pub struct Client {
     config: SignalConfig,
-    transport: Transport,
+    current: Mutex<Current>,
+}
+
+#[derive(Debug)]
+struct Current {
+    transport: Arc<Transport>,
+    files: WatchedFiles,
 }
 
 #[derive(Debug)]
 enum Transport {
     Grpc(Box<Grpc>),
     Http(Http),
+}
+
+impl Transport {
+    fn new(config: &SignalConfig) -> Result<Self, ClientError> {
+        Ok(match config.protocol {
+            Protocol::Grpc => Self::Grpc(Box::new(Grpc::new(config)?)),
+            Protocol::HttpProtobuf => Self::Http(Http::new(config)?),
+        })
+    }
+}
+
+/// Logs that new certificate files cannot be used. One of a pair may be written before the other: the next change is read
+/// again.
+pub(crate) fn keep_certificates(error: &ClientError) {
+    tracing::warn!("new certificate files cannot be used, keeping those loaded before: {error}");
 }
 
 impl Client {
@@ -43,11 +70,22 @@ impl Client {
     /// # Errors
     /// A certificate file that is missing or wrong, or an `https` endpoint without any certificate to trust.
     pub fn new(config: &SignalConfig) -> Result<Self, ClientError> {
-        let transport = match config.protocol {
-            Protocol::Grpc => Transport::Grpc(Box::new(Grpc::new(config)?)),
-            Protocol::HttpProtobuf => Transport::Http(Http::new(config)?),
-        };
-        Ok(Self { config: config.clone(), transport })
+        // Before they are read: what changes meanwhile is read again.
+        let files = WatchedFiles::of(config);
+        let transport = Arc::new(Transport::new(config)?);
+        Ok(Self { config: config.clone(), current: Mutex::new(Current { transport, files }) })
+    }
+
+    /// The transport, with the certificates that are on disk now.
+    fn transport(&self) -> Arc<Transport> {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        if current.files.have_changed() {
+            match Transport::new(&self.config) {
+                Ok(transport) => current.transport = Arc::new(transport),
+                Err(error) => keep_certificates(&error),
+            }
+        }
+        Arc::clone(&current.transport)
     }
 
     /// The configuration it was made from.
@@ -75,13 +113,14 @@ impl Client {
     pub async fn send_stored(&self, stored: &Bytes) -> Result<Answer, DecodeError> {
         // tonic compresses messages itself.
         let takes_gzip =
-            matches!(self.transport, Transport::Http(_)) && self.config.compression == Compression::Gzip;
+            self.config.protocol == Protocol::HttpProtobuf && self.config.compression == Compression::Gzip;
         Ok(self.exchange(Body::stored(stored, takes_gzip)?).await)
     }
 
     async fn exchange(&self, body: Body) -> Answer {
+        let transport = self.transport();
         let exchange = async {
-            match (&self.transport, body) {
+            match (&*transport, body) {
                 // Never gzip: see `send_stored`.
                 (Transport::Grpc(grpc), Body::Plain(request) | Body::Gzip(request)) => {
                     grpc.send(&self.config, request).await
@@ -93,7 +132,7 @@ impl Client {
             return answer;
         }
         // The connection may be half open, and the next request would hang on it too. HTTP/1 closes it with the request.
-        if let Transport::Grpc(grpc) = &self.transport {
+        if let Transport::Grpc(grpc) = &*transport {
             grpc.forget_connection();
         }
         answer::timed_out(&self.config)

@@ -8,26 +8,25 @@ use opentelemetry_otlp::SpanExporter as Otlp;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
 use opentelemetry_sdk::trace::{SpanData, SpanExporter};
-use tokio::runtime::Runtime;
 
-use super::{TelemetryError, transport};
+use super::TelemetryError;
+use super::transport::{self, Reloading};
 use crate::otlp::client::ClientError;
 use crate::otlp::config::{Protocol, SignalConfig};
 
 /// For the SDK's batch processor, which calls it from a thread of its own.
 #[derive(Debug)]
 pub(super) struct Exporter {
-    otlp: Otlp,
-    config: SignalConfig,
-    runtime: Runtime,
+    otlp: Reloading<Otlp>,
+    resource: Option<Resource>,
     /// Spans lost since the last successful export.
     lost: AtomicU64,
 }
 
 impl Exporter {
     pub(super) fn new(config: SignalConfig) -> Result<Self, TelemetryError> {
-        let (otlp, runtime) = transport::on_own_runtime(|| otlp(&config))?;
-        Ok(Self { otlp, config, runtime, lost: AtomicU64::new(0) })
+        let otlp = Reloading::new(config, otlp)?;
+        Ok(Self { otlp, resource: None, lost: AtomicU64::new(0) })
     }
 
     /// Logs once when exports start to fail, and once, with the number of lost spans, when they succeed again.
@@ -49,11 +48,17 @@ impl Exporter {
 impl SpanExporter for Exporter {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
         let spans = batch.len() as u64;
-        self.record(spans, transport::send(&self.config, &self.runtime, self.otlp.export(batch)))
+        let prepare = |otlp: &mut Otlp| {
+            if let Some(resource) = &self.resource {
+                otlp.set_resource(resource);
+            }
+        };
+        self.record(spans, self.otlp.send(prepare, async |otlp| otlp.export(batch).await))
     }
 
     fn set_resource(&mut self, resource: &Resource) {
-        self.otlp.set_resource(resource);
+        self.resource = Some(resource.clone());
+        self.otlp.with(|otlp| otlp.set_resource(resource));
     }
 }
 

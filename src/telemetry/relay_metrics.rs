@@ -8,10 +8,10 @@ use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
 use opentelemetry_sdk::metrics::data::ResourceMetrics;
 use opentelemetry_sdk::metrics::exporter::PushMetricExporter;
 use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider, Temporality};
-use tokio::runtime::Runtime;
 
+use super::TelemetryError;
 use super::sampler::variable;
-use super::{TelemetryError, transport};
+use super::transport::{self, Reloading};
 use crate::otlp::Signal;
 use crate::otlp::client::ClientError;
 use crate::otlp::config::{Env, MetricsConfig, Protocol, SignalConfig};
@@ -72,17 +72,14 @@ impl RelayMetrics {
 /// For the SDK's reader, which calls it from a thread of its own.
 #[derive(Debug)]
 struct Exporter {
-    otlp: Otlp,
-    config: SignalConfig,
-    runtime: Runtime,
+    otlp: Reloading<Otlp>,
     /// Whether the last export failed.
     failing: AtomicBool,
 }
 
 impl Exporter {
     fn new(config: SignalConfig) -> Result<Self, TelemetryError> {
-        let (otlp, runtime) = transport::on_own_runtime(|| otlp(&config))?;
-        Ok(Self { otlp, config, runtime, failing: AtomicBool::new(false) })
+        Ok(Self { otlp: Reloading::new(config, otlp)?, failing: AtomicBool::new(false) })
     }
 
     /// Logs once when exports start to fail, and once when they succeed again.
@@ -101,19 +98,19 @@ impl Exporter {
 
 impl PushMetricExporter for Exporter {
     async fn export(&self, metrics: &ResourceMetrics) -> OTelSdkResult {
-        self.record(transport::send(&self.config, &self.runtime, self.otlp.export(metrics)))
+        self.record(self.otlp.send(|_| (), async |otlp| otlp.export(metrics).await))
     }
 
     fn force_flush(&self) -> OTelSdkResult {
-        self.otlp.force_flush()
+        self.otlp.with(|otlp| otlp.force_flush())
     }
 
     fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
-        self.otlp.shutdown_with_timeout(timeout)
+        self.otlp.with(|otlp| otlp.shutdown_with_timeout(timeout))
     }
 
     fn temporality(&self) -> Temporality {
-        self.otlp.temporality()
+        self.otlp.with(|otlp| otlp.temporality())
     }
 }
 

@@ -5,6 +5,8 @@
 //! configured ones, so that none is sent twice or to the wrong receiver. Compression: the variable wins if the
 //! configuration has none, which its API cannot express.
 
+use std::sync::{Mutex, PoisonError};
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{Request, Response, header};
@@ -16,11 +18,11 @@ use tonic::metadata::MetadataMap;
 
 use super::TelemetryError;
 use crate::otlp::answer;
-use crate::otlp::client::{self, ClientError};
+use crate::otlp::client::{self, ClientError, WatchedFiles};
 use crate::otlp::config::{Compression, SignalConfig};
 
 /// Creates an exporter with a runtime of its own, so that it can send even after the application's runtime has ended.
-pub(super) fn on_own_runtime<E>(
+fn on_own_runtime<E>(
     exporter: impl FnOnce() -> Result<E, ClientError>,
 ) -> Result<(E, Runtime), TelemetryError> {
     // Its one thread drives the connection between exports, so that a closed one is replaced in time.
@@ -39,8 +41,52 @@ pub(super) fn on_own_runtime<E>(
     }
 }
 
+/// An exporter of `opentelemetry-otlp` that is replaced when the certificate files change.
+#[derive(Debug)]
+pub(super) struct Reloading<E> {
+    exporter: Mutex<(E, WatchedFiles)>,
+    config: SignalConfig,
+    runtime: Runtime,
+    create: fn(&SignalConfig) -> Result<E, ClientError>,
+}
+
+impl<E> Reloading<E> {
+    pub(super) fn new(
+        config: SignalConfig,
+        create: fn(&SignalConfig) -> Result<E, ClientError>,
+    ) -> Result<Self, TelemetryError> {
+        let files = WatchedFiles::of(&config);
+        let (exporter, runtime) = on_own_runtime(|| create(&config))?;
+        Ok(Self { exporter: Mutex::new((exporter, files)), config, runtime, create })
+    }
+
+    /// Sends from a thread of the SDK, after `prepare` if the exporter is a new one. The error says why it failed.
+    pub(super) fn send(
+        &self,
+        prepare: impl FnOnce(&mut E),
+        sending: impl AsyncFnOnce(&E) -> OTelSdkResult,
+    ) -> Result<(), String> {
+        let mut exporter = self.exporter.lock().unwrap_or_else(PoisonError::into_inner);
+        if exporter.1.have_changed() {
+            let _entered = self.runtime.enter();
+            match (self.create)(&self.config) {
+                Ok(mut new) => {
+                    prepare(&mut new);
+                    exporter.0 = new;
+                }
+                Err(error) => client::keep_certificates(&error),
+            }
+        }
+        send(&self.config, &self.runtime, sending(&exporter.0))
+    }
+
+    pub(super) fn with<T>(&self, call: impl FnOnce(&mut E) -> T) -> T {
+        call(&mut self.exporter.lock().unwrap_or_else(PoisonError::into_inner).0)
+    }
+}
+
 /// Sends from a thread of the SDK. The error says why it failed.
-pub(super) fn send(
+fn send(
     config: &SignalConfig,
     runtime: &Runtime,
     sending: impl Future<Output = OTelSdkResult>,

@@ -485,6 +485,69 @@ async fn a_client_certificate_is_shown_where_one_is_wanted() {
     }
 }
 
+/// Files are renewed while the process runs; of a pair one may be written before the other.
+#[tokio::test]
+async fn certificates_that_change_on_disk_are_used_from_the_next_request_on() {
+    for protocol in PROTOCOLS {
+        let (before, after) = (Authority::new(), Authority::new());
+        let directory = tempfile::tempdir().unwrap();
+        let [ca, certificate, key] =
+            ["ca.pem", "client.pem", "client.key"].map(|name| directory.path().join(name));
+        let replace = |from: &Path, to: &Path| {
+            let new = to.with_extension("new");
+            fs::copy(from, &new).unwrap();
+            fs::rename(new, to).unwrap();
+        };
+        let (first_certificate, first_key) = before.client_files();
+        replace(&before.ca_file(), &ca);
+        replace(&first_certificate, &certificate);
+        replace(&first_key, &key);
+        let options = [
+            ("CERTIFICATE", ca.to_str().unwrap()),
+            ("CLIENT_CERTIFICATE", certificate.to_str().unwrap()),
+            ("CLIENT_KEY", key.to_str().unwrap()),
+        ];
+        let mut receiver = Receiver::start(protocol, Some(before.server_for_clients())).await;
+        let client = client(protocol, &receiver.endpoint(), &options);
+        assert_eq!(send(&client).await, full_success());
+
+        // Nothing is lost while only some of them are there: the connection lasts.
+        let (second_certificate, second_key) = after.client_files();
+        replace(&second_certificate, &certificate);
+        assert_eq!(send(&client).await, full_success());
+        fs::remove_file(&ca).unwrap();
+        assert_eq!(send(&client).await, full_success());
+        receiver.identify_as(after.server_for_clients());
+        replace(&after.ca_file(), &ca);
+        replace(&second_key, &key);
+        receiver.go_away().await;
+        receiver.come_back().await;
+        assert_eq!(send(&client).await, full_success(), "{protocol}");
+        assert_eq!(receiver.connections(), 2);
+    }
+}
+
+/// What `openssl req -x509` makes. No client of rustls accepts it, trusted or not.
+#[tokio::test]
+async fn the_certificate_of_an_authority_is_no_servers() {
+    let (authority, stranger) = (Authority::new(), Authority::new());
+    for protocol in PROTOCOLS {
+        let receiver = Receiver::start(protocol, Some(authority.server_as_authority())).await;
+        for ca in [authority.ca_file(), stranger.ca_file()] {
+            let client = client(protocol, &receiver.endpoint(), &[("CERTIFICATE", ca.to_str().unwrap())]);
+            let advice = ["CA:TRUE", "basicConstraints=critical,CA:FALSE", "OTEL_EXPORTER_OTLP_CERTIFICATE"];
+            assert_misconfigured(&send(&client).await, FailureKind::Certificate, &advice);
+        }
+        // What is advised works.
+        let (server, certificate) = Authority::self_signed();
+        let receiver = Receiver::start(protocol, Some(server)).await;
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(certificate.as_bytes()).unwrap();
+        let ca = [("CERTIFICATE", file.path().to_str().unwrap())];
+        assert_eq!(send(&client(protocol, &receiver.endpoint(), &ca)).await, full_success());
+    }
+}
+
 #[test]
 fn files_that_cannot_be_used_are_named_with_their_variable() {
     let (authority, stranger) = (Authority::new(), Authority::new());

@@ -81,6 +81,20 @@ fn tls(config: &SignalConfig, error: &rustls::Error) -> Option<Answer> {
         rustls::Error::InvalidCertificate(
             CertificateError::Expired | CertificateError::ExpiredContext { .. },
         ) => (FailureKind::Certificate, "the receiver's certificate has expired, renew it".to_owned()),
+        // Before anything else, so that trusting it changes nothing. It is what `openssl req -x509` makes.
+        rustls::Error::InvalidCertificate(CertificateError::Other(other))
+            if format!("{other:?}").contains("CaUsedAsEndEntity") =>
+        {
+            (
+                FailureKind::Certificate,
+                format!(
+                    "the receiver's certificate is that of an authority (CA:TRUE), with which a server must not identify \
+                     itself: give the receiver one that it signed, or a self-signed one with CA:FALSE (openssl req -x509 \
+                     -addext basicConstraints=critical,CA:FALSE), and set {} to the signer",
+                    tls_variable(config, "CERTIFICATE"),
+                ),
+            )
+        }
         rustls::Error::InvalidCertificate(_) => (
             FailureKind::Certificate,
             format!(

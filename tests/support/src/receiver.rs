@@ -136,12 +136,13 @@ type Rule = Box<dyn FnMut(&Received) -> Reply + Send>;
 
 struct Shared {
     protocol: Protocol,
-    tls: Option<TlsAcceptor>,
+    is_tls: bool,
     state: Mutex<State>,
     changes: watch::Sender<()>,
 }
 
 struct State {
+    tls: Option<TlsAcceptor>,
     script: VecDeque<Reply>,
     rule: Rule,
     stored: Vec<Received>,
@@ -162,12 +163,9 @@ impl Receiver {
 
     /// A receiver with the TLS configuration of an [`Authority`], or without.
     pub async fn start(protocol: Protocol, tls: Option<rustls::ServerConfig>) -> Self {
-        let tls = tls.map(|mut config| {
-            let alpn: &[u8] = if protocol == Protocol::Grpc { b"h2" } else { b"http/1.1" };
-            config.alpn_protocols = vec![alpn.to_vec()];
-            TlsAcceptor::from(Arc::new(config))
-        });
+        let is_tls = tls.is_some();
         let state = State {
+            tls: tls.map(|config| acceptor(protocol, config)),
             script: VecDeque::new(),
             rule: Box::new(|_| Reply::Accept),
             stored: Vec::new(),
@@ -175,7 +173,7 @@ impl Receiver {
             connections: 0,
         };
         let shared =
-            Arc::new(Shared { protocol, tls, state: Mutex::new(state), changes: watch::Sender::new(()) });
+            Arc::new(Shared { protocol, is_tls, state: Mutex::new(state), changes: watch::Sender::new(()) });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let mut receiver = Self { address, shared, serving: None };
@@ -185,7 +183,7 @@ impl Receiver {
 
     /// The value for `OTEL_EXPORTER_OTLP_ENDPOINT`.
     pub fn endpoint(&self) -> String {
-        let scheme = if self.shared.tls.is_some() { "https" } else { "http" };
+        let scheme = if self.shared.is_tls { "https" } else { "http" };
         format!("{scheme}://localhost:{}", self.address.port())
     }
 
@@ -243,6 +241,11 @@ impl Receiver {
         }
     }
 
+    /// Uses another TLS configuration for connections from now on.
+    pub fn identify_as(&self, tls: rustls::ServerConfig) {
+        self.shared.state().tls = Some(acceptor(self.shared.protocol, tls));
+    }
+
     /// Listens again, on the same port.
     pub async fn come_back(&mut self) {
         let listener = TcpListener::bind(self.address).await.unwrap();
@@ -258,7 +261,8 @@ impl Receiver {
                 shared.state().connections += 1;
                 connections.spawn(async move {
                     let Some(stream) = refuse_http2(stream, &shared).await else { return };
-                    match shared.tls.clone() {
+                    let tls = shared.state().tls.clone();
+                    match tls {
                         None => connection(stream, shared).await,
                         Some(tls) => match tls.accept(stream).into_fallible().await {
                             Ok(stream) => connection(stream, shared).await,
@@ -324,7 +328,7 @@ where
 
 /// Answers HTTP/2 on the HTTP port as Go's server does: in HTTP/1. hyper would only hang up.
 async fn refuse_http2(mut stream: TcpStream, shared: &Shared) -> Option<TcpStream> {
-    if shared.protocol == Protocol::Grpc || shared.tls.is_some() {
+    if shared.protocol == Protocol::Grpc || shared.is_tls {
         return Some(stream);
     }
     let mut start = [0; 3];
@@ -458,4 +462,10 @@ fn plain(status: StatusCode) -> Response<Body> {
     let mut response = Response::new(full(Bytes::new()));
     *response.status_mut() = status;
     response
+}
+
+fn acceptor(protocol: Protocol, mut config: rustls::ServerConfig) -> TlsAcceptor {
+    let alpn: &[u8] = if protocol == Protocol::Grpc { b"h2" } else { b"http/1.1" };
+    config.alpn_protocols = vec![alpn.to_vec()];
+    TlsAcceptor::from(Arc::new(config))
 }

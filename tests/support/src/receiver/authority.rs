@@ -11,7 +11,7 @@ use rcgen::{
 };
 use rustls::{
     RootCertStore, ServerConfig,
-    pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
+    pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer},
     server::WebPkiClientVerifier,
 };
 use tempfile::TempDir;
@@ -25,7 +25,7 @@ pub struct Authority {
 impl Authority {
     #[expect(clippy::new_without_default, reason = "a new one generates keys")]
     pub fn new() -> Self {
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let directory = tempfile::tempdir().unwrap();
         // Nobody else's name: OpenSSL takes what has its signer's for signed by itself.
@@ -76,19 +76,29 @@ impl Authority {
         self.server_with("localhost", verifier)
     }
 
+    /// The configuration of a server that identifies itself with the authority's own certificate.
+    pub fn server_as_authority(&self) -> ServerConfig {
+        let certificate = self.issuer.der().clone();
+        server(certificate, self.issuer.key(), WebPkiClientVerifier::no_client_auth())
+    }
+
+    /// The configuration of a server called `localhost` whose certificate is signed by itself, and that certificate.
+    pub fn self_signed() -> (ServerConfig, String) {
+        let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        params.is_ca = IsCa::ExplicitNoCa;
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.self_signed(&key).unwrap();
+        let config = server(certificate.der().clone(), &key, WebPkiClientVerifier::no_client_auth());
+        (config, certificate.pem())
+    }
+
     fn server_with(
         &self,
         name: &str,
         verifier: Arc<dyn rustls::server::danger::ClientCertVerifier>,
     ) -> ServerConfig {
         let (certificate, key) = self.sign(name, ExtendedKeyUsagePurpose::ServerAuth);
-        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-        ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_client_cert_verifier(verifier)
-            .with_single_cert(vec![certificate.der().clone()], key)
-            .unwrap()
+        server(certificate.der().clone(), &key, verifier)
     }
 
     fn sign(&self, name: &str, usage: ExtendedKeyUsagePurpose) -> (rcgen::Certificate, KeyPair) {
@@ -101,4 +111,18 @@ impl Authority {
     fn path(&self, file: &str) -> PathBuf {
         Path::new(self.directory.path()).join(file)
     }
+}
+
+fn server(
+    certificate: CertificateDer<'static>,
+    key: &KeyPair,
+    verifier: Arc<dyn rustls::server::danger::ClientCertVerifier>,
+) -> ServerConfig {
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+    ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(vec![certificate], key)
+        .unwrap()
 }
