@@ -46,7 +46,7 @@ use self::term::Term;
 use crate::backoff::backoff;
 use crate::otlp::Signal;
 use crate::otlp::client::Client;
-use crate::otlp::config::{Env, MetricsConfig, Resource, SignalConfig, UNKNOWN_SERVICE};
+use crate::otlp::config::{Env, MetricsConfig, Resource, SignalConfig, UNKNOWN_SERVICE, is_sdk_disabled};
 use crate::otlp::encode::Encoder;
 use crate::store::{Channel, Lease, Store, StoreError};
 
@@ -67,6 +67,10 @@ pub struct Relay {
     warned: Arc<warned::Warned>,
     /// The name of this relay in the lease's row.
     holder: String,
+    /// Whether `OTEL_SDK_DISABLED` switches it off.
+    is_disabled: bool,
+    /// Exporters that are configured and ignored, as lines for the log.
+    ignored_exporters: Vec<String>,
 }
 
 impl Relay {
@@ -85,24 +89,31 @@ impl Relay {
     /// ```
     pub fn new(store: Arc<dyn Store>, logs: Logs, env: Env<'_>) -> Result<Self, RelayError> {
         let resource = Resource::from_env(env)?;
+        let is_disabled = is_sdk_disabled(env);
         let mut sinks = Vec::new();
+        let mut ignored_exporters = Vec::new();
         if let Some(config) = SignalConfig::from_env(Signal::Traces, env)? {
+            ignored_exporters.extend(config.ignored_exporters.clone());
             sinks.push((Channel::Traces, Arc::new(Sink::Otlp(Box::new(Client::new(&config)?)))));
         }
         // Parsed in any case: an invalid variable is an error now, not when the option changes.
         let otlp_logs = SignalConfig::from_env(Signal::Logs, env)?;
         if let Some(config) = otlp_logs.filter(|_| logs != Logs::Stdout) {
+            ignored_exporters.extend(config.ignored_exporters.clone());
             sinks.push((Channel::Logs, Arc::new(Sink::Otlp(Box::new(Client::new(&config)?)))));
         }
-        if logs != Logs::Otlp {
+        if logs != Logs::Otlp && !is_disabled {
             sinks.push((Channel::Stdout, Arc::new(Sink::Stdout)));
         }
         let metrics = match SignalConfig::from_env(Signal::Metrics, env)? {
-            Some(config) => Some(Arc::new(Client::new(&config)?)),
+            Some(config) => {
+                ignored_exporters.extend(config.ignored_exporters.clone());
+                Some(Arc::new(Client::new(&config)?))
+            }
             None => None,
         };
         let metrics_config = MetricsConfig::from_env(env)?;
-        if sinks.is_empty() && metrics.is_none() {
+        if sinks.is_empty() && metrics.is_none() && !is_disabled {
             return Err(RelayError::NoSink);
         }
         let status = RelayStatus::new(sinks.iter().map(|(channel, _)| *channel));
@@ -121,6 +132,8 @@ impl Relay {
             capture: capture::Watch::default(),
             warned: Arc::default(),
             holder,
+            is_disabled,
+            ignored_exporters,
         })
     }
 
@@ -146,9 +159,22 @@ impl Relay {
 
     /// Runs until `stop`: then finishes the batch in progress, releases the lease, and returns.
     ///
+    /// With `OTEL_SDK_DISABLED=true` it only waits: the journal is left to other relays, and to later ones.
+    ///
     /// Waits for a database that is away. One that waiting does not help (not attached, too new, wrong credentials) is an
     /// error.
     pub async fn run(self, stop: CancellationToken) -> Result<(), RelayError> {
+        if self.is_disabled {
+            tracing::warn!(
+                "OTEL_SDK_DISABLED is true: relaying nothing, and leaving the journal to other relays"
+            );
+            self.status.update(|state| state.is_disabled = true);
+            stop.cancelled().await;
+            return Ok(());
+        }
+        for line in &self.ignored_exporters {
+            tracing::warn!("{line}");
+        }
         self_metrics::register_gauges(&self.status, self.settings.max_outbox);
         let poller = poller::Poller {
             store: &*self.store,

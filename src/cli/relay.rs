@@ -29,6 +29,7 @@ The receiver (each also for one signal: OTEL_EXPORTER_OTLP_TRACES_…, OTEL_EXPO
   OTEL_EXPORTER_OTLP_TIMEOUT             milliseconds for one request (10000)
   OTEL_EXPORTER_OTLP_CERTIFICATE         PEM file: the trusted CA instead of the system's roots
   OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE  PEM file, with OTEL_EXPORTER_OTLP_CLIENT_KEY
+  OTEL_SDK_DISABLED                      true: relay nothing, leave the journal to other relays
   OTEL_TRACES_EXPORTER                   none turns the spans off; OTEL_LOGS_EXPORTER the records,
                                          OTEL_METRICS_EXPORTER the metrics
   OTEL_METRIC_EXPORT_INTERVAL            milliseconds between two exports of the metrics (60000)

@@ -52,29 +52,42 @@ pub struct SignalConfig {
     pub compression: Compression,
     /// Trusted certificates and the client's own. Not used without TLS.
     pub tls: TlsFiles,
+    /// The variable of a proxy for this endpoint that is set, such as `HTTPS_PROXY`. Over gRPC it is not used.
+    pub proxy_variable: Option<String>,
+    /// The variable of exporters, if it names others beside `otlp`, which are ignored: one line for the log.
+    pub ignored_exporters: Option<String>,
 }
 
 impl SignalConfig {
-    /// Reads the configuration of a signal, `None` when `OTEL_{signal}_EXPORTER=none` switches it off.
+    /// Reads the configuration of a signal, `None` when `OTEL_{signal}_EXPORTER=none` or `OTEL_SDK_DISABLED=true` switches
+    /// it off.
     ///
     /// # Errors
     /// The first invalid variable.
     pub fn from_env(signal: Signal, env: Env<'_>) -> Result<Option<Self>, ConfigError> {
         let variables = Variables { signal, env };
-        if !variables.exporter_enabled()? {
+        if is_sdk_disabled(env) {
             return Ok(None);
         }
+        for variable in ["OTEL_CONFIG_FILE", "OTEL_EXPERIMENTAL_CONFIG_FILE"] {
+            if variables.value(variable).is_some() {
+                return Err(ConfigError { variable: variable.to_owned(), problem: Problem::ConfigFile });
+            }
+        }
+        let Some(Exporters { ignored }) = variables.exporters()? else { return Ok(None) };
         let protocol = variables.parse("PROTOCOL", Protocol::parse)?.unwrap_or(Protocol::HttpProtobuf);
         let (endpoint, endpoint_variable) = variables.endpoint(protocol)?;
         Ok(Some(Self {
             signal,
             protocol,
-            endpoint,
             endpoint_variable,
             headers: variables.parse("HEADERS", Headers::parse)?.unwrap_or_default(),
             timeout: variables.parse("TIMEOUT", parse_timeout)?.unwrap_or(DEFAULT_TIMEOUT),
             compression: variables.parse("COMPRESSION", Compression::parse)?.unwrap_or(Compression::None),
             tls: variables.tls_files()?,
+            proxy_variable: variables.proxy(&endpoint),
+            endpoint,
+            ignored_exporters: ignored,
         }))
     }
 
@@ -88,6 +101,17 @@ impl SignalConfig {
     pub fn variable(&self, option: &str) -> String {
         specific(self.signal, option)
     }
+}
+
+/// Whether `OTEL_SDK_DISABLED` switches off all signals (`sdk-environment-variables.md`, "General SDK Configuration").
+pub fn is_sdk_disabled(env: Env<'_>) -> bool {
+    env("OTEL_SDK_DISABLED").is_some_and(|value| value.trim().eq_ignore_ascii_case("true"))
+}
+
+/// The exporters of a signal, `otlp` among them.
+struct Exporters {
+    /// The others, as a line for the log.
+    ignored: Option<String>,
 }
 
 /// An OTLP transport.
@@ -198,6 +222,11 @@ pub enum Problem {
         /// The beginning of the value.
         value: String,
     },
+    /// A file of the declarative configuration, in whose place the variables would be ignored.
+    #[error(
+        "is set, but runspan does not read declarative configuration: unset it for this process and set OTEL_EXPORTER_OTLP_ENDPOINT and the others"
+    )]
+    ConfigFile,
     /// An unknown protocol.
     #[error("names the protocol \"{value}\": set it to http/protobuf or grpc")]
     Protocol {
@@ -350,16 +379,38 @@ impl Variables<'_> {
             .transpose()
     }
 
-    fn exporter_enabled(&self) -> Result<bool, ConfigError> {
+    /// `None` if the signal is off. The variable is a list (`sdk-environment-variables.md`, "Exporter Selection").
+    fn exporters(&self) -> Result<Option<Exporters>, ConfigError> {
         let variable = format!("OTEL_{}_EXPORTER", self.signal.in_variables());
-        match self.value(&variable) {
-            None => Ok(true),
-            Some(value) if value.eq_ignore_ascii_case("otlp") => Ok(true),
-            Some(value) if value.eq_ignore_ascii_case("none") => Ok(false),
-            Some(value) => {
-                Err(ConfigError { variable, problem: Problem::Exporter { value: excerpt(&value) } })
-            }
+        let Some(value) = self.value(&variable) else { return Ok(Some(Exporters { ignored: None })) };
+        let names = value.split(',').map(str::trim).filter(|name| !name.is_empty());
+        let (otlp, others): (Vec<&str>, Vec<&str>) =
+            names.partition(|name| name.eq_ignore_ascii_case("otlp"));
+        if otlp.is_empty() {
+            let is_off = !others.is_empty() && others.iter().all(|name| name.eq_ignore_ascii_case("none"));
+            let problem = Problem::Exporter { value: excerpt(&value) };
+            return if is_off { Ok(None) } else { Err(ConfigError { variable, problem }) };
         }
+        let ignored = (!others.is_empty()).then(|| {
+            let others = excerpt(&others.join(","));
+            format!("{variable} names {others} beside otlp: runspan has only otlp and ignores the rest")
+        });
+        Ok(Some(Exporters { ignored }))
+    }
+
+    /// The variable of a proxy for this endpoint, as most HTTP clients read them.
+    fn proxy(&self, endpoint: &Endpoint) -> Option<String> {
+        let names =
+            if endpoint.is_tls() { ["HTTPS_PROXY", "ALL_PROXY"] } else { ["HTTP_PROXY", "ALL_PROXY"] };
+        let names = names.into_iter().flat_map(|name| [name.to_ascii_lowercase(), name.to_owned()]);
+        let host = endpoint.as_url().host_str().unwrap_or_default().to_ascii_lowercase();
+        let exempt =
+            ["no_proxy", "NO_PROXY"].into_iter().find_map(|name| self.value(name)).unwrap_or_default();
+        let is_exempt = exempt.split(',').map(|name| name.trim().trim_start_matches('.')).any(|name| {
+            name == "*" || !name.is_empty() && (host == name || host.ends_with(&format!(".{name}")))
+        });
+        let is_direct = is_exempt || endpoint.is_loopback();
+        names.filter(|_| !is_direct).find(|name| self.value(name).is_some())
     }
 
     fn endpoint(&self, protocol: Protocol) -> Result<(Endpoint, String), ConfigError> {

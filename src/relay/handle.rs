@@ -17,7 +17,7 @@ const STANDBY_POLL: Duration = Duration::from_secs(1);
 pub enum Ended {
     /// Asked to stop.
     Stopped,
-    /// Journal and outbox are empty.
+    /// Journal and outbox are empty, or `OTEL_SDK_DISABLED` switches the relay off.
     Idle,
     /// Everything else is sent; this many requests are dead.
     Dead(i64),
@@ -80,6 +80,9 @@ pub async fn until_idle(store: &dyn Store, status: &RelayStatus) -> Result<Ended
     let mut changes = status.subscribe();
     loop {
         let state = changes.borrow_and_update().clone();
+        if state.is_disabled {
+            return Ok(Ended::Idle);
+        }
         if let Some(problem) = state.database_problem {
             return Ok(Ended::DatabaseAway(problem));
         }

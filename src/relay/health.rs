@@ -54,6 +54,9 @@ async fn ready(State(observed): State<Observed>) -> (StatusCode, Json<Value>) {
 }
 
 fn role(snapshot: &Snapshot) -> &'static str {
+    if snapshot.is_disabled {
+        return "disabled";
+    }
     match (snapshot.lease_epoch, snapshot.stands_by) {
         (Some(_), _) => "relaying",
         (None, true) => "standby",

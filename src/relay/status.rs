@@ -20,6 +20,8 @@ pub struct RelayStatus {
 pub struct Snapshot {
     /// The lease's epoch, while it is held.
     pub lease_epoch: Option<i64>,
+    /// Whether `OTEL_SDK_DISABLED` switches this relay off.
+    pub is_disabled: bool,
     /// Whether another relay holds the lease, and this one is its standby.
     pub stands_by: bool,
     /// `service.instance.id` of the database, once it has answered.

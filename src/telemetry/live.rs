@@ -61,9 +61,7 @@ impl Telemetry {
     /// An invalid variable, or certificates that cannot be loaded.
     pub fn from_env(env: Env<'_>) -> Result<Self, TelemetryError> {
         let sampler = sampler::from_env(env)?;
-        let disabled =
-            variable(env, "OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true"));
-        let config = if disabled { None } else { SignalConfig::if_endpoint_named(Signal::Traces, env)? };
+        let config = SignalConfig::if_endpoint_named(Signal::Traces, env)?;
         let Some(config) = config else { return Ok(Self { provider: None }) };
         let attributes = Resource::from_env(env)?;
         let attributes = attributes.attributes().iter().cloned();

@@ -10,7 +10,6 @@ use opentelemetry_sdk::metrics::exporter::PushMetricExporter;
 use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider, Temporality};
 
 use super::TelemetryError;
-use super::sampler::variable;
 use super::transport::{self, Reloading};
 use crate::otlp::Signal;
 use crate::otlp::client::ClientError;
@@ -39,9 +38,7 @@ impl RelayMetrics {
     /// # Errors
     /// An invalid variable, or certificates that cannot be loaded.
     pub fn install(env: Env<'_>) -> Result<Self, TelemetryError> {
-        let disabled =
-            variable(env, "OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true"));
-        let config = SignalConfig::from_env(Signal::Metrics, env)?.filter(|_| !disabled);
+        let config = SignalConfig::from_env(Signal::Metrics, env)?;
         let interval = MetricsConfig::from_env(env)?.interval;
         let Some(config) = config else { return Ok(Self { provider: None }) };
         let resource = opentelemetry_sdk::Resource::builder_empty()

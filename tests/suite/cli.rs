@@ -2,6 +2,7 @@
 
 use std::process::{Command, Output, Stdio};
 
+use runspan::otlp::Signal;
 use runspan::relay::{Logs, Relay, serve_health};
 use runspan::runs;
 use runspan::store::StoreError;
@@ -11,6 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 use crate::database::{Database, eventually};
+use crate::receiver::Receiver;
 
 fn command(database: &Database, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_runspan"));
@@ -55,6 +57,49 @@ async fn records_go_to_standard_output_as_json_lines() {
 
     let again = runspan(&database, &["relay", "--until-idle", "--logs", "stdout"]);
     assert!(again.status.success() && again.stdout.is_empty(), "told once");
+}
+
+#[tokio::test]
+async fn a_disabled_sdk_relays_nothing_and_loses_nothing() {
+    let database = Database::sqlite().await;
+    let (store, _) = database.attach().await;
+    database.connect().await.queue("triage", 1).await;
+    let relay = |variables: &[(&str, &str)]| {
+        let mut command = command(&database, &["relay", "--until-idle", "--logs", "stdout"]);
+        command.envs(variables.iter().copied()).output().unwrap()
+    };
+    let disabled = relay(&[("OTEL_SDK_DISABLED", "true")]);
+    let said = String::from_utf8(disabled.stderr).unwrap();
+    assert!(disabled.status.success() && disabled.stdout.is_empty(), "{said}");
+    assert!(said.contains("OTEL_SDK_DISABLED is true: relaying nothing"), "{said}");
+    assert_eq!(store.status().await.unwrap().journal_entries, 1);
+
+    let refused = relay(&[("OTEL_CONFIG_FILE", "/etc/otel.yaml")]);
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert!(refused.status.code() == Some(2) && said.lines().count() == 1, "{said}");
+    assert_eq!(store.status().await.unwrap().journal_entries, 1);
+
+    let off = [("OTEL_METRICS_EXPORTER", "none"), ("OTEL_LOGS_EXPORTER", "none")];
+    let enabled = relay(&off);
+    assert!(enabled.status.success() && !enabled.stdout.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_is_used_over_http_and_one_of_several_exporters() {
+    let database = Database::sqlite().await;
+    database.attach().await;
+    database.connect().await.queue("triage", 1).await;
+    let proxy = Receiver::http().await;
+    let output = command(&database, &["relay", "--until-idle"])
+        .env("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector.invalid:4318")
+        .env("HTTP_PROXY", proxy.endpoint())
+        .env("OTEL_LOGS_EXPORTER", "otlp,console")
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{said}");
+    assert_eq!(said.matches("OTEL_LOGS_EXPORTER names console beside otlp").count(), 1, "{said}");
+    assert!(proxy.requests().iter().any(|request| request.signal == Signal::Logs));
 }
 
 /// Status and body of a path of the health server at `address`.

@@ -392,6 +392,24 @@ async fn an_unknown_host_is_named_as_such() {
 }
 
 #[tokio::test]
+async fn a_proxy_that_grpc_does_not_use_is_said() {
+    let variables = |name: &str| {
+        Some(match name {
+            "OTEL_EXPORTER_OTLP_ENDPOINT" => "https://collector.invalid:4317".to_owned(),
+            "OTEL_EXPORTER_OTLP_PROTOCOL" => "grpc".to_owned(),
+            "HTTPS_PROXY" => "http://proxy.invalid:3128".to_owned(),
+            _ => return None,
+        })
+    };
+    let config = SignalConfig::from_env(Signal::Traces, &variables).unwrap().unwrap();
+    let line = send(&Client::new(&config).unwrap()).await.cause().unwrap().to_string();
+    assert!(
+        line.contains("no proxy is used over gRPC, though HTTPS_PROXY is set: set OTEL_EXPORTER_OTLP_TRACES_PROTOCOL=http/protobuf"),
+        "{line}"
+    );
+}
+
+#[tokio::test]
 async fn the_wrong_protocol_on_a_port_is_said_plainly() {
     let authority = Authority::new();
     let ca = authority.ca_file();

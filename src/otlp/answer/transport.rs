@@ -13,7 +13,8 @@ use crate::otlp::config::{Protocol, SignalConfig};
 
 /// The configured time for one request has passed.
 pub fn timed_out(config: &SignalConfig) -> Answer {
-    let what = format!("no answer within {}", humantime::format_duration(config.timeout));
+    let what =
+        format!("no answer within {}{}", humantime::format_duration(config.timeout), proxy_hint(config));
     Answer::Retry { cause: Cause::new(config, FailureKind::Timeout, &what, ""), after: None }
 }
 
@@ -49,7 +50,20 @@ pub fn from_transport(config: &SignalConfig, error: &(dyn Error + 'static)) -> A
             format!("the connection broke before a response arrived{}", port_hint(config)),
         ),
     };
+    let what = format!("{what}{}", proxy_hint(config));
     Answer::Retry { cause: Cause::new(config, kind, &what, &text), after: None }
+}
+
+/// A hint where a proxy is configured that gRPC does not use: perhaps there is no other way to the receiver.
+fn proxy_hint(config: &SignalConfig) -> String {
+    match &config.proxy_variable {
+        Some(variable) if config.protocol == Protocol::Grpc => format!(
+            ", and no proxy is used over gRPC, though {variable} is set: set {}={} to use it",
+            config.variable("PROTOCOL"),
+            Protocol::HttpProtobuf,
+        ),
+        _ => String::new(),
+    }
 }
 
 /// A hint where the port is usually the other protocol's: some servers close the connection without an error.

@@ -105,7 +105,9 @@ fn insecure_selects_the_scheme_of_grpc_addresses() {
 #[test]
 fn an_error_is_one_line_with_the_variable_and_the_remedy() {
     let lines: Vec<String> = [
-        ("OTEL_TRACES_EXPORTER", "otlp,console"),
+        ("OTEL_TRACES_EXPORTER", "console,zipkin"),
+        ("OTEL_CONFIG_FILE", "/etc/otel.yaml"),
+        ("OTEL_EXPERIMENTAL_CONFIG_FILE", "/etc/otel.yaml"),
         ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json"),
         ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http\n"),
         ("OTEL_EXPORTER_OTLP_TIMEOUT", "10s"),
@@ -123,7 +125,9 @@ fn an_error_is_one_line_with_the_variable_and_the_remedy() {
     .collect();
     assert!(lines.iter().all(|line| !line.contains("s3cr3t")));
     insta::assert_snapshot!(lines.join("\n"), @r#"
-    OTEL_TRACES_EXPORTER names the exporter "otlp,console", which runspan does not support: set it to otlp or none
+    OTEL_TRACES_EXPORTER names the exporter "console,zipkin", which runspan does not support: set it to otlp or none
+    OTEL_CONFIG_FILE is set, but runspan does not read declarative configuration: unset it for this process and set OTEL_EXPORTER_OTLP_ENDPOINT and the others
+    OTEL_EXPERIMENTAL_CONFIG_FILE is set, but runspan does not read declarative configuration: unset it for this process and set OTEL_EXPORTER_OTLP_ENDPOINT and the others
     OTEL_EXPORTER_OTLP_PROTOCOL asks for http/json, which runspan does not support: set it to http/protobuf (same port) or grpc
     OTEL_EXPORTER_OTLP_TRACES_PROTOCOL names the protocol "http": set it to http/protobuf or grpc
     OTEL_EXPORTER_OTLP_TIMEOUT is "10s", not a number of milliseconds from 1 to 4294967295: set it to e.g. 10000
@@ -136,6 +140,58 @@ fn an_error_is_one_line_with_the_variable_and_the_remedy() {
     OTEL_EXPORTER_OTLP_TRACES_CLIENT_KEY is set without OTEL_EXPORTER_OTLP_TRACES_CLIENT_CERTIFICATE: set both or none
     OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE is set without OTEL_EXPORTER_OTLP_TRACES_CLIENT_KEY: set both or none
     "#);
+}
+
+#[test]
+fn otlp_among_other_exporters_is_used_and_the_others_are_named() {
+    let ignored = |value| traces(&[("OTEL_TRACES_EXPORTER", value)]).ignored_exporters;
+    for value in ["otlp", " OTLP ", "otlp,", "otlp,otlp"] {
+        assert_eq!(ignored(value), None, "{value}");
+    }
+    assert_eq!(
+        ignored("console, otlp,zipkin").unwrap(),
+        "OTEL_TRACES_EXPORTER names console,zipkin beside otlp: runspan has only otlp and ignores the rest"
+    );
+    assert!(ignored("otlp,none").is_some());
+    for value in ["none", "None, none"] {
+        assert_eq!(read(Signal::Traces, &[("OTEL_TRACES_EXPORTER", value)]), Ok(None), "{value}");
+    }
+    for value in ["none,console", ","] {
+        assert!(error(&[("OTEL_TRACES_EXPORTER", value)]).contains("does not support"), "{value}");
+    }
+}
+
+#[test]
+fn the_sdk_can_be_disabled_whatever_else_is_set() {
+    for (value, is_disabled) in
+        [("true", true), (" TRUE ", true), ("false", false), ("1", false), ("", false)]
+    {
+        let variables = [("OTEL_SDK_DISABLED", value), ("OTEL_TRACES_EXPORTER", "otlp")];
+        assert_eq!(read(Signal::Traces, &variables).unwrap().is_none(), is_disabled, "{value}");
+    }
+    let variables = [("OTEL_SDK_DISABLED", "true"), ("OTEL_CONFIG_FILE", "/etc/otel.yaml")];
+    assert_eq!(read(Signal::Traces, &variables), Ok(None));
+}
+
+#[test]
+fn a_proxy_is_found_where_http_clients_find_it() {
+    let proxy = |endpoint, variable, exempt| {
+        let variables = [
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint),
+            (variable, "http://proxy:3128"),
+            ("NO_PROXY", exempt),
+        ];
+        traces(&variables).proxy_variable
+    };
+    for variable in ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"] {
+        assert_eq!(proxy("https://collector", variable, "").as_deref(), Some(variable));
+    }
+    assert_eq!(proxy("http://collector", "http_proxy", "other").as_deref(), Some("http_proxy"));
+    assert_eq!(proxy("http://collector", "HTTPS_PROXY", ""), None);
+    for exempt in ["*", "collector.example", "a, .example", "example"] {
+        assert_eq!(proxy("http://collector.example", "HTTP_PROXY", exempt), None, "{exempt}");
+    }
+    assert_eq!(proxy("http://localhost", "HTTP_PROXY", ""), None);
 }
 
 #[test]
