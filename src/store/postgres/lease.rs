@@ -69,12 +69,13 @@ impl LeaseStore for PgStore {
     }
 
     async fn release_lease(&self, lease: &Lease) -> Result<(), StoreError> {
-        sqlx::query("UPDATE runspan.lease SET expires_at = 'epoch' WHERE holder = $1 AND epoch = $2")
-            .bind(&lease.holder)
-            .bind(lease.epoch)
-            .execute(&self.pool)
-            .await?;
-        Ok(())
+        let released =
+            sqlx::query("UPDATE runspan.lease SET expires_at = 'epoch' WHERE holder = $1 AND epoch = $2")
+                .bind(&lease.holder)
+                .bind(lease.epoch)
+                .execute(&self.pool)
+                .await?;
+        if released.rows_affected() == 1 { Ok(()) } else { Err(StoreError::LeaseLost) }
     }
 }
 
