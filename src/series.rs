@@ -6,11 +6,13 @@
 
 mod buckets;
 mod ledger;
+mod points;
 mod totals;
 
 pub(crate) use self::buckets::seconds;
 pub use self::buckets::{Buckets, InvalidBuckets};
-pub use self::ledger::{Attempt, Change, Head, InFlight, Ledger, Notice, Point, Recorded, Series, Value};
+pub use self::ledger::{Attempt, Change, Head, Ledger, Notice, Recorded};
+pub use self::points::{InFlight, Point, Series, Value, one_point_each};
 pub use self::totals::{Distribution, Exemplar, Key, MetricKind, Totals};
 
 /// The most workflow names that have series of their own.

@@ -39,6 +39,9 @@ The application's resource on spans, records and metrics:
 This process's log, on stderr:
   RUST_LOG                               runspan=info (default), runspan=debug, …";
 
+/// The `service.instance.id` of the own metrics of relays that run until idle: a timer starts hundreds of them a day.
+const UNTIL_IDLE: &str = "until-idle";
+
 #[derive(Args)]
 #[command(about = "Export the journal to an OTLP receiver until stopped", long_about = ABOUT, after_long_help = VARIABLES)]
 pub(super) struct RelayArgs {
@@ -59,6 +62,10 @@ pub(super) struct RelayArgs {
     /// How fast spans that waited over a minute are sent, in runs per second; 0: unlimited
     #[arg(long, default_value_t = 500, value_name = "N")]
     max_runs_per_second: u32,
+    /// Send no two points of a series in one request of metrics, for receivers that reject them, such as Google Cloud
+    /// Monitoring. A series' first point and its zero, or the points around a gap, are then sent in two requests
+    #[arg(long)]
+    one_point_per_series: bool,
     /// Serve /live and /ready here, e.g. 127.0.0.1:9477
     ///
     /// /live: 200 while the process answers. /ready: 200 while the database answers, also in standby; 503 otherwise.
@@ -131,13 +138,19 @@ impl RelayArgs {
             lease_term: self.lease,
             max_outbox: self.max_outbox.as_u64(),
             max_runs_per_second: self.max_runs_per_second,
+            one_point_per_series: self.one_point_per_series,
             projection: projection::Settings {
                 buckets: self.duration_buckets.clone().unwrap_or_default(),
                 max_backdating: self.max_backdating,
             },
             ..Settings::default()
         };
-        let metrics = RelayMetrics::install(&environment).map_err(Failure::usage)?;
+        let metrics = if self.until_idle {
+            RelayMetrics::install_as(UNTIL_IDLE, &environment)
+        } else {
+            RelayMetrics::install(&environment)
+        };
+        let metrics = metrics.map_err(Failure::usage)?;
         let relay = Relay::new(Arc::clone(&store), self.logs.into(), &environment)?.with(settings);
         // Held until the last export, which tells of it.
         let status = relay.status();

@@ -31,6 +31,8 @@ use crate::trace_context::SpanContext;
 /// The most bytes of a request before compression: below the 4 MiB that gRPC servers accept by default.
 pub const MAX_REQUEST: usize = 3 * 1024 * 1024;
 
+const INSTANCE_ID: &str = "service.instance.id";
+
 /// The flags of a link: W3C's in the low byte, and that the other span is remote (`trace.proto`).
 const LINK_IS_REMOTE: u32 = 0x300;
 
@@ -44,13 +46,12 @@ pub struct Encoder {
 impl Encoder {
     /// For `resource`, whose `service.instance.id` is `instance`: the database's, whichever process relays.
     pub fn new(resource: &Resource, instance: &str) -> Self {
-        let instance_id = "service.instance.id";
         let attributes = resource
             .attributes()
             .iter()
             .map(|(key, value)| (key.as_str(), value.as_str()))
-            .filter(|(key, _)| *key != instance_id)
-            .chain([(instance_id, instance)])
+            .filter(|(key, _)| *key != INSTANCE_ID)
+            .chain([(INSTANCE_ID, instance)])
             .map(|(key, value)| key_value(key, value))
             .collect();
         let resource = ProtoResource { attributes, ..ProtoResource::default() };
@@ -60,6 +61,15 @@ impl Encoder {
             ..InstrumentationScope::default()
         };
         Self { resource, scope }
+    }
+
+    /// The same for another instance.
+    #[must_use]
+    pub fn for_instance(&self, instance: &str) -> Self {
+        let mut encoder = self.clone();
+        encoder.resource.attributes.retain(|attribute| attribute.key != INSTANCE_ID);
+        encoder.resource.attributes.push(key_value(INSTANCE_ID, instance));
+        encoder
     }
 
     /// Spans as `ExportTraceServiceRequest`s.

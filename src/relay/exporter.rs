@@ -19,7 +19,7 @@ use crate::otlp::client::Client;
 use crate::otlp::config::MetricsConfig;
 use crate::otlp::encode::Points;
 use crate::run::Timestamp;
-use crate::series::{InFlight, Ledger, MAX_WORKFLOWS, Notice, OTHER};
+use crate::series::{InFlight, Ledger, MAX_WORKFLOWS, Notice, OTHER, one_point_each};
 use crate::store::StoreError;
 
 /// The signal, in the relay's own metrics.
@@ -146,15 +146,30 @@ impl Exporter {
             if !is_repeated {
                 progress.policy.begin(false);
             }
-            ledger.begin(now, self.config.interval, self.term.store.skipped_entries().await?);
+            let skipped = self.term.store.skipped_entries().await?;
+            if let Some(ahead) = ledger.begin(now, self.config.interval, skipped) {
+                tracing::warn!(
+                    ahead_s = ahead.as_secs(),
+                    "the database's clock was ahead at the last export of metrics: they continue in new series"
+                );
+            }
             self.term.store.record(&self.term.lease, &ledger.change()).await?;
             let size = progress.policy.attempt();
-            let mut requests = self.term.encoder.series(&ledger.series(), self.config.exemplars, size);
+            let encoder = self.term.encoder.for_instance(&ledger.instance());
+            let parts = if self.term.settings.one_point_per_series {
+                one_point_each(ledger.series())
+            } else {
+                vec![ledger.series()]
+            };
+            let mut requests: Vec<Points> = Vec::new();
+            for part in &parts {
+                requests.extend(encoder.series(part, self.config.exemplars, size));
+            }
             if let Some(attempt) = ledger.attempt().filter(|_| !is_repeated)
                 && let Some(rows) = self.in_flight().await?
             {
                 let rows = ledger.in_flight(rows);
-                requests.extend(self.term.encoder.in_flight(&rows, attempt.at(), size));
+                requests.extend(encoder.in_flight(&rows, attempt.at(), size));
             }
             let age =
                 ledger.attempt().map_or(0, |attempt| now.micros().saturating_sub(attempt.at().micros()));

@@ -36,6 +36,8 @@ pub struct Settings {
     pub trim_every: Duration,
     /// How fast spans older than a minute are sent, in runs per second; 0 for no limit.
     pub max_runs_per_second: u32,
+    /// Whether no request of metrics holds two points of a series.
+    pub one_point_per_series: bool,
     /// The longest wait between two attempts to send.
     pub longest_backoff: Duration,
     /// How the journal is projected.
@@ -53,6 +55,7 @@ impl Default for Settings {
             max_outbox: 2 << 30,
             trim_every: Duration::from_secs(5),
             max_runs_per_second: 500,
+            one_point_per_series: false,
             longest_backoff: Duration::from_secs(30),
             projection: projection::Settings::default(),
         }

@@ -16,12 +16,17 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::buckets::Buckets;
+use super::points::{InFlight, Point, Series, Value};
 use super::totals::{Distribution, Key, MetricKind, Totals};
 use super::{MAX_WORKFLOWS, OTHER, is_changed, label};
 use crate::run::{Outcome, Status, Timestamp};
 
 /// The shortest time between two points of a series, in microseconds: receivers store milliseconds.
 const TICK: i64 = 1_000;
+
+/// How far a database's clock may be behind the last points before it was wrong then, in microseconds. Up to here the next
+/// points follow the last ones closely, until the clock has caught up.
+const LONGEST_STEP_BACK: i64 = 5 * 60 * 1_000_000;
 
 /// The fewest runs from which a usual duration is estimated.
 const HISTORY: u64 = 20;
@@ -38,8 +43,11 @@ pub struct Recorded {
 /// The state of the exports.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Head {
-    /// The `service.instance.id` of these series.
+    /// The instance of the database.
     instance: String,
+    /// How often the series began anew because its clock had been ahead.
+    #[serde(default)]
+    restarts: u32,
     /// When counting started.
     since: Option<Timestamp>,
     /// When the histograms started, if that is later: their buckets changed.
@@ -106,48 +114,6 @@ pub enum Notice {
     Full,
 }
 
-/// A series and its points, oldest first.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Series {
-    /// Its metric and attributes.
-    pub key: Key,
-    /// One, or more if it needs a predecessor.
-    pub points: Vec<Point>,
-}
-
-/// A value at a moment.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Point {
-    /// When counting started.
-    pub since: Timestamp,
-    /// Its time.
-    pub at: Timestamp,
-    /// The value.
-    pub value: Value,
-}
-
-/// The value of a point.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Value {
-    /// A count.
-    Count(u64),
-    /// A histogram's values, in these buckets.
-    Distribution(Buckets, Distribution),
-}
-
-/// Runs in flight of one workflow in one state, read from the table.
-#[derive(Clone, Debug, PartialEq)]
-pub struct InFlight {
-    /// The workflow.
-    pub workflow: String,
-    /// Queued or running.
-    pub status: Status,
-    /// Their number.
-    pub runs: i64,
-    /// How long ago the oldest was queued, in seconds.
-    pub oldest_age: f64,
-}
-
 /// The series, as the exporter keeps them.
 #[derive(Debug)]
 pub struct Ledger {
@@ -192,6 +158,14 @@ impl Ledger {
             has_received: false,
         };
         (ledger, before)
+    }
+
+    /// The `service.instance.id` of the series: the database's, and a number once they began anew.
+    pub fn instance(&self) -> String {
+        match self.head.restarts {
+            0 => self.head.instance.clone(),
+            restarts => format!("{}-{restarts}", self.head.instance),
+        }
     }
 
     /// The id of the last pending totals that it knows.
@@ -266,11 +240,33 @@ impl Ledger {
         pending.chain([&self.acknowledged]).any(|totals| totals.workflows().any(|name| name == OTHER))
     }
 
-    /// Prepares the export of all pending totals, at the database's time `now`. An export in progress is kept.
-    pub fn begin(&mut self, now: Timestamp, interval: Duration, skipped: u64) {
-        if self.head.attempt.is_some() {
-            return;
+    /// Begins the series anew if the last points are further in the future than a clock may step back: receivers reject
+    /// points before them, and at later times they are not now's. How far, in that case.
+    ///
+    /// As after a restore, the new series begin at zero, with what is not acknowledged.
+    fn restart_if_clock_was_ahead(&mut self, now: Timestamp) -> Option<Duration> {
+        let ahead = self.head.exported_at?.micros().saturating_sub(now.micros());
+        if ahead <= LONGEST_STEP_BACK {
+            return None;
         }
+        self.head = Head {
+            instance: std::mem::take(&mut self.head.instance),
+            restarts: self.head.restarts.saturating_add(1),
+            skipped: self.head.skipped,
+            ..Head::default()
+        };
+        self.acknowledged = Totals::default();
+        self.totals_changed = true;
+        u64::try_from(ahead).ok().map(Duration::from_micros)
+    }
+
+    /// Prepares the export of all pending totals, at the database's time `now`. An export in progress is kept. How far the
+    /// database's clock was ahead at the last one, if the series begin anew for that.
+    pub fn begin(&mut self, now: Timestamp, interval: Duration, skipped: u64) -> Option<Duration> {
+        if self.head.attempt.is_some() {
+            return None;
+        }
+        let ahead = self.restart_if_clock_was_ahead(now);
         // Each change of buckets takes two points in between: see `stages`.
         let shortest = TICK * (2 + 2 * i64::try_from(self.pending.len()).unwrap_or(i64::MAX / 4));
         let interval = i64::try_from(interval.as_micros()).unwrap_or(i64::MAX / 4).max(shortest);
@@ -279,7 +275,8 @@ impl Ledger {
         let restate = last.is_some_and(|last| at - last > interval.saturating_mul(2));
         let start = last.filter(|_| !restate).unwrap_or_else(|| at.saturating_sub(interval));
         let start = Timestamp::from_micros(start);
-        self.head.since.get_or_insert(start);
+        // A receiver may reject a point that does not last.
+        self.head.since.get_or_insert_with(|| Timestamp::from_micros(start.micros().saturating_sub(TICK)));
         self.head.attempt = Some(Attempt {
             upto: self.last,
             at: Timestamp::from_micros(at),
@@ -287,6 +284,7 @@ impl Ledger {
             restate,
             skipped: skipped.max(self.head.skipped),
         });
+        ahead
     }
 
     /// The export in progress: every series, with its points.
@@ -376,12 +374,9 @@ impl Ledger {
         let first = self.head.histograms_since.or(self.head.since).unwrap_or(attempt.start);
         let stage = |(index, totals): (usize, Totals)| {
             let begins = (index > 0).then(|| attempt.between(2 * index, steps));
-            Stage {
-                totals,
-                since: begins.unwrap_or(first),
-                begins,
-                ends: attempt.between(2 * index + 1, steps),
-            }
+            // From the end of the previous buckets: a point at its own start would not last.
+            let since = if index > 0 { attempt.between(2 * index - 1, steps) } else { first };
+            Stage { totals, since, begins, ends: attempt.between(2 * index + 1, steps) }
         };
         sums.into_iter().enumerate().map(stage).collect()
     }
@@ -394,7 +389,7 @@ impl Ledger {
         self.head.exported_at = Some(attempt.at);
         self.head.skipped = attempt.skipped;
         if stage.begins.is_some() {
-            self.head.histograms_since = stage.begins;
+            self.head.histograms_since = Some(stage.since);
         }
         let exported = self.pending.partition_point(|(id, _)| *id <= attempt.upto);
         if exported > 0 {

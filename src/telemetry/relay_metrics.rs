@@ -13,7 +13,7 @@ use super::TelemetryError;
 use super::transport::{self, Reloading};
 use crate::otlp::Signal;
 use crate::otlp::client::ClientError;
-use crate::otlp::config::{Env, MetricsConfig, Protocol, SignalConfig};
+use crate::otlp::config::{Env, MetricsConfig, Protocol, Resource, SignalConfig};
 
 /// The relay's metrics are not the application's, whose `service.name` the runs have.
 const SERVICE_NAME: &str = "runspan-relay";
@@ -38,15 +38,25 @@ impl RelayMetrics {
     /// # Errors
     /// An invalid variable, or certificates that cannot be loaded.
     pub fn install(env: Env<'_>) -> Result<Self, TelemetryError> {
+        Self::install_as(&uuid::Uuid::now_v7().to_string(), env)
+    }
+
+    /// The same for a process that is one of many in a row: all have this `service.instance.id`, so that not each of them
+    /// begins new series.
+    ///
+    /// # Errors
+    /// As for [`install`](Self::install).
+    pub fn install_as(instance_id: &str, env: Env<'_>) -> Result<Self, TelemetryError> {
         let config = SignalConfig::from_env(Signal::Metrics, env)?;
         let interval = MetricsConfig::from_env(env)?.interval;
         let Some(config) = config else { return Ok(Self { provider: None }) };
+        let attributes = Resource::from_env(env)?;
+        let attributes = attributes.attributes().iter().cloned();
         let resource = opentelemetry_sdk::Resource::builder_empty()
+            .with_attribute(opentelemetry::KeyValue::new("service.instance.id", instance_id.to_owned()))
+            // Where this process runs: namespace, environment, host, and its own id if there is one.
+            .with_attributes(attributes.map(|(key, value)| opentelemetry::KeyValue::new(key, value)))
             .with_service_name(SERVICE_NAME)
-            .with_attribute(opentelemetry::KeyValue::new(
-                "service.instance.id",
-                uuid::Uuid::now_v7().to_string(),
-            ))
             .with_attribute(opentelemetry::KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
             .build();
         let reader = PeriodicReader::builder(Exporter::new(config)?).with_interval(interval).build();

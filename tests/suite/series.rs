@@ -4,7 +4,7 @@ mod last_word;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use opentelemetry_proto::tonic::metrics::v1::metric::Data;
 use rand::prelude::IndexedRandom as _;
@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
 use crate::database::{Database, Session, eventually};
+use crate::logged::Logged;
 use crate::points::{Samples, metrics, points};
 use crate::receiver::{Received, Receiver, Reply};
 
@@ -34,6 +35,8 @@ on_every_database!(
     too_large_is_told_in_smaller_requests,
     without_a_receiver_sums_are_kept_for_later,
     other_buckets_begin_anew,
+    one_point_of_a_series_in_each_request_says_the_same,
+    a_clock_that_was_ahead_stops_nothing,
     a_database_that_went_back_in_time_has_new_series,
     a_name_without_end_is_told_and_said,
     a_table_that_is_gone_costs_only_what_is_read_from_it,
@@ -363,6 +366,74 @@ async fn other_buckets_begin_anew(database: &Database) {
     // Anew, that is: from zero.
     assert_eq!(samples.last("workflow.run.duration{workflowName=triage outcome=succeeded}"), Some(1.0));
     assert_eq!(samples.last(SUCCEEDED), Some(3.0));
+}
+
+async fn one_point_of_a_series_in_each_request_says_the_same(database: &Database) {
+    let (store, _) = database.attach().await;
+    let receiver = Receiver::grpc().await;
+    let apart = |buckets: &str| {
+        let buckets = buckets.parse().unwrap();
+        let projection = projection::Settings { buckets, ..projection::Settings::default() };
+        let settings = Settings { one_point_per_series: true, projection, ..settings() };
+        relay(&store, &receiver, &[]).with(settings).spawn()
+    };
+    let mut session = database.connect().await;
+    // A first point with its zero, a point after a gap, and new buckets.
+    for (number, buckets) in [(1, "1,5"), (2, "1,5"), (3, "2,4")] {
+        succeed(&mut session, "triage", number..=number).await;
+        assert_eq!(apart(buckets).drain().await.unwrap(), Ended::Idle);
+    }
+    let samples = Samples::of(&receiver);
+    assert_eq!((samples.increase(ENDED), samples.last(SUCCEEDED)), (3, Some(3.0)));
+    for request in metrics(&receiver) {
+        let mut series: Vec<_> = points(&request).into_iter().map(|(series, ..)| series).collect();
+        let all = series.len();
+        series.sort_unstable();
+        series.dedup();
+        assert_eq!(series.len(), all, "a series has two points in one request");
+    }
+}
+
+/// By a day, during one export. Receivers reject what is older than their newest point, so the series begin anew.
+async fn a_clock_that_was_ahead_stops_nothing(database: &Database) {
+    let (store, _) = database.attach().await;
+    let receiver = Receiver::grpc().await;
+    let mut session = database.connect().await;
+    succeed(&mut session, "triage", 1..=2).await;
+    assert_eq!(start(&store, &receiver).drain().await.unwrap(), Ended::Idle);
+    let day = 86_400_000_000_i64;
+    let series = database.own("series");
+    session
+        .execute(&if database.is_postgres() {
+            format!(
+                "UPDATE {series} SET head = jsonb_set(head::jsonb, '{{exported_at}}', \
+                 to_jsonb((head::jsonb ->> 'exported_at')::bigint + {day}))::text"
+            )
+        } else {
+            format!(
+                "UPDATE {series} SET head = \
+                 json_set(head, '$.exported_at', json_extract(head, '$.exported_at') + {day})"
+            )
+        })
+        .await;
+    succeed(&mut session, "triage", 3..=3).await;
+    let receiver = Receiver::grpc().await;
+    let (log, _guard) = Logged::start();
+    for number in 4..=5 {
+        succeed(&mut session, "triage", number..=number).await;
+        assert_eq!(start(&store, &receiver).drain().await.unwrap(), Ended::Idle);
+    }
+    assert_eq!(log.with("the database's clock was ahead").len(), 1);
+    // Those that were acknowledged before are in the old series.
+    let samples = Samples::of(&receiver);
+    assert_eq!((samples.increase(ENDED), samples.last(SUCCEEDED)), (3, Some(3.0)));
+    let soon = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap() + Duration::from_mins(1);
+    let instance = store.instance().await.unwrap();
+    for request in metrics(&receiver) {
+        assert!(points(&request).iter().all(|(_, at, _)| u128::from(*at) < soon.as_millis()));
+        let resource = format!("{:?}", request.metrics().resource_metrics[0].resource);
+        assert!(resource.contains(&format!("{instance}-1")), "{resource}");
+    }
 }
 
 async fn a_database_that_went_back_in_time_has_new_series(database: &Database) {

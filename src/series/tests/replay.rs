@@ -90,7 +90,7 @@ impl Receiver {
     pub(super) fn take(&mut self, series: &[Series]) {
         for Series { key, points } in series {
             for Point { at, value, since } in points {
-                assert!(since <= at, "{key:?} begins before it counts");
+                assert!(since < at, "{key:?} has no time to count");
                 let value = match value {
                     Value::Count(count) => vec![*count],
                     Value::Distribution(buckets, distribution) => distribution.counts(buckets),

@@ -313,6 +313,32 @@ async fn a_receiver_that_takes_no_metrics_costs_nothing_and_is_told_of_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn they_carry_the_resource_of_the_process_and_a_timer_makes_no_new_series() {
+    let (database, receiver) = (Database::sqlite().await, Receiver::http().await);
+    database.attach().await;
+    let attributes = "deployment.environment.name=staging,service.version=7,service.namespace=web";
+    for number in 1..=3 {
+        work(&database, number..number + 1).await;
+        let mut command = command(&database, &receiver);
+        command.env("OTEL_RESOURCE_ATTRIBUTES", attributes).env("OTEL_SERVICE_NAME", "shop");
+        assert!(Relay(command.arg("--until-idle").spawn().unwrap()).end().status.success());
+    }
+    let resources: BTreeSet<_> = exports(&receiver).into_iter().map(|(resource, _)| resource).collect();
+    let resource = resources.first().unwrap();
+    assert_eq!(resources.len(), 1, "one instance: {resources:?}");
+    let value = |key: &str| resource[key].as_str();
+    assert_eq!(value("service.instance.id"), "until-idle");
+    assert_eq!(value("deployment.environment.name"), "staging");
+    assert_eq!(value("service.namespace"), "web");
+    assert_eq!(value("service.version"), env!("CARGO_PKG_VERSION"), "the relay's, not the application's");
+
+    let mut own_id = command(&database, &receiver);
+    own_id.env("OTEL_RESOURCE_ATTRIBUTES", "service.instance.id=pod-1");
+    assert!(Relay(own_id.arg("--until-idle").spawn().unwrap()).end().status.success());
+    assert!(exports(&receiver).iter().any(|(resource, _)| resource["service.instance.id"] == "pod-1"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn they_can_be_turned_off() {
     let (database, receiver) = (Database::sqlite().await, Receiver::http().await);
     database.attach().await;
