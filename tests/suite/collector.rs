@@ -58,7 +58,7 @@ pub(crate) struct Backends {
 impl Backends {
     pub(crate) async fn start() -> Self {
         Self {
-            tempo: Receiver::grpc().await,
+            tempo: Receiver::http().await,
             prometheus: Receiver::http().await,
             loki: Receiver::http().await,
         }
@@ -140,6 +140,15 @@ impl Gateway {
 
     /// Starts again, on the same ports and with the same queue.
     pub(crate) fn come_back(&mut self) {
+        let mut process = Process::start(&mut self.command());
+        wait_for("gateway", || {
+            assert!(process.is_running(), "{}", process.stderr());
+            get(self.health, "/").map(drop)
+        });
+        self.process = Some(process);
+    }
+
+    fn command(&self) -> Command {
         let local = |port: u16| format!("127.0.0.1:{port}");
         let mut command = otelcol(self.overlays);
         command
@@ -150,12 +159,7 @@ impl Gateway {
             .env("TELEMETRY_PORT", self.telemetry.to_string())
             .env("QUEUE_DIRECTORY", self.queue.path())
             .envs(self.variables.iter().map(|(name, value)| (name, value)));
-        let mut process = Process::start(&mut command);
-        wait_for("gateway", || {
-            assert!(process.is_running(), "{}", process.stderr());
-            get(self.health, "/").map(drop)
-        });
-        self.process = Some(process);
+        command
     }
 
     /// Its OTLP/HTTP endpoint.

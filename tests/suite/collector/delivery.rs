@@ -1,6 +1,8 @@
 //! What is acknowledged arrives, as it was sent; what does not fit is refused.
 
 use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,7 +21,6 @@ use prost::Message;
 use runspan::otlp::Signal;
 use runspan::otlp::answer::{Answer, FailureKind};
 use runspan::otlp::config::Protocol;
-use tonic::Code;
 
 use super::{Backends, Gateway, resource, scope, text, traces};
 use crate::receiver::{Authority, Received, Receiver, Reply};
@@ -62,7 +63,7 @@ async fn everything_passes_unchanged_and_with_credentials() {
 async fn backends_with_certificates_of_an_authority_of_ones_own_are_trusted() {
     let authority = Authority::new();
     let backends = Backends {
-        tempo: Receiver::start(Protocol::Grpc, Some(authority.server())).await,
+        tempo: Receiver::start(Protocol::HttpProtobuf, Some(authority.server())).await,
         prometheus: Receiver::start(Protocol::HttpProtobuf, Some(authority.server())).await,
         loki: Receiver::start(Protocol::HttpProtobuf, Some(authority.server())).await,
     };
@@ -79,10 +80,6 @@ async fn backends_with_certificates_of_an_authority_of_ones_own_are_trusted() {
 async fn a_full_queue_refuses_and_all_that_it_took_arrives_once() {
     let mut backends = Backends::start().await;
     for receiver in backends.each() {
-        receiver.rule(|_| Reply::grpc(Code::Unavailable, "not now"));
-    }
-    // What Prometheus and Loki answer meanwhile.
-    for receiver in [&backends.prometheus, &backends.loki] {
         receiver.rule(|_| Reply::http(503, &[], "not now"));
     }
     let gateway = Gateway::start(&backends, &[], &SMALL_QUEUES);
@@ -141,6 +138,61 @@ async fn loses_nothing(end: fn(&mut Gateway)) {
         assert!(taken > 5, "{taken} {signal:?}");
         arrived(&backends, signal, taken).await;
     }
+}
+
+/// Without a hint when to try again: what Tempo, Mimir and Loki answer above their rate limits.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_busy_store_refuses_arrives_later() {
+    let mut backends = Backends::start().await;
+    for receiver in backends.each() {
+        let mut refusals = 0;
+        receiver.rule(move |_| {
+            refusals += 1;
+            if refusals < 3 { Reply::http(429, &[], "rate limit exceeded") } else { Reply::Accept }
+        });
+    }
+    let gateway = Gateway::start(&backends, &[], &[]);
+    for signal in Signal::ALL {
+        send(&gateway, signal, 0).await;
+        arrived(&backends, signal, 1).await;
+        assert_eq!(backends.of(signal).attempts(), 3, "{signal:?}");
+    }
+}
+
+/// As docs/operate/collector.md says: the file is moved away, and only what was in it is lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_starts_without_a_damaged_queue_file_and_delivers_the_others() {
+    let mut backends = Backends::start().await;
+    for receiver in backends.each() {
+        receiver.go_away().await;
+    }
+    let mut gateway = Gateway::start(&backends, &[], &[]);
+    for signal in Signal::ALL {
+        send(&gateway, signal, 0).await;
+    }
+    gateway.kill();
+    let files = || fs::read_dir(gateway.queue.path()).unwrap().map(|entry| entry.unwrap().path());
+    let name = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
+    let damaged = files().find(|path| name(path).contains("tempo")).unwrap();
+    fs::write(&damaged, [0x5a; 16 * 1024]).unwrap();
+    let ended = gateway.command().output().unwrap();
+    assert!(!ended.status.success());
+    assert!(
+        String::from_utf8_lossy(&ended.stderr).contains("start \"otlp_http/tempo\" exporter"),
+        "{ended:?}"
+    );
+
+    fs::rename(&damaged, gateway.queue.path().join(format!("{}.damaged", name(&damaged)))).unwrap();
+    for receiver in backends.each() {
+        receiver.come_back().await;
+    }
+    gateway.come_back();
+    for signal in [Signal::Metrics, Signal::Logs] {
+        arrived(&backends, signal, 1).await;
+    }
+    send(&gateway, Signal::Traces, 1).await;
+    backends.tempo.wait_for(1).await;
+    assert_eq!(names(&backends.tempo.requests()[0]), ["n1"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -47,7 +47,7 @@ fn every_exporter_keeps_what_it_has_until_it_is_taken() {
         assert_eq!(queue["block_on_overflow"], false, "{name}");
         assert!(queue["batch"]["max_size"].as_u64().unwrap() < 4 << 20, "{name}");
         assert_eq!(exporter["retry_on_failure"]["max_elapsed_time"], 0, "{name}");
-        let in_order = name != "otlp_grpc/tempo";
+        let in_order = name != "otlp_http/tempo";
         assert_eq!(queue["num_consumers"] == 1, in_order, "{name}");
     }
     assert_eq!(gateway["extensions"]["file_storage"]["fsync"], true);
