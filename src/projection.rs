@@ -193,7 +193,9 @@ impl Projection<'_> {
         self.output.event(step.run, &mut open, Event::Queued, queued_at, reconciled);
         if let Some(lineage) = &open.context.lineage {
             let child = Child { run: step.run, workflow_name: open.context.workflow_name.clone() };
-            self.hand_off(lineage.parent, child, &open.context, queued_at, reconciled);
+            // The parent handed off when it inserted the row, whenever the child says that it was created.
+            let handed_off_at = if reconciled { queued_at } else { step.at };
+            self.hand_off(lineage.parent, child, &open.context, handed_off_at, reconciled);
         }
         open
     }

@@ -22,6 +22,8 @@ pub(crate) struct Plan {
     pub(crate) lasts: Duration,
     /// Hours by which the clocks of the two relays are wrong.
     pub(crate) clocks: [i32; 2],
+    /// The same of the application's.
+    pub(crate) app_clock: i32,
     /// What happens when, in order.
     pub(crate) events: Vec<(Duration, Event)>,
 }
@@ -57,6 +59,10 @@ pub(crate) enum Kind {
     Poison,
     /// The clocks of the relays' hosts are wrong.
     Clock,
+    /// The clock of the application is, which writes `created_at`.
+    AppClock,
+    /// PostgreSQL is read-only, as a primary that was demoted.
+    ReadOnly,
     /// The relays come through `PgBouncer`, which pools transactions.
     Pooled,
     /// The receiver is the Collector, which comes and goes.
@@ -64,7 +70,7 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    const ALL: [Self; 16] = [
+    const ALL: [Self; 18] = [
         Self::Relay,
         Self::Writer,
         Self::Postgres,
@@ -79,6 +85,8 @@ impl Kind {
         Self::SetBack,
         Self::Poison,
         Self::Clock,
+        Self::AppClock,
+        Self::ReadOnly,
         Self::Pooled,
         Self::Collector,
     ];
@@ -91,6 +99,11 @@ impl Kind {
     /// Whether no relay may do anything for seconds.
     const fn stops_relays(self) -> bool {
         matches!(self, Self::Pause | Self::Stall)
+    }
+
+    /// Whether it ends with an `attach`.
+    const fn needs_attach(self) -> bool {
+        matches!(self, Self::Disabled | Self::Swapped)
     }
 
     /// Whether it needs a receiver that does as it is told.
@@ -122,6 +135,8 @@ pub(crate) enum Event {
     Swap,
     Attach,
     SetBack,
+    ReadOnly,
+    ReadOnlyEnds,
     CollectorAway,
     CollectorBack,
 }
@@ -141,8 +156,12 @@ pub(crate) enum Answers {
     Late(Duration),
     /// 429 with `Retry-After`, or `RESOURCE_EXHAUSTED` with `RetryInfo`.
     TooMany,
+    /// The same without.
+    Busy,
     /// 503 or `UNAVAILABLE`.
     Unavailable,
+    /// The same, to be tried again after 0 s.
+    AtOnce,
     Partial,
     ResetUnread,
     AcceptThenReset,
@@ -164,7 +183,7 @@ pub(crate) enum Break {
 impl Plan {
     pub(crate) fn new(seed: u64) -> Self {
         let mut random = StdRng::seed_from_u64(seed);
-        // Sixteen seeds in a row have each kind at least once.
+        // Eighteen seeds in a row have each kind at least once.
         let count = u64::try_from(Kind::ALL.len()).expect("a few");
         let first = Kind::ALL[usize::try_from(seed % count).expect("a few")];
         let mut kinds = vec![first];
@@ -177,7 +196,9 @@ impl Plan {
             let clashes = kind == Kind::Collector && kinds.iter().any(|kind| kind.needs_own_receiver())
                 || kind.needs_own_receiver() && is_collector(&kinds)
                 || kind == Kind::SetBack && kinds.iter().any(|kind| kind.stops_relays())
-                || kind.stops_relays() && kinds.contains(&Kind::SetBack);
+                || kind.stops_relays() && kinds.contains(&Kind::SetBack)
+                || kind == Kind::ReadOnly && kinds.iter().any(|kind| kind.needs_attach())
+                || kind.needs_attach() && kinds.contains(&Kind::ReadOnly);
             if kinds.len() <= more && !kinds.contains(&kind) && !clashes {
                 kinds.push(kind);
             }
@@ -190,6 +211,7 @@ impl Plan {
             writers: random.random_range(2..=3),
             lasts: Duration::from_millis(if takes_long { 10_500 } else { 5_000 }),
             clocks: [0; 2],
+            app_clock: 0,
             events: Vec::new(),
             kinds: kinds.clone(),
         };
@@ -246,7 +268,9 @@ impl Plan {
                         Answers::Hang,
                         Answers::Late(millis(random, 100..2_500)),
                         Answers::TooMany,
+                        Answers::Busy,
                         Answers::Unavailable,
+                        Answers::AtOnce,
                         Answers::Partial,
                         Answers::ResetUnread,
                         Answers::AcceptThenReset,
@@ -275,11 +299,10 @@ impl Plan {
             // Once so much is read that a relay takes it up before the sequence gets there again.
             Kind::SetBack => self.events.push((millis(random, 3_000..4_500), Event::SetBack)),
             Kind::Clock => {
-                self.clocks = [(); 2].map(|()| {
-                    let hours = random.random_range(1..=30);
-                    if random.random() { hours } else { -hours }
-                });
+                self.clocks = [(); 2].map(|()| hours(random));
             }
+            Kind::AppClock => self.app_clock = hours(random),
+            Kind::ReadOnly => self.during(random, Event::ReadOnly, Event::ReadOnlyEnds),
             Kind::Collector => self.during(random, Event::CollectorAway, Event::CollectorBack),
             Kind::Poison | Kind::Pooled => {}
         }
@@ -298,6 +321,11 @@ impl Plan {
         self.events.push((from, begins));
         self.events.push((from + millis(random, 300..1_800), ends));
     }
+}
+
+fn hours(random: &mut StdRng) -> i32 {
+    let hours = random.random_range(1..=30);
+    if random.random() { hours } else { -hours }
 }
 
 fn millis(random: &mut StdRng, range: std::ops::Range<u64>) -> Duration {

@@ -37,10 +37,10 @@ fn of(requests: &Requests, signal: Signal) -> Vec<usize> {
     (0..requests.len()).filter(|place| requests[*place].1.signal == signal).collect()
 }
 
-/// The one in the middle, with its copies.
+/// The largest, with its copies: a small one may hold only runs of which little is known, since they lay in a gap.
 fn lose(requests: &mut Requests, signal: Signal) {
-    let places = of(requests, signal);
-    let lost = requests[places[places.len() / 2]].1.body.clone();
+    let bodies = of(requests, signal).into_iter().map(|place| &requests[place].1.body);
+    let lost = bodies.max_by_key(|body| body.len()).expect("there were runs").clone();
     requests.retain(|(_, request)| request.body != lost);
 }
 

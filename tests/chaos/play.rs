@@ -93,6 +93,12 @@ impl<'a> Play<'a> {
         if plan.has_gaps() {
             load(&database, "chaos/ledger.sql");
         }
+        if plan.app_clock != 0 {
+            let hours = plan.app_clock;
+            database.sql(&format!(
+                "ALTER TABLE workflow_runs ALTER created_at SET DEFAULT now() + interval '{hours} hours'"
+            ));
+        }
         let gateway = if plan.has(Kind::Collector) {
             Gateway::Collector(Collector::start())
         } else {
@@ -202,6 +208,8 @@ impl<'a> Play<'a> {
             Event::SetBack => {
                 self.database.sql(SET_BACK);
             }
+            Event::ReadOnly => self.set_read_only(true),
+            Event::ReadOnlyEnds => self.set_read_only(false),
             Event::CollectorAway => {
                 if let Gateway::Collector(collector) = &mut self.gateway {
                     collector.go_away();
@@ -217,6 +225,13 @@ impl<'a> Play<'a> {
 
     fn set_full(&self, is_full: bool) {
         self.database.sql(&format!("UPDATE disk SET is_full = {is_full}"));
+    }
+
+    /// For every session, from its next transaction on.
+    fn set_read_only(&self, is_read_only: bool) {
+        let setting = if is_read_only { "on" } else { "off" };
+        self.database.sql(&format!("ALTER SYSTEM SET default_transaction_read_only = {setting}"));
+        self.database.sql("SELECT pg_reload_conf()");
     }
 
     /// As the relay's log says to.
@@ -281,6 +296,9 @@ impl<'a> Play<'a> {
         self.faults.extend(cuts.into_iter().map(|at| (at, at)));
         if self.plan.has(Kind::Full) {
             self.set_full(false);
+        }
+        if self.plan.has(Kind::ReadOnly) {
+            self.set_read_only(false);
         }
         if let Gateway::Own { desk, .. } = &self.gateway {
             lock(desk).answers = None;
@@ -427,7 +445,9 @@ fn reply(answers: Answers, protocol: Protocol) -> Reply {
         Answers::Hang => Reply::Hang,
         Answers::Late(after) => Reply::AcceptLate(after),
         Answers::TooMany => refusal(protocol, 429, Code::ResourceExhausted, soon),
+        Answers::Busy => refusal(protocol, 429, Code::ResourceExhausted, None),
         Answers::Unavailable => refusal(protocol, 503, Code::Unavailable, None),
+        Answers::AtOnce => refusal(protocol, 503, Code::Unavailable, Some(Duration::ZERO)),
         Answers::Partial => Reply::Partial { rejected: 1, message: "one too many".to_owned() },
         // The script says so; what comes behind it is taken.
         Answers::ResetUnread => Reply::Accept,

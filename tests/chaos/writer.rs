@@ -75,7 +75,10 @@ fn is_of_the_connection(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Io(_) => true,
         sqlx::Error::Database(error) => {
-            error.code().is_some_and(|code| code.starts_with("57P0") || code.starts_with("08"))
+            // 25006: read-only, as after a failover.
+            error
+                .code()
+                .is_some_and(|code| code.starts_with("57P0") || code.starts_with("08") || code == "25006")
         }
         _ => false,
     }

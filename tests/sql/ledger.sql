@@ -22,8 +22,10 @@ $$;
 
 -- A new run, and its parent's line if it has one.
 CREATE FUNCTION noted_new(run uuid) RETURNS void LANGUAGE sql AS $$
-    INSERT INTO ledger (run_id, event, run)
-    SELECT id, 'queued', to_jsonb(w) FROM workflow_runs w WHERE id = run;
+    -- created_at moves the beginning back, never forward.
+    INSERT INTO ledger (run_id, event, run, began)
+    SELECT id, 'queued', to_jsonb(w) || jsonb_build_object('is_ahead', created_at > now()), least(created_at, now())
+    FROM workflow_runs w WHERE id = run;
     INSERT INTO ledger (run_id, event, child_run_id)
     SELECT parent_run_id, 'handed_off', id FROM workflow_runs WHERE id = run AND parent_run_id IS NOT NULL;
 $$;

@@ -272,6 +272,6 @@ fn a_schema_from_the_future_is_left_alone() {
     let ended = run(&["relay", "--database-url", database.url(), "--until-idle"]);
     insta::assert_snapshot!(outcome(&ended, &database), @r"
     exit code 1
-    error: the runspan schema has version 99, this program knows 2: install a newer runspan
+    error: the runspan schema has version 99, this program knows 3: install a newer runspan
     ");
 }

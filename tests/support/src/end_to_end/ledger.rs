@@ -39,6 +39,9 @@ struct Row {
     parent_run_id: Option<Uuid>,
     delivery_id: Option<String>,
     state: Value,
+    /// Ahead of the database's clock: the run begins when it is journalled.
+    #[serde(default)]
+    is_ahead: bool,
 }
 
 pub struct Ledger {
@@ -132,7 +135,7 @@ impl Ledger {
         expect("parent", &span.parent_span_id, &parent, say);
         expect("name", &span.name, &row.workflow_name, say);
         expect("kind", &span.kind, &2, say);
-        expect("start", &span.start, &run.lines[0].began, say);
+        run.expect_start("start", span, say);
         let status = match (failed, &last.reason) {
             (true, reason) => Status { code: 2, message: reason.clone().unwrap_or_default() },
             (false, _) => Status::default(),
@@ -165,7 +168,7 @@ impl Ledger {
         expect("queue span's parent", &span.parent_span_id, &span_id(run.id), say);
         expect("queue span's name", &span.name, &format!("{} queued", run.row.workflow_name), say);
         expect("queue span's kind", &span.kind, &1, say);
-        expect("queue span's start", &span.start, &run.lines[0].began, say);
+        run.expect_start("queue span's start", span, say);
         within("end of the queue span", span.end, line, span.start, say);
         let mut attributes = self.of_run(run);
         attributes.insert("queueWaitMs".into(), json!((span.end - span.start) / 1_000));
@@ -271,6 +274,7 @@ impl Ledger {
         attributes.insert("rootWorkflowName".into(), json!(root.row.workflow_name));
         if let Some(parent) = run.row.parent_run_id {
             attributes.insert("parentRunId".into(), json!(parent));
+            attributes.extend(root.row.delivery_id.iter().map(|id| ("rootDeliveryId".into(), json!(id))));
         }
         attributes
     }
@@ -292,6 +296,15 @@ impl Ledger {
 }
 
 impl Run {
+    fn expect_start(&self, what: &str, span: &Span, say: &mut impl FnMut(String)) {
+        let first = &self.lines[0];
+        if self.row.is_ahead {
+            within(what, span.start, first, first.began, say);
+        } else {
+            expect(what, &span.start, &first.began, say);
+        }
+    }
+
     /// The line of its end: the last one before any conflict.
     fn end(&self) -> Option<usize> {
         let ends = ["succeeded", "failed", "incomplete", "deleted"];
