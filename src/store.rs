@@ -15,6 +15,7 @@ mod error;
 mod journal;
 mod lease;
 mod outbox;
+mod own_statuses;
 mod position;
 mod postgres;
 mod refused;

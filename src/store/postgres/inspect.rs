@@ -4,7 +4,7 @@ use sqlx::error::DatabaseError;
 use sqlx::{Connection as _, PgConnection, Row as _};
 
 use super::super::admin::{Plan, missing_columns};
-use super::super::{StoreError, columns, error};
+use super::super::{StoreError, columns, error, own_statuses};
 use super::capture::triggers;
 use crate::run::Status;
 
@@ -108,10 +108,18 @@ async fn inspect_columns(
 ) -> Result<Vec<String>, StoreError> {
     let unfit = |why: String| Err(StoreError::Unfit(why));
     let columns: Vec<(String, String, bool)> = sqlx::query_as(
-        "SELECT attname::text, format_type(CASE typtype WHEN 'd' THEN typbasetype ELSE atttypid END, NULL),
-                attgenerated = 'v'
-         FROM pg_attribute JOIN pg_type ON pg_type.oid = atttypid
-         WHERE attrelid = $1::oid AND attnum > 0 AND NOT attisdropped",
+        "WITH RECURSIVE types(name, generated, oid, type) AS (
+             SELECT attname, attgenerated, atttypid, typtype
+             FROM pg_attribute JOIN pg_type ON pg_type.oid = atttypid
+             WHERE attrelid = $1::oid AND attnum > 0 AND NOT attisdropped
+             UNION ALL
+             SELECT name, generated, base.oid, base.typtype
+             FROM types
+             JOIN pg_type domain ON domain.oid = types.oid
+             JOIN pg_type base ON base.oid = domain.typbasetype
+             WHERE type = 'd'
+         )
+         SELECT name::text, format_type(oid, NULL), generated = 'v' FROM types WHERE type <> 'd'",
     )
     .bind(oid)
     .fetch_all(&mut *connection)
@@ -143,10 +151,33 @@ async fn inspect_columns(
             ));
         }
     }
-    if !matches!(type_of("status").unwrap_or_default(), "text" | "character varying" | "character") {
-        return Ok(inspect_enum(connection, oid, name).await?.into_iter().collect());
-    }
-    Ok(Vec::new())
+    let statuses = match type_of("status").unwrap_or_default() {
+        "text" | "character varying" | "character" => statuses_in_checks(connection, oid).await?,
+        _ => inspect_enum(connection, oid, name).await?,
+    };
+    Ok(own_statuses::warning(statuses.iter().map(String::as_str)).into_iter().collect())
+}
+
+/// The statuses that constraints of the column, or of the domains of its type, list.
+async fn statuses_in_checks(connection: &mut PgConnection, oid: i64) -> Result<Vec<String>, StoreError> {
+    let checks: Vec<(String, String)> = sqlx::query_as(
+        "WITH RECURSIVE types(oid) AS (
+             SELECT atttypid FROM pg_attribute WHERE attrelid = $1::oid AND attname = 'status'
+             UNION ALL
+             SELECT typbasetype FROM pg_type JOIN types USING (oid) WHERE typtype = 'd'
+         )
+         SELECT CASE contypid WHEN 0 THEN 'status' ELSE 'value' END, pg_get_constraintdef(c.oid)
+         FROM pg_constraint c
+         WHERE contype = 'c'
+           AND (contypid IN (SELECT oid FROM types)
+                OR conrelid = $1::oid AND conkey = ARRAY(
+                    SELECT attnum FROM pg_attribute WHERE attrelid = $1::oid AND attname = 'status'))
+         ORDER BY conname",
+    )
+    .bind(oid)
+    .fetch_all(connection)
+    .await?;
+    Ok(checks.iter().flat_map(|(column, check)| own_statuses::in_checks(check, column, &[])).collect())
 }
 
 /// A table that inherits from this one without being a partition of it.
@@ -210,19 +241,22 @@ async fn not_found(connection: &mut PgConnection, table: &str) -> Result<String,
     ))
 }
 
-/// Checks that the type of a status that is no text can hold what runspan looks for; what to warn of.
+/// Checks that the type of a status that is no text can hold what runspan looks for; its labels.
 async fn inspect_enum(
     connection: &mut PgConnection,
     oid: i64,
     table: &str,
-) -> Result<Option<String>, StoreError> {
+) -> Result<Vec<String>, StoreError> {
     let (kind, labels): (String, Vec<String>) = sqlx::query_as(
-        "SELECT format_type(t.oid, NULL),
+        "WITH RECURSIVE types(oid) AS (
+             SELECT atttypid FROM pg_attribute WHERE attrelid = $1::oid AND attname = 'status'
+             UNION ALL
+             SELECT typbasetype FROM pg_type JOIN types USING (oid) WHERE typtype = 'd'
+         )
+         SELECT format_type(t.oid, NULL),
                 ARRAY(SELECT enumlabel::text FROM pg_enum WHERE enumtypid = t.oid ORDER BY enumsortorder)
-         FROM pg_attribute a
-         JOIN pg_type d ON d.oid = a.atttypid
-         JOIN pg_type t ON t.oid = CASE d.typtype WHEN 'd' THEN d.typbasetype ELSE d.oid END
-         WHERE a.attrelid = $1::oid AND a.attname = 'status'",
+         FROM types JOIN pg_type t USING (oid)
+         WHERE typtype <> 'd'",
     )
     .bind(oid)
     .fetch_one(connection)
@@ -243,14 +277,7 @@ async fn inspect_enum(
             missing.join(", ")
         )));
     }
-    let own: Vec<&str> =
-        labels.iter().map(String::as_str).filter(|label| label.parse::<Status>().is_err()).collect();
-    Ok((!own.is_empty()).then(|| {
-        format!(
-            "runs that end in a status of your own ({}) are not understood: their spans stay open, see docs/table.md",
-            own.join(", ")
-        )
-    }))
+    Ok(labels)
 }
 
 #[cfg(test)]

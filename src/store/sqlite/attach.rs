@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::super::admin::{Admin, Attached, Detached, Plan, PurgeLoss, attached_elsewhere, missing_columns};
 use super::super::columns::{self, required};
-use super::super::{SCHEMA_VERSION, StoreError};
+use super::super::{SCHEMA_VERSION, StoreError, own_statuses};
 use super::capture::{MARK, Placed, TRIGGERS, same};
 use super::sql::quoted;
 use super::{BUSY_TIMEOUT, SqliteStore, reconcile, sql};
@@ -225,6 +225,7 @@ async fn inspect(connection: &mut SqliteConnection, plan: &Plan) -> Result<Table
             quoted(&format!("idx_{name}_id"))
         ));
     }
+    warnings.extend(statuses_in_checks(connection, &name).await?);
     warnings.extend(inspect_values(connection, &shown).await?);
     let indexed: bool = sqlx::query_scalar(
         // Not one of runs that ended so or so.
@@ -266,6 +267,24 @@ async fn finds_by_id(connection: &mut SqliteConnection, table: &str) -> Result<b
     let steps = steps.iter().map(|step| step.try_get(3)).collect::<Result<Vec<String>, _>>()?;
     // ANY: SQLite would look at each value of the columns before the id.
     Ok(steps.iter().any(|step| step.starts_with("SEARCH ") && !step.contains("ANY(")))
+}
+
+/// Warns of statuses of the application's own that a CHECK constraint lists.
+async fn statuses_in_checks(
+    connection: &mut SqliteConnection,
+    table: &str,
+) -> Result<Option<String>, StoreError> {
+    let definition: String =
+        sqlx::query_scalar("SELECT sql FROM sqlite_schema WHERE type = 'table' AND name = ?1")
+            .bind(table)
+            .fetch_one(&mut *connection)
+            .await?;
+    let columns: Vec<String> = sqlx::query_scalar("SELECT name FROM pragma_table_xinfo(?1)")
+        .bind(table)
+        .fetch_all(connection)
+        .await?;
+    let listed = own_statuses::in_checks(&definition, "status", &columns);
+    Ok(own_statuses::warning(listed.iter().map(String::as_str)))
 }
 
 /// Refuses values that nothing can be made of, and warns of those that make less of a run, as far as the first rows show

@@ -14,6 +14,7 @@ on_every_database!(
     a_view_is_no_table,
     a_second_table_is_refused,
     a_table_without_an_index_is_warned_about,
+    a_check_constraint_with_statuses_of_its_own_is_warned_about,
     a_newer_schema_is_left_alone,
     an_older_schema_is_brought_up_to_date,
     detaching_removes_the_triggers,
@@ -117,6 +118,25 @@ async fn a_table_without_an_index_is_warned_about(database: &Database) {
     let (_, attached) = database.attach().await;
     assert_eq!(attached.warnings.len(), 1);
     assert!(attached.warnings[0].contains("no index of "), "{}", attached.warnings[0]);
+}
+
+async fn a_check_constraint_with_statuses_of_its_own_is_warned_about(database: &Database) {
+    let mut session = database.connect().await;
+    session
+        .execute(
+            "ALTER TABLE workflow_runs ADD COLUMN note text
+                 CHECK (status IN ('scheduled', 'queued', 'running', 'succeeded', 'failed', 'incomplete', 'archived'));
+             ALTER TABLE workflow_runs ADD COLUMN other text CHECK (other IN ('a', 'b'))",
+        )
+        .await;
+    let (_, attached) = database.attach().await;
+    assert_eq!(
+        attached.warnings,
+        [
+            "status may be scheduled, archived, which runspan does not know: a run begins with its first known \
+          status, and the span of a run that ends in one of these stays open, see docs/table.md"
+        ]
+    );
 }
 
 async fn a_newer_schema_is_left_alone(database: &Database) {

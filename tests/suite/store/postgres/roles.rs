@@ -20,6 +20,7 @@ on_postgres!(
     a_table_elsewhere_is_found_by_its_name,
     a_wrong_type_is_named,
     a_status_is_text_or_an_enum_that_has_them_all,
+    a_domain_with_statuses_of_its_own_is_warned_about,
     an_attach_that_fails_leaves_nothing_on_the_table,
     a_partitioned_table_gets_an_index_that_can_be_made,
     all_of_it_belongs_to_the_tables_owner,
@@ -360,7 +361,8 @@ async fn a_status_is_text_or_an_enum_that_has_them_all(database: &Database) {
     let attached = store.attach(&jobs).await.unwrap();
     assert_eq!(
         attached.warnings[0],
-        "runs that end in a status of your own (archived) are not understood: their spans stay open, see docs/table.md"
+        "status may be archived, which runspan does not know: a run begins with its first known status, and the span \
+         of a run that ends in one of these stays open, see docs/table.md"
     );
     session
         .execute(
@@ -371,6 +373,21 @@ async fn a_status_is_text_or_an_enum_that_has_them_all(database: &Database) {
         )
         .await;
     assert_eq!(store.status().await.unwrap().journal_entries, 2);
+}
+
+async fn a_domain_with_statuses_of_its_own_is_warned_about(database: &Database) {
+    let mut session = database.connect().await;
+    session
+        .execute(
+            "DROP INDEX idx_workflow_runs_inflight;
+             CREATE DOMAIN word AS varchar(20) CHECK (VALUE <> 'none');
+             CREATE DOMAIN status AS word CHECK (VALUE IN ('queued', 'running', 'on hold'));
+             ALTER TABLE workflow_runs ALTER status TYPE status;
+             CREATE INDEX ON workflow_runs (id) WHERE status::text IN ('queued', 'running')",
+        )
+        .await;
+    let (_, attached) = database.attach().await;
+    assert!(attached.warnings[0].starts_with("status may be on hold, which"), "{:?}", attached.warnings);
 }
 
 async fn an_attach_that_fails_leaves_nothing_on_the_table(database: &Database) {
