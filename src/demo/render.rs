@@ -181,8 +181,8 @@ fn workflows(workflows: &[Workflow]) -> String {
     let count = |count: usize| if count == 0 { "·".to_owned() } else { count.to_string() };
     let time = |time: Option<i64>| time.map_or_else(|| "·".to_owned(), millis);
     for workflow in workflows {
-        // Rounded down: 100 % means that all of them did.
-        let rate = (workflow.succeeded * 100).checked_div(workflow.runs);
+        // Of the runs that were not deleted, as in the dashboards. Rounded down: 100 % means that all of them succeeded.
+        let rate = (workflow.succeeded * 100).checked_div(workflow.runs - workflow.deleted);
         table.add_row([
             workflow.name.clone(),
             count(workflow.runs),
