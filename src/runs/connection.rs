@@ -2,7 +2,7 @@
 
 use sqlx::encode::IsNull;
 use sqlx::error::BoxDynError;
-use sqlx::postgres::{PgArgumentBuffer, PgConnection, PgTypeInfo, PgValueRef, Postgres};
+use sqlx::postgres::{PgArgumentBuffer, PgConnection, PgHasArrayType, PgTypeInfo, PgValueRef, Postgres};
 use sqlx::sqlite::{Sqlite, SqliteArgumentsBuffer, SqliteConnection, SqliteTypeInfo, SqliteValueRef};
 use sqlx::{Decode, Encode, Type};
 use uuid::Uuid;
@@ -71,6 +71,12 @@ macro_rules! query {
 impl Type<Postgres> for RunId {
     fn type_info() -> PgTypeInfo {
         <Uuid as Type<Postgres>>::type_info()
+    }
+}
+
+impl PgHasArrayType for RunId {
+    fn array_type_info() -> PgTypeInfo {
+        Uuid::array_type_info()
     }
 }
 

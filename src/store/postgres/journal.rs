@@ -51,9 +51,8 @@ impl JournalStore for PgStore {
     }
 
     async fn open_runs(&self, runs: &[RunId]) -> Result<HashMap<RunId, Tracked>, StoreError> {
-        let ids: Vec<uuid::Uuid> = runs.iter().map(|run| run.uuid()).collect();
         sqlx::query("SELECT run_id, state FROM runspan.open_runs WHERE run_id = ANY($1)")
-            .bind(ids)
+            .bind(runs)
             .fetch_all(&self.pool)
             .await?
             .iter()

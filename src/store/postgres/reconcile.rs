@@ -2,10 +2,10 @@
 
 use futures_util::TryStreamExt as _;
 use sqlx::Row as _;
-use uuid::Uuid;
 
 use super::super::{Reconciled, StoreError};
 use super::pool::Pool;
+use crate::run::RunId;
 
 /// How many rows of the application's are locked at once, for a few milliseconds.
 const ADOPTED_AT_ONCE: usize = 100;
@@ -18,7 +18,7 @@ pub(super) async fn reconcile(pool: &Pool) -> Result<Reconciled, StoreError> {
     let mut tx = pool.begin().await?;
     // Not as rows: there may be a million.
     let missed: Vec<_> =
-        sqlx::query_scalar::<_, Uuid>("SELECT runspan.missed_runs()").fetch(&mut *tx).try_collect().await?;
+        sqlx::query_scalar::<_, RunId>("SELECT runspan.missed_runs()").fetch(&mut *tx).try_collect().await?;
     tx.commit().await?;
     for runs in missed.chunks(ADOPTED_AT_ONCE) {
         let runs: Vec<String> = runs.iter().map(ToString::to_string).collect();

@@ -47,21 +47,17 @@ journal_columns!(declare_read_row);
 mod read {
     use sqlx::Row as _;
 
-    use super::{PgRow, StoreError, Uuid, micros};
+    use super::{PgRow, StoreError, Uuid};
 
     pub(super) fn instant(row: &PgRow, index: usize) -> Result<i64, StoreError> {
         Ok(time(row, index)?.unwrap_or_default())
-    }
-
-    pub(super) fn time(row: &PgRow, index: usize) -> Result<Option<i64>, StoreError> {
-        Ok(micros(row.try_get(index)?))
     }
 
     pub(super) fn key(row: &PgRow, index: usize) -> Result<Option<Uuid>, StoreError> {
         Ok(row.try_get(index)?)
     }
 
-    pub(super) use super::text;
+    pub(super) use super::{text, time};
     pub(super) use key as id;
 
     pub(super) fn number(row: &PgRow, index: usize) -> Result<Option<i64>, StoreError> {
@@ -119,17 +115,17 @@ impl<'r> Decode<'r, Postgres> for Sent {
     }
 }
 
-/// Microseconds since the Unix epoch; `None` for a time that they cannot tell.
-fn micros(sent: Option<Sent>) -> Option<i64> {
+/// A time in microseconds since the Unix epoch; `None` if it is infinite or too far away for that.
+pub(super) fn time(row: &PgRow, index: usize) -> Result<Option<i64>, StoreError> {
     const YEAR_2000: i64 = 946_684_800_000_000;
-    match sent?.0 {
-        i64::MIN | i64::MAX => None,
-        micros => micros.checked_add(YEAR_2000),
-    }
+    Ok(match row.try_get(index)? {
+        None | Some(Sent(i64::MIN | i64::MAX)) => None,
+        Some(Sent(micros)) => micros.checked_add(YEAR_2000),
+    })
 }
 
 pub(super) fn open_run(row: &PgRow) -> Result<(RunId, Tracked), StoreError> {
-    let run = RunId::from(row.try_get::<Uuid, _>(0)?);
+    let run = row.try_get(0)?;
     Ok((run, decode_open_run(run, row.try_get(1)?)?))
 }
 
@@ -139,7 +135,7 @@ pub(super) async fn write_open_runs(
     closed: &[RunId],
 ) -> Result<(), StoreError> {
     if !opened.is_empty() {
-        let ids: Vec<Uuid> = opened.iter().map(|(run, _)| run.uuid()).collect();
+        let ids: Vec<RunId> = opened.iter().map(|(run, _)| *run).collect();
         let statuses: Vec<&str> = opened.iter().map(|(_, open)| open.status().as_str()).collect();
         let states = opened
             .iter()
@@ -157,8 +153,7 @@ pub(super) async fn write_open_runs(
         .await?;
     }
     if !closed.is_empty() {
-        let ids: Vec<Uuid> = closed.iter().map(|run| run.uuid()).collect();
-        sqlx::query("DELETE FROM runspan.open_runs WHERE run_id = ANY($1)").bind(ids).execute(tx).await?;
+        sqlx::query("DELETE FROM runspan.open_runs WHERE run_id = ANY($1)").bind(closed).execute(tx).await?;
     }
     Ok(())
 }

@@ -9,7 +9,7 @@ use super::super::rows::{
 use super::super::{Lease, PendingTotals, SeriesStore, StoreError};
 use super::PgStore;
 use super::pool::Session;
-use super::rows::text;
+use super::rows::{text, time};
 use crate::run::Timestamp;
 use crate::series::{Change, InFlight, Recorded, Totals};
 
@@ -28,7 +28,7 @@ impl SeriesStore for PgStore {
         limit: usize,
     ) -> Result<PendingTotals, StoreError> {
         let rows = sqlx::query(
-            "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, d.id, d.delta,
+            "SELECT clock_timestamp(), d.id, d.delta,
                     (SELECT count(*) FROM runspan.deltas WHERE id <= $3)
              FROM runspan.lease LEFT JOIN LATERAL (
                  SELECT id, delta FROM runspan.deltas WHERE id > $3 ORDER BY id LIMIT $4) d ON true
@@ -42,7 +42,7 @@ impl SeriesStore for PgStore {
         .await?;
         let first = rows.first().ok_or(StoreError::LeaseLost)?;
         let mut pending = PendingTotals {
-            now: Timestamp::from_micros(first.try_get(0)?),
+            now: Timestamp::from_micros(time(first, 0)?.unwrap_or_default()),
             totals: Vec::new(),
             up_to: count(first.try_get(3)?),
         };

@@ -2,19 +2,17 @@
 
 use sqlx::Row as _;
 use sqlx::postgres::PgRow;
-use uuid::Uuid;
 
 use super::super::StoreError;
 use super::super::rows::stored;
 use super::super::stuck::{Stuck, StuckRun};
 use super::pool::Pool;
-use super::rows::text;
-use crate::run::{RunId, Timestamp};
+use super::rows::{text, time};
+use crate::run::Timestamp;
 
 pub(super) async fn stuck(pool: &Pool, limit: usize) -> Result<Stuck, StoreError> {
-    let sql = "SELECT run_id, workflow_name, target, target_owner, target_repo, status,
-                CASE WHEN isfinite(since) AND since < '200000-01-01' THEN (extract(epoch FROM since) * 1000000)::bigint END,
-                age_seconds, usual_seconds, parent_run_id, delivery_id, count(*) OVER ()
+    let sql = "SELECT run_id, workflow_name, target, target_owner, target_repo, status, since, age_seconds,
+                usual_seconds, parent_run_id, delivery_id, count(*) OVER ()
          FROM runspan.stuck ORDER BY age_seconds DESC, run_id LIMIT $1";
     let rows = pool.fetch_texts(|| sqlx::query(sql).bind(stored(limit))).await?;
     Ok(Stuck {
@@ -25,16 +23,16 @@ pub(super) async fn stuck(pool: &Pool, limit: usize) -> Result<Stuck, StoreError
 
 fn run(row: &PgRow) -> Result<StuckRun, StoreError> {
     Ok(StuckRun {
-        run_id: RunId::from(row.try_get::<Uuid, _>(0)?),
+        run_id: row.try_get(0)?,
         workflow_name: text(row, 1)?.unwrap_or_default(),
         target: text(row, 2)?,
         target_owner: text(row, 3)?,
         target_repo: text(row, 4)?,
         status: row.try_get(5)?,
-        since: row.try_get::<Option<i64>, _>(6)?.map(|micros| Timestamp::from_micros(micros).to_string()),
+        since: time(row, 6)?.map(|micros| Timestamp::from_micros(micros).to_string()),
         age_seconds: row.try_get(7)?,
         usual_seconds: row.try_get(8)?,
-        parent_run_id: row.try_get::<Option<Uuid>, _>(9)?.map(RunId::from),
+        parent_run_id: row.try_get(9)?,
         delivery_id: text(row, 10)?,
     })
 }
