@@ -1,8 +1,11 @@
 //! Which database: `postgres://…` or `sqlite:…`.
 
+mod parameters;
+
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use sqlx::postgres::PgConnectOptions;
 use tracing::subscriber::{NoSubscriber, with_default};
@@ -26,7 +29,12 @@ const FORM: Form = Form {
 #[derive(Clone)]
 pub enum DatabaseUrl {
     /// A PostgreSQL database.
-    Postgres(Box<PgConnectOptions>),
+    Postgres {
+        /// How to connect.
+        options: Box<PgConnectOptions>,
+        /// How long to wait for a connection, if the URL says so.
+        connect_timeout: Option<Duration>,
+    },
     /// A SQLite file.
     Sqlite(PathBuf),
 }
@@ -43,14 +51,7 @@ impl FromStr for DatabaseUrl {
         let (scheme, rest) = text.split_once(':').unwrap_or_default();
         match scheme {
             "postgres" | "postgresql" => postgres(text, rest).map_err(InvalidDatabaseUrl),
-            "sqlite" => {
-                let path = text["sqlite:".len()..].trim_start_matches("//");
-                if path.is_empty() || path.starts_with(":memory:") {
-                    let why = "a SQLite database has to be a file, which its writers and the relay share";
-                    return Err(InvalidDatabaseUrl(why.to_owned()));
-                }
-                Ok(Self::Sqlite(PathBuf::from(path)))
-            }
+            "sqlite" => sqlite(rest).map(Self::Sqlite).map_err(InvalidDatabaseUrl),
             "" => Err(InvalidDatabaseUrl("the database URL has no scheme".to_owned())),
             // Only what is a scheme is repeated: anything else may be a secret.
             other
@@ -65,6 +66,50 @@ impl FromStr for DatabaseUrl {
     }
 }
 
+/// The file of a SQLite URL, given what follows `sqlite:`: a path, or `//` and a path, in which `%3F` is a question mark. Any
+/// number of slashes begins an absolute path, as in `SQLAlchemy`'s `sqlite:////var/app.db`.
+fn sqlite(rest: &str) -> Result<PathBuf, String> {
+    let rest = rest.strip_prefix("//").unwrap_or(rest);
+    let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
+    if path.is_empty() || path.starts_with(":memory:") {
+        return Err("a SQLite database has to be a file, which its writers and the relay share".to_owned());
+    }
+    if path.starts_with("file:") {
+        return Err("not a SQLite URL: write sqlite:PATH, without file:".to_owned());
+    }
+    for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
+        match parameter {
+            // runspan reads and writes, and never creates a file.
+            "mode=rw" | "mode=rwc" | "cache=private" | "cache=shared" => {}
+            "mode=ro" | "immutable=1" | "immutable=true" => {
+                return Err(
+                    "runspan writes to the database: leave out what makes it read-only (mode=ro, immutable)"
+                        .to_owned(),
+                );
+            }
+            "mode=memory" => {
+                return Err(
+                    "a SQLite database has to be a file, which its writers and the relay share".to_owned()
+                );
+            }
+            _ => {
+                return Err("the SQLite URL has a parameter other than mode and cache: leave it out, or write a question mark \
+                            in the file's name as %3F"
+                    .to_owned());
+            }
+        }
+    }
+    let path = percent_encoding::percent_decode_str(path)
+        .decode_utf8()
+        .map_err(|_| "the path in the SQLite URL is not UTF-8 once it is percent-decoded".to_owned())?;
+    let is_absolute = path.starts_with('/');
+    Ok(PathBuf::from(if is_absolute {
+        format!("/{}", path.trim_start_matches('/'))
+    } else {
+        path.into_owned()
+    }))
+}
+
 /// Parses a PostgreSQL URL, of which `rest` is what follows the first colon. Errors repeat nothing of it.
 fn postgres(text: &str, rest: &str) -> Result<DatabaseUrl, String> {
     // Without the slashes all of it would be the name of a database on this machine.
@@ -77,24 +122,31 @@ fn postgres(text: &str, rest: &str) -> Result<DatabaseUrl, String> {
              password out and set PGPASSWORD or PGPASSFILE"
         ));
     }
-    // sqlx logs the parameters that it does not know, and lines of a password file that it cannot read.
+    let authority = rest[2..].split(['/', '?', '#']).next().unwrap_or_default();
+    if authority.rsplit('@').next().is_some_and(|host| host.contains(',')) {
+        return Err(parameters::SEVERAL_HOSTS.to_owned());
+    }
+    let url = url::Url::parse(text).map_err(|error| format!("not a PostgreSQL URL: {error}"))?;
+    let connect_timeout = parameters::check(&url)?;
+    // sqlx logs lines of a password file that it cannot read.
     let options: Result<PgConnectOptions, _> = with_default(NoSubscriber::new(), || text.parse());
-    let options = options.map_err(|error| match error {
-        sqlx::Error::Configuration(error) if error.is::<url::ParseError>() => {
-            format!("not a PostgreSQL URL: {error}")
-        }
-        // It may quote the value.
-        _ => "the database URL has a parameter with an invalid value: check sslmode, hostaddr, port and \
-              statement-cache-capacity, and that what is percent-encoded is UTF-8"
-            .to_owned(),
+    // The error may quote a value.
+    let options = options.map_err(|_| {
+        "the database URL has a parameter with an invalid value: check sslmode, hostaddr, port and \
+         statement-cache-capacity, and that what is percent-encoded is UTF-8"
+            .to_owned()
     })?;
-    Ok(DatabaseUrl::Postgres(Box::new(options.application_name("runspan"))))
+    let options = match options.get_application_name() {
+        Some(_) => options,
+        None => options.application_name("runspan"),
+    };
+    Ok(DatabaseUrl::Postgres { options: Box::new(options), connect_timeout })
 }
 
 impl fmt::Display for DatabaseUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Postgres(options) => {
+            Self::Postgres { options, .. } => {
                 let host = options.get_host();
                 write!(f, "postgres://{host}:{}", options.get_port())?;
                 options.get_database().map_or(Ok(()), |database| write!(f, "/{database}"))
@@ -128,7 +180,7 @@ mod tests {
     /// User, password, host with port, and database, as they will be used.
     fn parts(text: &str) -> [String; 4] {
         let url = text.parse().unwrap_or_else(|error| panic!("{text}: {error}"));
-        let DatabaseUrl::Postgres(options) = url else { panic!("{text}: no PostgreSQL") };
+        let DatabaseUrl::Postgres { options, .. } = url else { panic!("{text}: no PostgreSQL") };
         // There is no other way to the password; a host that is a name has no need of encoding.
         let password = options.clone().username("user").to_url_lossy();
         let password = percent_encoding::percent_decode_str(password.password().unwrap_or_default());
@@ -206,8 +258,63 @@ mod tests {
             assert_eq!(parts(url), expected, "{url}");
         }
         let url = "postgres:///d?host=/run/@x".parse().unwrap();
-        let DatabaseUrl::Postgres(options) = url else { panic!("no PostgreSQL") };
+        let DatabaseUrl::Postgres { options, .. } = url else { panic!("no PostgreSQL") };
         assert_eq!(options.get_socket().unwrap().to_str(), Some("/run/@x"));
+    }
+
+    #[test]
+    fn a_sqlite_url_is_a_path() {
+        for (url, expected) in [
+            ("sqlite:app.db", "app.db"),
+            ("sqlite://app.db", "app.db"),
+            ("sqlite:../data/app.db", "../data/app.db"),
+            ("sqlite:/var/app.db", "/var/app.db"),
+            ("sqlite:///var/app.db", "/var/app.db"),
+            ("sqlite:////var/app.db", "/var/app.db"),
+            ("sqlite://///var//app.db", "/var//app.db"),
+            ("sqlite:app.db?mode=rwc", "app.db"),
+            ("sqlite:app.db?", "app.db"),
+            ("sqlite:///var/app.db?mode=rw&cache=shared", "/var/app.db"),
+            ("sqlite:what%3F%20now%25.db", "what? now%.db"),
+            ("sqlite:100%.db", "100%.db"),
+        ] {
+            let DatabaseUrl::Sqlite(path) = url.parse().unwrap() else { panic!("{url}: no SQLite") };
+            assert_eq!(path, PathBuf::from(expected), "{url}");
+        }
+        for (url, expected) in [
+            ("sqlite:", "has to be a file"),
+            ("sqlite://", "has to be a file"),
+            ("sqlite::memory:", "has to be a file"),
+            ("sqlite:app.db?mode=memory", "has to be a file"),
+            ("sqlite:?mode=rwc", "has to be a file"),
+            ("sqlite:app.db?mode=ro", "leave out what makes it read-only"),
+            ("sqlite:app.db?immutable=1", "leave out what makes it read-only"),
+            ("sqlite:app.db?key=hunter2", "a parameter other than mode and cache"),
+            ("sqlite:what?.db", "as %3F"),
+            ("sqlite:file:app.db", "without file:"),
+            ("sqlite:%FF.db", "not UTF-8"),
+        ] {
+            let error = error(url);
+            assert!(error.contains(expected) && !error.contains("hunter2"), "{url}: {error}");
+        }
+    }
+
+    #[test]
+    fn several_hosts_are_refused_and_a_name_of_the_application_stays() {
+        for url in [
+            "postgres://u:p@a,b/d",
+            "postgres://u:p@a:1,b:2/d",
+            "postgres://a,b?dbname=d",
+            "postgres:///d?host=a,b",
+        ] {
+            assert!(error(url).starts_with("several hosts are not supported"), "{}", error(url));
+        }
+        let name = |url: &str| match url.parse().unwrap() {
+            DatabaseUrl::Postgres { options, .. } => options.get_application_name().map(str::to_owned),
+            DatabaseUrl::Sqlite(_) => None,
+        };
+        assert_eq!(name("postgres://db/d").as_deref(), Some("runspan"));
+        assert_eq!(name("postgres://db/d?application_name=ours").as_deref(), Some("ours"));
     }
 
     proptest! {

@@ -53,7 +53,9 @@ impl<T: Admin + StatusStore + LeaseStore + JournalStore + OutboxStore + SeriesSt
 /// Opens the database that `url` names. Connects lazily: a database that is away is an error of the first call.
 pub fn open(url: &DatabaseUrl) -> Result<Arc<dyn Store>, StoreError> {
     Ok(match url {
-        DatabaseUrl::Postgres(options) => Arc::new(postgres::PgStore::new(options.as_ref().clone())),
+        DatabaseUrl::Postgres { options, connect_timeout } => {
+            Arc::new(postgres::PgStore::new(options.as_ref().clone(), *connect_timeout))
+        }
         DatabaseUrl::Sqlite(path) => Arc::new(sqlite::SqliteStore::new(path)),
     })
 }

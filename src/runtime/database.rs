@@ -31,10 +31,12 @@ impl Database {
     /// would starve each other. Creates a missing SQLite file.
     pub async fn connect(url: &DatabaseUrl, connections: u32) -> Result<Self, RunsError> {
         Ok(match url {
-            DatabaseUrl::Postgres(options) => {
+            DatabaseUrl::Postgres { options, connect_timeout } => {
                 // A pool would retry until its timeout and hide the cause.
                 PgConnection::connect_with(options).await?.close().await?;
-                let pool = PgPoolOptions::new().acquire_timeout(ACQUIRE_TIMEOUT).max_connections(connections);
+                let pool = PgPoolOptions::new()
+                    .acquire_timeout(connect_timeout.unwrap_or(ACQUIRE_TIMEOUT))
+                    .max_connections(connections);
                 Self::Postgres(pool.connect_with((**options).clone()).await?)
             }
             DatabaseUrl::Sqlite(path) => {

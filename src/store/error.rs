@@ -84,6 +84,14 @@ impl StoreError {
         (!is_of_the_connection).then(|| error.message())
     }
 
+    /// PostgreSQL: whether the role may not connect, or may not do what was asked.
+    pub(crate) fn is_access_denied(&self) -> bool {
+        let Self::Database(error) = self else { return false };
+        // Class 28: invalid authorization; 3D000: no such database; 42501: insufficient privilege.
+        let code = error.as_database_error().and_then(DatabaseError::code);
+        code.is_some_and(|code| code.starts_with("28") || matches!(code.as_ref(), "3D000" | "42501"))
+    }
+
     /// Whether a later attempt may succeed without anyone's help.
     pub fn is_transient(&self) -> bool {
         match self {
@@ -93,15 +101,10 @@ impl StoreError {
             | Self::Unfit(_)
             | Self::Corrupt { .. } => false,
             Self::Database(sqlx::Error::Configuration(error)) => !error.is::<Refused>(),
-            Self::Database(sqlx::Error::Database(error)) => !error.code().is_some_and(|code| {
-                if error.try_downcast_ref::<SqliteError>().is_some() {
-                    // The low byte is the kind. READONLY, CORRUPT, NOTADB.
-                    matches!(code.parse().map(|code: i32| code & 0xff), Ok(8 | 11 | 26))
-                } else {
-                    // Class 28: invalid authorization; 3D000: no such database; 42501: insufficient privilege.
-                    code.starts_with("28") || matches!(code.as_ref(), "3D000" | "42501")
-                }
-            }),
+            // READONLY, CORRUPT, NOTADB.
+            Self::Database(sqlx::Error::Database(error)) => {
+                !self.is_access_denied() && !matches!(sqlite_kind(error.as_ref()), Some(8 | 11 | 26))
+            }
             Self::LeaseLost | Self::JournalChanged { .. } | Self::Newer { .. } | Self::Database(_) => true,
         }
     }
@@ -115,6 +118,17 @@ pub(super) fn check_schema_version(found: i32) -> Result<(), StoreError> {
         Ordering::Equal => Ok(()),
         Ordering::Greater => Err(StoreError::SchemaNewer { found }),
     }
+}
+
+/// SQLite: another connection holds a lock (BUSY, LOCKED and their extended codes, such as `BUSY_SNAPSHOT`).
+pub(super) fn is_busy(error: &dyn DatabaseError) -> bool {
+    matches!(sqlite_kind(error), Some(5 | 6))
+}
+
+/// The kind of an error of SQLite's: the low byte of its extended code.
+fn sqlite_kind(error: &dyn DatabaseError) -> Option<i32> {
+    error.try_downcast_ref::<SqliteError>()?;
+    error.code()?.parse().map(|code: i32| code & 0xff).ok()
 }
 
 /// PostgreSQL: a schema or a relation is not there (`undefined_table`, `invalid_schema_name`).

@@ -17,6 +17,8 @@ mod series;
 mod status;
 mod stuck;
 
+use std::time::Duration;
+
 use sqlx::postgres::PgConnectOptions;
 
 use self::pool::Pool;
@@ -28,7 +30,7 @@ pub(super) struct PgStore {
 }
 
 impl PgStore {
-    pub(super) fn new(options: PgConnectOptions) -> Self {
-        Self { pool: Pool::new(options) }
+    pub(super) fn new(options: PgConnectOptions, connect_timeout: Option<Duration>) -> Self {
+        Self { pool: Pool::new(options, connect_timeout) }
     }
 }

@@ -37,6 +37,9 @@ const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED;
     SELECT set_config('client_encoding',
         CASE current_setting('server_encoding') WHEN 'SQL_ASCII' THEN 'SQL_ASCII' ELSE 'UTF8' END, true)";
 
+/// How long to wait for a connection, unless the URL says so.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// How often a superuser checks again that the schema's owner could do as much.
 const ASK_SUPERUSERS_EVERY: Duration = Duration::from_secs(5);
 
@@ -67,7 +70,7 @@ struct Unnamed<E>(E);
 
 impl Pool {
     /// Connects when first asked.
-    pub(super) fn new(options: PgConnectOptions) -> Self {
+    pub(super) fn new(options: PgConnectOptions, connect_timeout: Option<Duration>) -> Self {
         // The only way to read that option. What else is in the URL is not encoded, so that it may not parse again.
         let has_pooler = options
             .clone()
@@ -79,7 +82,7 @@ impl Pool {
         // One per task of a relay: lease, projector, exporter, a sender per channel, and the poller.
         let connections = PgPoolOptions::new()
             .max_connections(8)
-            .acquire_timeout(Duration::from_secs(5))
+            .acquire_timeout(connect_timeout.unwrap_or(ACQUIRE_TIMEOUT))
             .idle_timeout(Duration::from_mins(1))
             .connect_lazy_with(options);
         Self { connections, has_pooler, safe_until: Some(Arc::default()) }

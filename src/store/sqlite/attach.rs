@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::super::admin::{Admin, Attached, Detached, Plan, PurgeLoss, attached_elsewhere, missing_columns};
 use super::super::columns::{self, required};
+use super::super::error::is_busy;
 use super::super::{SCHEMA_VERSION, StoreError, own_statuses};
 use super::capture::{MARK, Placed, TRIGGERS, same};
 use super::sql::quoted;
@@ -119,9 +120,7 @@ async fn write_ahead(connection: &mut SqliteConnection) -> Result<String, StoreE
     let deadline = Instant::now() + BUSY_TIMEOUT;
     loop {
         match sqlx::query_scalar("PRAGMA journal_mode = WAL").fetch_one(&mut *connection).await {
-            Err(sqlx::Error::Database(error))
-                if error.code().is_some_and(|code| code == "5") && Instant::now() < deadline =>
-            {
+            Err(sqlx::Error::Database(error)) if is_busy(error.as_ref()) && Instant::now() < deadline => {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
             other => return Ok(other?),
