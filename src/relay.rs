@@ -6,6 +6,7 @@
 //! (outbox → receiver, at least once, byte-identical) and the exporter (series → receiver, every interval). A receiver
 //! that is away stops neither the others nor the projector.
 
+mod access;
 mod capture;
 mod delivery_policy;
 mod error;
@@ -30,11 +31,13 @@ mod warned;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::TryFutureExt as _;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use self::access::Access;
 pub use self::error::RelayError;
 pub use self::handle::{Ended, RelayHandle, until_idle};
 pub use self::health::serve as serve_health;
@@ -153,7 +156,11 @@ impl Relay {
     pub fn spawn(self) -> RelayHandle {
         let stop = CancellationToken::new();
         let (store, status) = (Arc::clone(&self.store), self.status.clone());
-        let task = tokio::spawn(self.run(stop.clone()));
+        let run = self.run(stop.clone());
+        let task = tokio::spawn(run.inspect_err(|error| {
+            // Whoever has the handle may not look at it before the application ends.
+            tracing::error!("the relay ended; runs stay in the journal until another one starts: {error}");
+        }));
         RelayHandle { store, status, stop, task }
     }
 
@@ -161,8 +168,8 @@ impl Relay {
     ///
     /// With `OTEL_SDK_DISABLED=true` it only waits: the journal is left to other relays, and to later ones.
     ///
-    /// Waits for a database that is away. One that waiting does not help (not attached, too new, wrong credentials) is an
-    /// error.
+    /// Waits for a database that is away, or accepts no writes. One that waiting does not help (not attached, too new, wrong
+    /// credentials) is an error. If the credentials worked before, it waits for ten minutes.
     pub async fn run(self, stop: CancellationToken) -> Result<(), RelayError> {
         if self.is_disabled {
             tracing::warn!(
@@ -194,11 +201,13 @@ impl Relay {
     async fn relay(&self, stop: &CancellationToken) -> Result<(), RelayError> {
         let longest = self.settings.longest_backoff;
         let mut waits = backoff(longest);
+        let mut access = Access::default();
         while !stop.is_cancelled() {
             let began = Instant::now();
-            let error = match self.hold_lease(stop).await {
+            let error = match self.hold_lease(stop, &mut access).await {
                 Ok(()) => return Ok(()),
                 Err(RelayError::Store(error)) if error.is_transient() => error,
+                Err(RelayError::Store(error)) if access.may_return(&error, Instant::now()) => error,
                 Err(error) => return Err(error),
             };
             if matches!(error, StoreError::LeaseLost) {
@@ -221,9 +230,9 @@ impl Relay {
     }
 
     /// Waits for the lease and works while it is held.
-    async fn hold_lease(&self, stop: &CancellationToken) -> Result<(), RelayError> {
+    async fn hold_lease(&self, stop: &CancellationToken, access: &mut Access) -> Result<(), RelayError> {
         self.store.check().await?;
-        self.status.update(|state| state.database_problem = None);
+        access.granted();
         let Some(lease) =
             lease::acquire(&*self.store, &self.holder, self.settings.lease_term, &self.status, stop).await?
         else {

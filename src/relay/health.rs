@@ -28,7 +28,7 @@ struct Observed {
 /// Serves health on `listener` until `stop`.
 ///
 /// - `/live`: 200 while the process answers.
-/// - `/ready`: 200 while the database answers, whether this relay holds the lease or stands by; 503 otherwise.
+/// - `/ready`: 200 while the database answers and can be used, whether this relay holds the lease or stands by; 503 otherwise.
 ///   The body has backlog, ages, senders, the last acknowledgement, and whether transitions reach the journal.
 pub async fn serve(
     listener: TcpListener,
@@ -45,10 +45,13 @@ pub async fn serve(
 
 async fn ready(State(observed): State<Observed>) -> (StatusCode, Json<Value>) {
     let snapshot = observed.status.snapshot();
-    let problem = match tokio::time::timeout(PROBE_TIMEOUT, observed.store.status()).await {
-        Ok(Ok(status)) => return (StatusCode::OK, Json(describe(&snapshot, &status))),
-        Ok(Err(error)) => error.to_string(),
-        Err(_) => snapshot.database_problem.unwrap_or_else(|| "the database does not answer".to_owned()),
+    let status = tokio::time::timeout(PROBE_TIMEOUT, observed.store.status()).await;
+    let problem = match (status, &snapshot.database_problem) {
+        (Ok(Ok(status)), None) => return (StatusCode::OK, Json(describe(&snapshot, &status))),
+        // It answers a read, and is of no use: read-only, or written to by a newer runspan.
+        (Ok(Ok(_)) | Err(_), Some(problem)) => problem.clone(),
+        (Ok(Err(error)), _) => error.to_string(),
+        (Err(_), None) => "the database does not answer".to_owned(),
     };
     (StatusCode::SERVICE_UNAVAILABLE, Json(json!({ "ready": false, "problem": problem })))
 }

@@ -39,7 +39,10 @@ pub(super) async fn acquire(
         }
         if !free && watch.is_first() {
             let holder = seen.holder.as_deref().unwrap_or_default();
-            status.update(|state| state.stands_by = true);
+            status.update(|state| {
+                state.stands_by = true;
+                state.database_problem = None;
+            });
             tracing::info!(holder, epoch = seen.epoch, "another relay holds the lease; standing by");
         }
         if tokio::time::timeout(STANDBY_POLL, stop.cancelled()).await.is_ok() {

@@ -43,6 +43,8 @@ impl Projector {
         let mut pause = BUSY_POLL;
         while !term.stop.is_cancelled() {
             let prepared = self.next(&mut pipeline, &mut reader).await?;
+            // What is stored can be read, and the lease was written.
+            term.status.update(|state| state.database_problem = None);
             let entries = prepared.commit.consumed.len();
             let is_full = entries >= term.settings.batch.get();
             if entries == 0 {

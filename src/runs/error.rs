@@ -60,6 +60,12 @@ pub(crate) fn describe(error: &sqlx::Error) -> String {
                 error.message()
             )
         }
+        // Read-only transaction.
+        sqlx::Error::Database(error) if error.code().as_deref() == Some("25006") => format!(
+            "the database accepts no writes ({}): the URL has to lead to the primary, and default_transaction_read_only \
+             has to be off",
+            error.message()
+        ),
         sqlx::Error::Database(error) => format!("the database says: {}", error.message()),
         sqlx::Error::Io(error) => format!("cannot reach the database: {error}"),
         // sqlx retries a refused connection until the timeout, and drops the cause.

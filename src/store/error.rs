@@ -146,6 +146,11 @@ pub(super) fn is_denied(error: &sqlx::Error) -> bool {
     has_code(error, &["42501"])
 }
 
+/// PostgreSQL: the server or the session accepts no writes (`read_only_sql_transaction`).
+pub(super) fn is_read_only(error: &sqlx::Error) -> bool {
+    has_code(error, &["25006"])
+}
+
 /// PostgreSQL: a text has no form in the client's encoding (`untranslatable_character`, `character_not_in_repertoire`).
 pub(super) fn is_untranslatable(error: &sqlx::Error) -> bool {
     has_code(error, &["22P05", "22021"])
@@ -159,4 +164,54 @@ pub(super) fn is_not_a_name(error: &sqlx::Error) -> bool {
 /// Whether PostgreSQL's error has one of these SQLSTATEs.
 fn has_code(error: &sqlx::Error, codes: &[&str]) -> bool {
     error.as_database_error().and_then(DatabaseError::code).is_some_and(|code| codes.contains(&code.as_ref()))
+}
+
+#[cfg(test)]
+impl StoreError {
+    pub(crate) fn denied() -> Self {
+        Self::Database(sqlx::Error::Database(Box::new(tests::Denied)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_role_that_may_not_log_in_is_denied_access() {
+        assert!(StoreError::denied().is_access_denied());
+        assert!(!StoreError::denied().is_transient());
+        assert!(!StoreError::NotAttached.is_access_denied());
+    }
+
+    /// PostgreSQL's answer to a role without LOGIN.
+    #[derive(Debug, thiserror::Error)]
+    #[error("role is not permitted to log in")]
+    pub(super) struct Denied;
+
+    impl DatabaseError for Denied {
+        fn message(&self) -> &'static str {
+            "role is not permitted to log in"
+        }
+
+        fn code(&self) -> Option<std::borrow::Cow<'_, str>> {
+            Some("28000".into())
+        }
+
+        fn as_error(&self) -> &(dyn std::error::Error + Send + Sync + 'static) {
+            self
+        }
+
+        fn as_error_mut(&mut self) -> &mut (dyn std::error::Error + Send + Sync + 'static) {
+            self
+        }
+
+        fn into_error(self: Box<Self>) -> Box<dyn std::error::Error + Send + Sync + 'static> {
+            self
+        }
+
+        fn kind(&self) -> sqlx::error::ErrorKind {
+            sqlx::error::ErrorKind::Other
+        }
+    }
 }

@@ -23,7 +23,7 @@ use sqlx::{
     AssertSqlSafe, ConnectOptions as _, Either, Error, Execute, Executor, Postgres, SqlStr, Transaction,
 };
 
-use super::super::error::is_untranslatable;
+use super::super::error::{is_read_only, is_untranslatable};
 use super::as_owner::Roles;
 
 /// What every transaction begins with; a setting of the session would stay with a pooler's connection.
@@ -49,6 +49,7 @@ const ASK_SUPERUSERS_EVERY: Duration = Duration::from_secs(5);
 pub(super) struct Pool {
     connections: PgPool,
     has_pooler: bool,
+    demotion: Demotion,
     /// Until when that is known; nothing is asked where only the catalogue is read.
     safe_until: Option<Arc<Mutex<Option<Instant>>>>,
 }
@@ -63,6 +64,27 @@ pub(super) struct Tx {
 pub(super) struct Session {
     tx: Transaction<'static, Postgres>,
     has_pooler: bool,
+    demotion: Demotion,
+}
+
+/// When a server was last found to accept no writes, as an old primary after a failover. Connections that are older lead to
+/// it: they are closed, and the address is resolved anew.
+#[derive(Clone, Debug, Default)]
+struct Demotion(Arc<Mutex<Option<Instant>>>);
+
+impl Demotion {
+    fn notice(&self, error: &Error) {
+        if is_read_only(error)
+            && let Ok(mut last) = self.0.lock()
+        {
+            *last = Some(Instant::now());
+        }
+    }
+
+    /// Whether a connection of this age was opened since.
+    fn is_before(&self, age: Duration) -> bool {
+        self.0.lock().is_ok_and(|last| last.is_none_or(|last| age < last.elapsed()))
+    }
 }
 
 /// A statement without a name.
@@ -79,13 +101,19 @@ impl Pool {
             .to_url_lossy()
             .query_pairs()
             .any(|(name, value)| name == "statement-cache-capacity" && value == "0");
+        let demotion = Demotion::default();
+        let watched = demotion.clone();
         // One per task of a relay: lease, projector, exporter, a sender per channel, and the poller.
         let connections = PgPoolOptions::new()
             .max_connections(8)
             .acquire_timeout(connect_timeout.unwrap_or(ACQUIRE_TIMEOUT))
             .idle_timeout(Duration::from_mins(1))
+            .before_acquire(move |_, connection| {
+                let is_usable = watched.is_before(connection.age);
+                async move { Ok(is_usable) }.boxed()
+            })
             .connect_lazy_with(options);
-        Self { connections, has_pooler, safe_until: Some(Arc::default()) }
+        Self { connections, has_pooler, demotion, safe_until: Some(Arc::default()) }
     }
 
     /// The same for statements that use nothing of the owner's.
@@ -115,7 +143,7 @@ impl Pool {
         Box::pin(self.ensure_safe()).await?;
         // Safe: the caller's own text.
         let sql = AssertSqlSafe(format!("SET TRANSACTION ISOLATION LEVEL READ COMMITTED; {sql}"));
-        sqlx::raw_sql(sql).fetch_all(&self.connections).await
+        sqlx::raw_sql(sql).fetch_all(&self.connections).await.inspect_err(|error| self.demotion.notice(error))
     }
 
     /// A transaction for what changes the schema, on a connection that has to be the server's own. It must use nothing of
@@ -151,7 +179,8 @@ impl Pool {
         // It begins a transaction of its own.
         Box::pin(self.ensure_safe()).await?;
         let tx = self.connections.begin_with(BEGIN).await?;
-        Ok(Tx { session: Session { tx, has_pooler: self.has_pooler } })
+        let demotion = self.demotion.clone();
+        Ok(Tx { session: Session { tx, has_pooler: self.has_pooler, demotion } })
     }
 }
 
@@ -229,7 +258,10 @@ impl<'c> Executor<'c> for &'c mut Session {
         'c: 'e,
         E: 'q + Execute<'q, Postgres>,
     {
-        if self.has_pooler { self.tx.fetch_many(Unnamed(query)) } else { self.tx.fetch_many(query) }
+        let demotion = self.demotion.clone();
+        let steps =
+            if self.has_pooler { self.tx.fetch_many(Unnamed(query)) } else { self.tx.fetch_many(query) };
+        steps.inspect_err(move |error| demotion.notice(error)).boxed()
     }
 
     fn fetch_optional<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<Option<PgRow>, Error>>
@@ -237,7 +269,13 @@ impl<'c> Executor<'c> for &'c mut Session {
         'c: 'e,
         E: 'q + Execute<'q, Postgres>,
     {
-        if self.has_pooler { self.tx.fetch_optional(Unnamed(query)) } else { self.tx.fetch_optional(query) }
+        let demotion = self.demotion.clone();
+        let row = if self.has_pooler {
+            self.tx.fetch_optional(Unnamed(query))
+        } else {
+            self.tx.fetch_optional(query)
+        };
+        row.inspect_err(move |error| demotion.notice(error)).boxed()
     }
 
     fn prepare_with<'e>(

@@ -30,6 +30,9 @@ async fn a_relay_stands_by_while_an_open_run_has_a_value_of_a_newer_version(data
     let relay = series::start(&store, &receiver);
     eventually("a line", async || !logged.with("was written by a newer runspan").is_empty()).await;
     assert!(logged.with("was written by a newer runspan")[0].contains("suspended"));
+    // `/ready` and `until_idle` report it.
+    let problem = || relay.status().snapshot().database_problem.unwrap_or_default();
+    eventually("a problem", async || problem().contains("was written by a newer runspan")).await;
     replace(&mut session, r#""status":"suspended""#, r#""status":"queued""#).await;
     runs::mark_succeeded(session.runs(), run).await.unwrap();
     let is_counted = |receiver: &Receiver| Samples::of(receiver).last(series::SUCCEEDED) == Some(1.0);

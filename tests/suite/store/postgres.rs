@@ -3,6 +3,7 @@
 mod altered;
 mod capture;
 mod fail_open;
+mod failover;
 mod grants;
 mod harm;
 mod order;
