@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::purge::Purge;
-use super::{Database, Failure, print, print_line};
+use super::{Database, Failure, counted, print, print_line};
 use runspan::DatabaseUrl;
 use runspan::store::{Detached, Plan, StoreError};
 
@@ -45,8 +45,10 @@ impl AttachArgs {
         match attached.adopted {
             None => print_line("the relay adopts the runs in flight when it starts")?,
             Some(0) => {}
-            Some(1) => print_line("1 run in flight is adopted")?,
-            Some(runs) => print_line(format_args!("{runs} runs in flight are adopted"))?,
+            Some(runs) => {
+                let are = if runs == 1 { "is" } else { "are" };
+                print_line(format_args!("{} in flight {are} adopted", counted(runs, "run")))?;
+            }
         }
         print_line(
             "next: OTEL_SERVICE_NAME=APP OTEL_EXPORTER_OTLP_ENDPOINT=http://COLLECTOR:4318 runspan relay",

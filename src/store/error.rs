@@ -19,7 +19,9 @@ pub enum StoreError {
     #[error("another relay has taken the lease")]
     LeaseLost,
     /// Entries that were read are gone: read again.
-    #[error("the journal changed under the relay: {deleted} of {read} entries were still there")]
+    #[error(
+        "the journal changed under the relay: of the entries that were read ({read}), {deleted} were still there"
+    )]
     JournalChanged {
         /// How many entries the batch held.
         read: usize,
@@ -139,6 +141,11 @@ pub(super) fn is_missing(error: &sqlx::Error) -> bool {
 /// PostgreSQL: another session holds a lock (`lock_not_available`).
 pub(super) fn is_locked(error: &sqlx::Error) -> bool {
     has_code(error, &["55P03"])
+}
+
+/// PostgreSQL: the server starts or stops (`cannot_connect_now`).
+pub(super) fn is_starting(error: &sqlx::Error) -> bool {
+    has_code(error, &["57P03"])
 }
 
 /// PostgreSQL: a right is missing (`insufficient_privilege`).

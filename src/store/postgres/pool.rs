@@ -14,16 +14,18 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream, StreamExt as _, TryStreamExt as _};
 use futures_util::{FutureExt as _, TryFutureExt as _};
 use sqlx::error::BoxDynError;
+use sqlx::pool::PoolConnection;
 use sqlx::postgres::{
     PgArguments, PgConnectOptions, PgConnection, PgPool, PgPoolOptions, PgQueryResult, PgRow, PgStatement,
     PgTypeInfo,
 };
 use sqlx::query::Query;
 use sqlx::{
-    AssertSqlSafe, ConnectOptions as _, Either, Error, Execute, Executor, Postgres, SqlStr, Transaction,
+    AssertSqlSafe, ConnectOptions as _, Connection as _, Either, Error, Execute, Executor, Postgres, SqlStr,
+    Transaction,
 };
 
-use super::super::error::{is_read_only, is_untranslatable};
+use super::super::error::{is_read_only, is_starting, is_untranslatable};
 use super::as_owner::Roles;
 
 /// What every transaction begins with; a setting of the session would stay with a pooler's connection.
@@ -39,6 +41,9 @@ const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED;
 
 /// How long to wait for a connection, unless the URL says so.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// When a connection takes this long, the cause is looked for.
+const PROBE_AFTER: Duration = Duration::from_millis(200);
 
 /// How often a superuser checks again that the schema's owner could do as much.
 const ASK_SUPERUSERS_EVERY: Duration = Duration::from_secs(5);
@@ -116,6 +121,34 @@ impl Pool {
         Self { connections, has_pooler, demotion, safe_until: Some(Arc::default()) }
     }
 
+    /// A connection, or why there is none.
+    ///
+    /// sqlx retries a connection that was refused until the time-out, and drops the cause. So a connection of our own is
+    /// tried beside it: an error that is certain ends the wait, another one names the cause at its end.
+    async fn acquire(&self) -> Result<PoolConnection<Postgres>, Error> {
+        let mut acquired = std::pin::pin!(self.connections.acquire());
+        if let Ok(acquired) = tokio::time::timeout(PROBE_AFTER, &mut acquired).await {
+            return acquired;
+        }
+        let options = self.connections.connect_options();
+        let mut probed = std::pin::pin!(PgConnection::connect_with(&options));
+        let cause = tokio::select! {
+            acquired = &mut acquired => return acquired,
+            probed = &mut probed => match probed {
+                Ok(connection) => {
+                    let _ = connection.close().await;
+                    None
+                }
+                Err(error) if is_certain(&error) => return Err(error),
+                Err(error) => Some(error),
+            },
+        };
+        match (acquired.await, cause) {
+            (Err(Error::PoolTimedOut), Some(cause)) => Err(cause),
+            (acquired, _) => acquired,
+        }
+    }
+
     /// The same for statements that use nothing of the owner's.
     pub(super) fn for_catalogue(&self) -> Self {
         Self { safe_until: None, ..self.clone() }
@@ -143,18 +176,19 @@ impl Pool {
         Box::pin(self.ensure_safe()).await?;
         // Safe: the caller's own text.
         let sql = AssertSqlSafe(format!("SET TRANSACTION ISOLATION LEVEL READ COMMITTED; {sql}"));
-        sqlx::raw_sql(sql).fetch_all(&self.connections).await.inspect_err(|error| self.demotion.notice(error))
+        let mut connection = self.acquire().await?;
+        sqlx::raw_sql(sql).fetch_all(&mut *connection).await.inspect_err(|error| self.demotion.notice(error))
     }
 
     /// A transaction for what changes the schema, on a connection that has to be the server's own. It must use nothing of
     /// the owner's, as [`for_catalogue`](Self::for_catalogue).
     pub(super) async fn begin_admin(&self) -> Result<Transaction<'static, Postgres>, Error> {
-        self.connections.begin_with(BEGIN).await
+        Transaction::begin(self.acquire().await?, Some(SqlStr::from_static(BEGIN))).await
     }
 
     /// A connection that does not come back.
     pub(super) async fn detached(&self) -> Result<PgConnection, Error> {
-        Ok(self.connections.acquire().await?.detach())
+        Ok(self.acquire().await?.detach())
     }
 
     /// Rows with texts of the application's. A database in `WIN1252`, say, may hold bytes that no UTF-8 is equivalent to:
@@ -178,9 +212,17 @@ impl Pool {
     pub(super) async fn begin(&self) -> Result<Tx, Error> {
         // It begins a transaction of its own.
         Box::pin(self.ensure_safe()).await?;
-        let tx = self.connections.begin_with(BEGIN).await?;
+        let tx = Transaction::begin(self.acquire().await?, Some(SqlStr::from_static(BEGIN))).await?;
         let demotion = self.demotion.clone();
         Ok(Tx { session: Session { tx, has_pooler: self.has_pooler, demotion } })
+    }
+}
+
+/// Whether nothing listens there, or only a server that starts or stops.
+fn is_certain(error: &Error) -> bool {
+    match error {
+        Error::Io(error) => error.kind() == std::io::ErrorKind::ConnectionRefused,
+        error => is_starting(error),
     }
 }
 
