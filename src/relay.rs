@@ -15,6 +15,7 @@ mod handle;
 mod health;
 mod housekeeper;
 mod lease;
+mod outage;
 mod plan;
 mod poller;
 mod projector;
@@ -41,6 +42,7 @@ use self::access::Access;
 pub use self::error::RelayError;
 pub use self::handle::{Ended, RelayHandle, until_idle};
 pub use self::health::serve as serve_health;
+use self::outage::{Extent, Outage, Report};
 pub use self::plan::{Plan, plan, runs_of};
 pub use self::settings::{Logs, Settings};
 use self::sink::Sink;
@@ -55,6 +57,9 @@ use crate::store::{Channel, Lease, Store, StoreError};
 
 /// How long releasing the lease may take.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long the database has to work before an outage counts as ended: an error may come back at once.
+const STABLE_AFTER: Duration = Duration::from_millis(500);
 
 /// A relay that has not started yet.
 pub struct Relay {
@@ -202,9 +207,10 @@ impl Relay {
         let longest = self.settings.longest_backoff;
         let mut waits = backoff(longest);
         let mut access = Access::default();
+        let mut outage = Outage::default();
         while !stop.is_cancelled() {
             let began = Instant::now();
-            let error = match self.hold_lease(stop, &mut access).await {
+            let error = match self.hold_lease(stop, &mut access, &mut outage).await {
                 Ok(()) => return Ok(()),
                 Err(RelayError::Store(error)) if error.is_transient() => error,
                 Err(RelayError::Store(error)) if access.may_return(&error, Instant::now()) => error,
@@ -215,32 +221,48 @@ impl Relay {
                 waits = backoff(longest);
                 continue;
             }
+            let cause = error.to_string();
             if matches!(error, StoreError::Database(_) | StoreError::Newer { .. }) {
-                self.status.update(|state| state.database_problem = Some(error.to_string()));
+                self.status.update(|state| state.database_problem = Some(cause.clone()));
             }
             if began.elapsed() > self.settings.lease_term {
                 // The relay worked for a while: this is another failure, not more of the last one.
                 waits = backoff(longest);
             }
             let wait = waits.next().unwrap_or(longest);
-            tracing::warn!(retry_in_ms = wait.as_millis(), "{error}");
+            let retry_in_ms = wait.as_millis();
+            match outage.failed(&cause, Instant::now()) {
+                Report::Cause => tracing::warn!(retry_in_ms, "{cause}"),
+                Report::Summary(Extent { duration, attempts }) => tracing::warn!(
+                    outage_ms = duration.as_millis(),
+                    attempts,
+                    retry_in_ms,
+                    "database has not been usable since the outage began: {cause}"
+                ),
+                Report::Nothing => {}
+            }
             let _ = tokio::time::timeout(wait, stop.cancelled()).await;
         }
         Ok(())
     }
 
     /// Waits for the lease and works while it is held.
-    async fn hold_lease(&self, stop: &CancellationToken, access: &mut Access) -> Result<(), RelayError> {
+    async fn hold_lease(
+        &self,
+        stop: &CancellationToken,
+        access: &mut Access,
+        outage: &mut Outage,
+    ) -> Result<(), RelayError> {
         self.store.check().await?;
         access.granted();
-        let Some(lease) =
-            lease::acquire(&*self.store, &self.holder, self.settings.lease_term, &self.status, stop).await?
-        else {
+        let waiting =
+            lease::acquire(&*self.store, &self.holder, self.settings.lease_term, &self.status, stop);
+        let Some(lease) = logging_recovery(waiting, outage).await? else {
             return Ok(());
         };
         tracing::info!(epoch = lease.epoch(), "took the lease");
         self.log_destinations();
-        let worked = self.work(&lease, stop).await;
+        let worked = logging_recovery(self.work(&lease, stop), outage).await;
         self.status.update(|state| state.lease_epoch = None);
         // After an error too: the next holder, which may be this relay, need not wait for the lease to expire.
         let released = tokio::time::timeout(RELEASE_TIMEOUT, self.store.release_lease(&lease)).await;
@@ -248,6 +270,8 @@ impl Relay {
             Ok(()) => tracing::info!(epoch = lease.epoch(), "released the lease"),
             // The next holder takes it, whoever that is.
             Err(StoreError::LeaseLost) => {}
+            // The database is away, which is logged as the cause.
+            Err(StoreError::Database(_)) if is_of_database(&worked) => {}
             Err(error) => tracing::warn!("failed to release the lease, which now expires: {error}"),
         }
         worked
@@ -343,4 +367,27 @@ impl Relay {
         }
         Ok(())
     }
+}
+
+/// `work`, which uses the database; logs the end of an outage once it has gone well for a while, or to its end.
+async fn logging_recovery<T, E>(
+    work: impl Future<Output = Result<T, E>>,
+    outage: &mut Outage,
+) -> Result<T, E> {
+    let recovered_at = Instant::now();
+    let mut work = std::pin::pin!(work);
+    let done = tokio::time::timeout(STABLE_AFTER, &mut work).await;
+    if !matches!(done, Ok(Err(_)))
+        && let Some(Extent { duration, attempts }) = outage.recovered(recovered_at)
+    {
+        tracing::info!(outage_ms = duration.as_millis(), attempts, "database is usable again");
+    }
+    match done {
+        Ok(done) => done,
+        Err(_) => work.await,
+    }
+}
+
+fn is_of_database<T>(result: &Result<T, RelayError>) -> bool {
+    matches!(result, Err(RelayError::Store(StoreError::Database(_))))
 }

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::delivery_policy::{AfterExport, ExportOutcome, ExportPolicy};
 use super::error::RelayError;
+use super::outage::{Outage, Report, Severity};
 use super::status::{SenderState, Warnings};
 use super::term::Term;
 use crate::backoff::backoff;
@@ -51,6 +52,7 @@ struct Progress {
     /// The sequence of the pending totals was set back.
     is_set_back: bool,
     warnings: Warnings,
+    outage: Outage,
 }
 
 impl Exporter {
@@ -274,7 +276,7 @@ impl Exporter {
                 rejected.get_or_insert_with(|| cause.to_string());
                 continue;
             }
-            log_answer(&answer, &mut progress.warnings);
+            log_answer(&answer, progress);
             if let AfterExport::End(outcome) = next {
                 let is_refused = matches!(answer, Answer::Misconfigured(_));
                 let state = if is_refused { SenderState::Refused } else { SenderState::Waiting };
@@ -284,8 +286,20 @@ impl Exporter {
             }
         }
         let outcome = progress.policy.after_all(age);
-        if let Some(cause) = &rejected {
-            log_rejection(cause, rejections, outcome);
+        match &rejected {
+            Some(cause) if matches!(outcome, ExportOutcome::Acknowledged) => {
+                progress.outage.log_recovery(SIGNAL);
+                log_rejection(cause, rejections, outcome);
+            }
+            // Sent again and rejected again: once per cause, and once per minute.
+            Some(cause) => {
+                if progress.outage.failed(cause, Instant::now()) != Report::Nothing {
+                    log_rejection(cause, rejections, outcome);
+                }
+            }
+            None => {
+                progress.outage.log_recovery(SIGNAL);
+            }
         }
         term.status.update(|state| {
             state.metrics = Some(rejected.map_or(SenderState::Idle, SenderState::Refused));
@@ -295,23 +309,19 @@ impl Exporter {
 }
 
 /// Logs an answer that is not plain success.
-fn log_answer(answer: &Answer, warnings: &mut Warnings) {
-    match answer {
-        Answer::Accepted { rejected, message } if *rejected > 0 => {
+fn log_answer(answer: &Answer, progress: &mut Progress) {
+    if let Answer::Accepted { rejected, message } = answer {
+        if *rejected > 0 {
             tracing::error!(signal = SIGNAL, rejected, "receiver rejected items: {message}");
+        } else if !message.is_empty() && progress.warnings.insert(message) {
+            tracing::warn!(signal = SIGNAL, "receiver warning: {message}");
         }
-        Answer::Accepted { message, .. } => {
-            if !message.is_empty() && warnings.insert(message) {
-                tracing::warn!(signal = SIGNAL, "receiver warning: {message}");
-            }
-        }
-        Answer::Misconfigured(cause) => tracing::error!("{cause}"),
-        _ => {
-            if let Some(cause) = answer.cause() {
-                tracing::warn!("{cause}");
-            }
-        }
+        return;
     }
+    let Some(cause) = answer.cause() else { return };
+    let is_refused = matches!(answer, Answer::Misconfigured(_));
+    let severity = if is_refused { Severity::Misconfigured } else { Severity::Passing };
+    progress.outage.log_failure(&cause.to_string(), severity, None);
 }
 
 /// Logs that requests of an export were rejected, once for all of them.

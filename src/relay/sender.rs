@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::delivery_policy::{Decision, DeliveryPolicy, Facts};
 use super::error::RelayError;
+use super::outage::{Extent, Outage, Report, Severity};
 use super::sink::Sink;
 use super::status::{SenderState, Warnings};
 use super::term::Term;
@@ -25,6 +26,12 @@ const IDLE_POLL: Duration = Duration::from_secs(10);
 /// Requests older than this are a backlog, and paced.
 const FRESH_SECONDS: f64 = 60.0;
 
+/// What an outage left behind, while it is sent.
+struct Backlog {
+    since: Instant,
+    requests: u64,
+}
+
 pub(super) struct Sender {
     pub(super) term: Arc<Term>,
     pub(super) channel: Channel,
@@ -37,6 +44,8 @@ impl Sender {
         let longest = self.term.settings.longest_backoff;
         let mut waits = backoff(longest);
         let mut warnings = Warnings::default();
+        let mut outage = Outage::default();
+        let mut backlog: Option<Backlog> = None;
         // Suspect requests up to here are skipped for a while.
         let mut after = None;
         // Requests that were sent and not settled.
@@ -50,9 +59,11 @@ impl Sender {
             };
             let Some(request) = request else {
                 after = None;
-                match policy.nothing_left() {
-                    Some(answer) => self.wait_refused(answer, &mut waits).await,
-                    None => self.wait_idle().await,
+                if let Some(answer) = policy.nothing_left() {
+                    self.wait_refused(answer, &mut waits, &mut outage).await;
+                } else {
+                    self.log_sent(backlog.take());
+                    self.wait_idle().await;
                 }
                 continue;
             };
@@ -79,6 +90,16 @@ impl Sender {
             match decision {
                 Decision::Delivered => {
                     self.delivered(&request, &answer, &mut warnings).await?;
+                    if outage.log_recovery(self.channel.as_str()) {
+                        backlog = Some(Backlog { since: Instant::now(), requests: 0 });
+                    }
+                    // A request that was stored since is not part of it.
+                    let is_sent =
+                        |left: &mut Backlog| request.age_seconds < left.since.elapsed().as_secs_f64();
+                    self.log_sent(backlog.take_if(is_sent));
+                    if let Some(left) = &mut backlog {
+                        left.requests += 1;
+                    }
                     // Skipped requests are tried again, from the front.
                     following = next?.filter(|_| after.is_none());
                     after = None;
@@ -89,25 +110,26 @@ impl Sender {
                     // A receiver that asks for less than our own backoff, or for nothing, may be answering so to everyone.
                     let own = waits.next().unwrap_or(longest);
                     let wait = asked.unwrap_or_default().max(own);
-                    let state = if matches!(answer, Answer::Misconfigured(_)) {
-                        tracing::error!(retry_in_ms = wait.as_millis(), "{cause}");
-                        SenderState::Refused(cause)
-                    } else {
-                        tracing::warn!(retry_in_ms = wait.as_millis(), "{cause}");
-                        SenderState::Waiting(cause)
-                    };
+                    let is_refused = matches!(answer, Answer::Misconfigured(_));
+                    let severity = if is_refused { Severity::Misconfigured } else { Severity::Passing };
+                    outage.log_failure(&cause, severity, Some(wait));
+                    let state =
+                        if is_refused { SenderState::Refused(cause) } else { SenderState::Waiting(cause) };
                     self.term.status.sender(self.channel, state);
                     self.term.pause(wait).await;
                 }
                 Decision::Halve => self.halve(&request, &cause).await?,
                 Decision::Dead => self.abandon(&request, &cause).await?,
                 Decision::TryOthers => {
-                    tracing::warn!(request = request.id, "{cause}; trying the next request");
+                    // While everything is refused, that is logged.
+                    if !outage.is_on() {
+                        tracing::warn!(request = request.id, "{cause}; trying the next request");
+                    }
                     after = Some((request.place, request.id));
                 }
                 Decision::TryOthersLater => {
                     after = Some((request.place, request.id));
-                    self.wait_refused(cause, &mut waits).await;
+                    self.wait_refused(cause, &mut waits, &mut outage).await;
                 }
             }
         }
@@ -170,14 +192,42 @@ impl Sender {
         self.term.store.settle(&self.term.lease, &[settlement]).await
     }
 
+    /// Logs that nothing of an outage is left.
+    fn log_sent(&self, backlog: Option<Backlog>) {
+        if let Some(Backlog { since, requests }) = backlog {
+            tracing::info!(
+                channel = %self.channel,
+                requests,
+                took_ms = since.elapsed().as_millis(),
+                "sent the requests that waited for the receiver"
+            );
+        }
+    }
+
     /// The receiver refuses everything that is pending: waits for a new request, or for a backoff.
-    async fn wait_refused(&self, answer: String, waits: &mut impl Iterator<Item = Duration>) {
+    async fn wait_refused(
+        &self,
+        answer: String,
+        waits: &mut impl Iterator<Item = Duration>,
+        outage: &mut Outage,
+    ) {
         let wait = waits.next().unwrap_or(self.term.settings.longest_backoff);
+        let (attempts, outage_ms) = match outage.failed(&answer, Instant::now()) {
+            Report::Cause => (None, None),
+            Report::Summary(Extent { attempts, duration }) => (Some(attempts), Some(duration.as_millis())),
+            Report::Nothing => return self.wait_for_request(answer, wait).await,
+        };
         tracing::error!(
             channel = %self.channel,
             retry_in_ms = wait.as_millis(),
+            attempts,
+            outage_ms,
             "receiver refuses every request, so none of them is at fault; keeping all: {answer}"
         );
+        self.wait_for_request(answer, wait).await;
+    }
+
+    async fn wait_for_request(&self, answer: String, wait: Duration) {
         self.term.status.sender(self.channel, SenderState::Refused(answer));
         tokio::select! {
             () = tokio::time::sleep(wait) => {}

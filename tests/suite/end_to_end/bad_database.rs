@@ -35,23 +35,23 @@ fn a_database_that_is_away_is_waited_for() {
     let [port] = free_ports();
     let nowhere = format!("postgres://postgres@127.0.0.1:{port}/{}", database.name());
     let mut relay = Process::start(&mut runspan(&["relay", "--database-url", &nowhere]));
-    wait_for("second attempt", || {
+    wait_for("an attempt", || {
         assert!(relay.is_running());
-        (relay.stderr().matches("WARN").count() >= 2).then_some(())
+        relay.stderr().contains("WARN").then_some(())
     });
     let ended = relay.terminate();
     let here = |text: &str| text.replace(&format!("127.0.0.1:{port}"), "HOST");
     insta::assert_snapshot!(here(&outcome(&ended, &database)), @r"
     exit code 0
     INFO relaying database=postgres://RECEIVER/DATABASE
-    WARN cannot reach the database: no connection in time; is it running, are host and port right? retry_in_ms=…
+    WARN cannot reach the database: connection refused; is it running, are host and port right? retry_in_ms=…
     INFO stopping: finishing the current batch
     ");
 
     let ended = run(&["relay", "--database-url", &nowhere, "--until-idle"]);
     insta::assert_snapshot!(here(&outcome(&ended, &database)), @r"
     exit code 4
-    error: postgres://RECEIVER/DATABASE: cannot reach the database: no connection in time; is it running, are host and port right?
+    error: postgres://RECEIVER/DATABASE: cannot reach the database: connection refused; is it running, are host and port right?
     ");
 }
 
@@ -77,7 +77,15 @@ fn a_database_that_goes_away_is_waited_for() {
     outage(true);
     let leases = || relay.stderr().matches("took the lease").count();
     wait_for("the lease anew", || (leases() >= 2).then_some(()));
-    assert_eq!(relay.terminate().code, Some(0));
+    relay.wait_to_say("database is usable again");
+    let ended = relay.terminate();
+    assert_eq!(ended.code, Some(0));
+    // However many attempts there were.
+    let causes = ended.stderr.lines().filter(|line| line.contains("not currently accepting connections"));
+    assert_eq!(causes.count(), 1, "{}", ended.stderr);
+    let last =
+        ended.stderr.lines().find(|line| line.contains("database is usable again")).expect("it is said");
+    assert!(last.contains("INFO") && last.contains("outage_ms=") && last.contains("attempts="), "{last}");
 }
 
 #[test]

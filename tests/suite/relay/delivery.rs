@@ -40,6 +40,7 @@ on_every_database!(
     a_renamed_table_stops_nothing,
     trouble_now_and_then_is_not_waited_for_ever_longer,
     a_receiver_that_asks_for_no_wait_gets_one,
+    an_outage_is_a_line_at_its_beginning_and_two_at_its_end,
 );
 
 #[cfg(feature = "services")]
@@ -589,4 +590,22 @@ async fn a_receiver_that_asks_for_no_wait_gets_one(database: &Database) {
             }
         }
     }
+}
+
+async fn an_outage_is_a_line_at_its_beginning_and_two_at_its_end(database: &Database) {
+    let (store, _) = database.attach().await;
+    let (logged, _guard) = Logged::start();
+    let receiver = Receiver::grpc().await;
+    receiver.rule(|_| Reply::grpc(Code::Unavailable, "away"));
+    let only_traces = [("OTEL_LOGS_EXPORTER", "none"), ("OTEL_METRICS_EXPORTER", "none")];
+    let relay = relay(&store, &receiver, &only_traces).spawn();
+    succeed(&mut database.connect().await, 1..=3).await;
+    eventually("some attempts", async || receiver.attempts() > 5).await;
+    assert_eq!(logged.with("away").len(), 1, "{:?}", logged.with(""));
+    assert!(logged.with("again").is_empty());
+    receiver.rule(|_| Reply::Accept);
+    assert_eq!(relay.drain().await.unwrap(), Ended::Idle);
+    assert_eq!(logged.with("away").len(), 1, "{:?}", logged.with(""));
+    assert_eq!(logged.with("accepts requests again"), ["info receiver accepts requests again"]);
+    assert_eq!(logged.with("that waited"), ["info sent the requests that waited for the receiver"]);
 }
