@@ -67,7 +67,11 @@ fn role(snapshot: &Snapshot) -> &'static str {
     }
 }
 
-fn describe_sender(state: &SenderState) -> Value {
+/// Only the holder of the lease sends.
+fn describe_sender(snapshot: &Snapshot, state: &SenderState) -> Value {
+    if snapshot.lease_epoch.is_none() {
+        return json!({ "state": if snapshot.stands_by { "standby" } else { "inactive" } });
+    }
     match state {
         SenderState::Busy => json!({ "state": "busy" }),
         SenderState::Idle => json!({ "state": "idle" }),
@@ -90,7 +94,7 @@ fn describe(snapshot: &Snapshot, status: &StoreStatus) -> Value {
     let channels = snapshot.senders.iter().map(|(channel, state)| (channel.to_string(), state));
     let metrics = snapshot.metrics.iter().map(|state| (Signal::Metrics.to_string(), state));
     let senders: serde_json::Map<String, Value> =
-        channels.chain(metrics).map(|(name, state)| (name, describe_sender(state))).collect();
+        channels.chain(metrics).map(|(name, state)| (name, describe_sender(snapshot, state))).collect();
     let acknowledged = snapshot.acknowledged_at.and_then(|at| SystemTime::now().duration_since(at).ok());
     json!({
         "ready": true,
