@@ -20,11 +20,11 @@ use clap::{Args, Parser, Subcommand};
 use comfy_table::presets::NOTHING;
 use comfy_table::{ContentArrangement, Table};
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
 
 use runspan::DatabaseUrl;
 use runspan::relay::RelayError;
 use runspan::store::{self, Store, StoreError};
+use runspan::telemetry::log_filter;
 
 /// The exit codes of failures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -204,7 +204,11 @@ pub(crate) fn main() -> ExitCode {
         Err(error) => error.exit(),
     };
     // The demo's report shows what its relay does.
-    start_logging(if matches!(cli.command, Command::Demo(_)) { "runspan=warn" } else { "runspan=info" });
+    let default_filter =
+        if matches!(cli.command, Command::Demo(_)) { "runspan=warn" } else { "runspan=info" };
+    if let Err(failure) = start_logging(default_filter) {
+        return end(Err(failure), None);
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return end(Err(Failure::failed(format!("cannot start: {error}"))), None),
@@ -252,8 +256,9 @@ fn note(line: impl Display) {
 }
 
 /// Logs to stderr, filtered by `RUST_LOG`; standard output belongs to the command.
-fn start_logging(default_filter: &str) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default_filter));
+fn start_logging(default_filter: &str) -> Result<(), Failure> {
+    let value = environment("RUST_LOG");
+    let filter = log_filter(value.as_deref(), default_filter, is_crate).map_err(Failure::usage)?;
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(anstream::stderr)
@@ -262,6 +267,14 @@ fn start_logging(default_filter: &str) {
         // They would be written to stderr, which failed, and panic.
         .log_internal_errors(false)
         .init();
+    Ok(())
+}
+
+/// Whether a crate of this program has this name: others log nothing here.
+fn is_crate(target: &str) -> bool {
+    let target = target.replace('-', "_");
+    let names = include_str!("../Cargo.lock").lines().filter_map(|line| line.strip_prefix("name = \""));
+    names.filter_map(|name| name.strip_suffix('"')).any(|name| name.replace('-', "_") == target)
 }
 
 /// A signal this soon after the first is a duplicate: `timeout` signals its child and then the child's process group.

@@ -10,6 +10,8 @@ mod export;
 mod json_log;
 #[cfg(feature = "relay")]
 mod live;
+#[cfg(feature = "relay")]
+mod log_filter;
 #[cfg(any(feature = "relay", feature = "runtime"))]
 mod panics;
 #[cfg(feature = "relay")]
@@ -22,6 +24,8 @@ mod transport;
 
 #[cfg(feature = "relay")]
 pub use self::live::{Telemetry, TelemetryError, init};
+#[cfg(feature = "relay")]
+pub use self::log_filter::log_filter;
 #[cfg(any(feature = "relay", feature = "runtime"))]
 pub use self::panics::log_panics;
 #[cfg(feature = "relay")]

@@ -37,7 +37,8 @@ The receiver (each also for one signal: OTEL_EXPORTER_OTLP_TRACES_…, OTEL_EXPO
 The application's resource on spans, records and metrics:
   OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES
 This process's log, on stderr:
-  RUST_LOG                               runspan=info (default), runspan=debug, …";
+  RUST_LOG                               runspan=info (default), runspan=debug; error, warn, info,
+                                         debug, trace, off, alone or for a target";
 
 /// The `service.instance.id` of the own metrics of relays that run until idle: a timer starts hundreds of them a day.
 const UNTIL_IDLE: &str = "until-idle";

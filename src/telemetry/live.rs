@@ -6,13 +6,14 @@ use std::time::Duration;
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use tracing::{Level, Subscriber};
-use tracing_subscriber::filter::{EnvFilter, FilterExt as _, LevelFilter, ParseError, Targets, filter_fn};
+use tracing_subscriber::filter::{FilterExt as _, LevelFilter, Targets, filter_fn};
 use tracing_subscriber::layer::{Layer, SubscriberExt as _};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use super::export::Exporter;
 use super::json_log::JsonLog;
+use super::log_filter::log_filter;
 use super::sampler::{self, SamplerError, variable};
 use crate::otlp::Signal;
 use crate::otlp::client::ClientError;
@@ -31,7 +32,9 @@ const TRANSPORT: [&str; 8] =
 /// # Errors
 /// An invalid variable, or a subscriber that is already set.
 pub fn init(env: Env<'_>) -> Result<Telemetry, TelemetryError> {
-    let filter = EnvFilter::try_new(variable(env, "RUST_LOG").as_deref().unwrap_or("info"))?;
+    // The targets of the application are not known here.
+    let filter =
+        log_filter(variable(env, "RUST_LOG").as_deref(), "info", |_| true).map_err(TelemetryError::Filter)?;
     let telemetry = Telemetry::from_env(env)?;
     // Lines within a run's span name the run, even if RUST_LOG allows only errors.
     let spans = filter_fn(|metadata| metadata.is_span() && *metadata.level() <= Level::INFO);
@@ -142,8 +145,8 @@ pub enum TelemetryError {
     #[error(transparent)]
     Client(#[from] ClientError),
     /// An invalid `RUST_LOG`.
-    #[error("RUST_LOG is invalid ({0}): set it to e.g. info or warn,runspan=debug")]
-    Filter(#[from] ParseError),
+    #[error("{0}")]
+    Filter(String),
     /// The process already has a subscriber.
     #[error("this process already has a tracing subscriber: add Telemetry::layer to it instead")]
     SubscriberSet,

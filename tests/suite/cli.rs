@@ -145,10 +145,44 @@ async fn health_says_how_the_relay_stands() {
     assert!(ready["lastAcknowledgementSecondsAgo"].is_number());
     assert_eq!(ready["journal"]["live"], true);
     assert!(ready["journal"]["since"].is_string());
+    assert_eq!(ready["senders"]["stdout"]["state"], "idle");
+
+    let standby = Relay::new(store.clone(), Logs::Stdout, &|name| {
+        (name == "OTEL_TRACES_EXPORTER").then(|| "none".to_owned())
+    })
+    .unwrap();
+    let (listener, second) = (TcpListener::bind("127.0.0.1:0").await.unwrap(), standby.status());
+    let second_address = listener.local_addr().unwrap();
+    tokio::spawn(serve_health(listener, store.clone(), second.clone(), stop.clone()));
+    assert_eq!(self::get(second_address, "/ready").await.1["senders"]["stdout"]["state"], "inactive");
+    let standby = standby.spawn();
+    eventually("a standby", async || second.snapshot().stands_by).await;
+    let (_, ready) = self::get(second_address, "/ready").await;
+    assert_eq!(
+        (&ready["role"], &ready["senders"]["stdout"]["state"]),
+        (&"standby".into(), &"standby".into())
+    );
+    standby.stop().await.unwrap();
     relay.stop().await.unwrap();
 
     stop.cancel();
     serving.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn an_invalid_log_filter_is_one_line() {
+    let database = Database::sqlite().await;
+    for filter in ["debgu", "runspan=inof", "runspam=debug", "runspan="] {
+        let output = command(&database, &["outbox"]).env("RUST_LOG", filter).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), said.lines().count()), (Some(2), 1), "{filter}: {said}");
+        assert!(
+            said.starts_with("error: RUST_LOG is invalid") && said.contains("error, warn, info"),
+            "{said}"
+        );
+    }
+    let output = command(&database, &["outbox"]).env("RUST_LOG", "").output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "an empty one is none");
 }
 
 /// Everything that prints, each with what it needs to get there.
