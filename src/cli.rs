@@ -2,6 +2,7 @@
 
 mod attach;
 mod demo;
+mod new_identity;
 mod outbox;
 mod purge;
 mod relay;
@@ -146,6 +147,7 @@ commands! {
     Relay(relay::RelayArgs),
     Outbox(outbox::OutboxArgs),
     Stuck(stuck::StuckArgs),
+    NewIdentity(new_identity::NewIdentityArgs),
     Schema(schema::SchemaArgs),
 }
 

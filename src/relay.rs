@@ -255,6 +255,7 @@ impl Relay {
     ) -> Result<(), RelayError> {
         self.store.check().await?;
         access.granted();
+        self.store.check_original().await?;
         let waiting =
             lease::acquire(&*self.store, &self.holder, self.settings.lease_term, &self.status, stop);
         let Some(lease) = logging_recovery(waiting, outage).await? else {

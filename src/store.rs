@@ -12,6 +12,7 @@ mod capture;
 mod columns;
 mod connect_error;
 mod error;
+mod identity;
 mod journal;
 mod lease;
 mod outbox;
@@ -31,6 +32,7 @@ use std::sync::Arc;
 pub use self::admin::{Admin, Attached, Detached, Plan, PurgeLoss};
 pub use self::capture::CaptureProblem;
 pub use self::error::StoreError;
+pub use self::identity::IdentityStore;
 pub use self::journal::{Batch, Commit, JournalStore, Reconciled};
 pub use self::lease::{Lease, LeaseStore, LeaseView};
 pub use self::outbox::{
@@ -46,9 +48,15 @@ use crate::database_url::DatabaseUrl;
 pub const SCHEMA_VERSION: i32 = 3;
 
 /// A database that runspan works on.
-pub trait Store: Admin + StatusStore + LeaseStore + JournalStore + OutboxStore + SeriesStore {}
+pub trait Store:
+    Admin + IdentityStore + StatusStore + LeaseStore + JournalStore + OutboxStore + SeriesStore
+{
+}
 
-impl<T: Admin + StatusStore + LeaseStore + JournalStore + OutboxStore + SeriesStore> Store for T {}
+impl<T> Store for T where
+    T: Admin + IdentityStore + StatusStore + LeaseStore + JournalStore + OutboxStore + SeriesStore
+{
+}
 
 /// Opens the database that `url` names. Connects lazily: a database that is away is an error of the first call.
 pub fn open(url: &DatabaseUrl) -> Result<Arc<dyn Store>, StoreError> {

@@ -47,6 +47,14 @@ pub enum StoreError {
         /// The version in the database.
         found: i32,
     },
+    /// This database is a copy of one that is there.
+    #[error(
+        "this is a copy of {original}, whose runs it would report once more: run `runspan new-identity`, or relay from the original"
+    )]
+    Copied {
+        /// The original.
+        original: String,
+    },
     /// The table, or what is around it, does not allow what was asked.
     #[error("{0}")]
     Unfit(String),
@@ -100,6 +108,7 @@ impl StoreError {
             Self::NotAttached
             | Self::SchemaNewer { .. }
             | Self::SchemaOlder { .. }
+            | Self::Copied { .. }
             | Self::Unfit(_)
             | Self::Corrupt { .. } => false,
             Self::Database(sqlx::Error::Configuration(error)) => !error.is::<Refused>(),
@@ -156,6 +165,12 @@ pub(super) fn is_denied(error: &sqlx::Error) -> bool {
 /// PostgreSQL: the server or the session accepts no writes (`read_only_sql_transaction`).
 pub(super) fn is_read_only(error: &sqlx::Error) -> bool {
     has_code(error, &["25006"])
+}
+
+/// PostgreSQL: a function is not there for this role or on this server (`insufficient_privilege`, `feature_not_supported`,
+/// `undefined_function`).
+pub(super) fn is_unavailable(error: &sqlx::Error) -> bool {
+    has_code(error, &["42501", "0A000", "42883"])
 }
 
 /// PostgreSQL: a text has no form in the client's encoding (`untranslatable_character`, `character_not_in_repertoire`).

@@ -5,6 +5,7 @@ mod attach;
 mod capture;
 mod functions;
 mod grants;
+mod identity;
 mod inspect;
 mod journal;
 mod lease;

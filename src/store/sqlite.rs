@@ -5,6 +5,7 @@
 
 mod attach;
 mod capture;
+mod identity;
 mod ids;
 mod journal;
 mod lease;

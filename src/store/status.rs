@@ -34,9 +34,6 @@ pub trait StatusStore: Send + Sync + 'static {
     /// Checks that runspan is attached, in a version that this program knows.
     async fn check(&self) -> Result<(), StoreError>;
 
-    /// `service.instance.id`: identifies this database and this stretch of its history (a failover begins another).
-    async fn instance(&self) -> Result<String, StoreError>;
-
     /// The state of journal and outbox.
     async fn status(&self) -> Result<StoreStatus, StoreError>;
 

@@ -60,6 +60,24 @@ async fn records_go_to_standard_output_as_json_lines() {
 }
 
 #[tokio::test]
+async fn a_new_identity_discards_nothing_without_being_told_twice() {
+    let database = Database::sqlite().await;
+    let (store, _) = database.attach().await;
+    database.connect().await.queue("triage", 1).await;
+    let refused = runspan(&database, &["new-identity"]);
+    assert_eq!(refused.status.code(), Some(1));
+    let line = String::from_utf8(refused.stderr).unwrap();
+    let pending =
+        "1 entry of the journal, 0 requests in the outbox (0 dead), 0 entries set aside, 0 runs in flight";
+    assert!(line.contains(&format!("this would discard {pending}: if sqlite:")), "{line}");
+    assert_eq!((line.lines().count(), store.status().await.unwrap().journal_entries), (1, 1), "{line}");
+    let done = runspan(&database, &["new-identity", "--yes"]);
+    let lines = String::from_utf8(done.stdout).unwrap();
+    assert!(lines.starts_with(&format!("discarded {pending}\nsqlite:")), "{lines}");
+    assert_eq!(store.status().await.unwrap().journal_entries, 0);
+}
+
+#[tokio::test]
 async fn a_disabled_sdk_relays_nothing_and_loses_nothing() {
     let database = Database::sqlite().await;
     let (store, _) = database.attach().await;

@@ -2,6 +2,7 @@
 
 mod attach;
 mod capture;
+mod identity;
 mod journal;
 mod lease;
 mod lineage;

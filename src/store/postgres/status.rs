@@ -40,18 +40,6 @@ impl StatusStore for PgStore {
         check_schema_version(version)
     }
 
-    async fn instance(&self) -> Result<String, StoreError> {
-        // A failover or a restore begins a new timeline; a database restored from a dump has another oid. The
-        // timeline is that of the log being written: the last checkpoint's may still be the one before.
-        Ok(sqlx::query_scalar(
-            "SELECT format('%s-%s-%s', s.system_identifier,
-                        ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::int, d.oid)
-             FROM pg_control_system() s, pg_database d WHERE d.datname = current_database()",
-        )
-        .fetch_one(&self.pool)
-        .await?)
-    }
-
     async fn status(&self) -> Result<StoreStatus, StoreError> {
         let row = sqlx::query(STATUS).fetch_one(&self.pool).await?;
         Ok(StoreStatus {

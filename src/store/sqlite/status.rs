@@ -30,12 +30,6 @@ impl StatusStore for SqliteStore {
         check_schema_version(attach::installed_version(&mut connection).await?)
     }
 
-    /// A random id, made at attach and kept in the file. A copied file is the same history, and an older copy
-    /// put back in its place cannot be distinguished from it.
-    async fn instance(&self) -> Result<String, StoreError> {
-        Ok(sqlx::query_scalar("SELECT instance FROM runspan_meta").fetch_one(&self.pool).await?)
-    }
-
     async fn status(&self) -> Result<StoreStatus, StoreError> {
         let row = sqlx::query(AssertSqlSafe(STATUS.replace("{now}", NOW))).fetch_one(&self.pool).await?;
         Ok(StoreStatus {

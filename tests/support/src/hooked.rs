@@ -9,9 +9,9 @@ use runspan::projection::Tracked;
 use runspan::run::RunId;
 use runspan::series::{Change, InFlight, Recorded};
 use runspan::store::{
-    Admin, Attached, Batch, CaptureProblem, Channel, Commit, Detached, JournalStore, Lease, LeaseStore,
-    LeaseView, OutboxEntry, OutboxStore, PendingTotals, Plan, Position, PurgeLoss, Reconciled, Request,
-    Selection, SeriesStore, Settlement, StatusStore, Store, StoreError, StoreStatus, Stuck, Trimmed,
+    Admin, Attached, Batch, CaptureProblem, Channel, Commit, Detached, IdentityStore, JournalStore, Lease,
+    LeaseStore, LeaseView, OutboxEntry, OutboxStore, PendingTotals, Plan, Position, PurgeLoss, Reconciled,
+    Request, Selection, SeriesStore, Settlement, StatusStore, Store, StoreError, StoreStatus, Stuck, Trimmed,
 };
 
 /// What happens on either side of a call.
@@ -166,13 +166,24 @@ impl<H: Hooks> OutboxStore for Hooked<H> {
 }
 
 #[async_trait]
+impl<H: Hooks> IdentityStore for Hooked<H> {
+    async fn instance(&self) -> Result<String, StoreError> {
+        hooked!(self.instance())
+    }
+
+    async fn check_original(&self) -> Result<(), StoreError> {
+        hooked!(self.check_original())
+    }
+
+    async fn begin_anew(&self) -> Result<(), StoreError> {
+        hooked!(self.begin_anew())
+    }
+}
+
+#[async_trait]
 impl<H: Hooks> StatusStore for Hooked<H> {
     async fn check(&self) -> Result<(), StoreError> {
         hooked!(self.check())
-    }
-
-    async fn instance(&self) -> Result<String, StoreError> {
-        hooked!(self.instance())
     }
 
     async fn status(&self) -> Result<StoreStatus, StoreError> {

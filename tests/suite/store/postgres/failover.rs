@@ -20,6 +20,7 @@ on_postgres!(
     connections_to_a_server_that_became_read_only_are_closed,
     a_role_that_may_not_log_in_for_a_while_is_waited_for,
     a_relay_that_ends_by_itself_says_so,
+    a_server_that_does_not_tell_its_history_has_one_all_the_same,
 );
 
 /// A relay as the table's owner, which has relayed one run.
@@ -99,4 +100,19 @@ async fn a_relay_that_ends_by_itself_says_so(database: &Database) {
     eventually("a line", async || !logged.with("the relay ended").is_empty()).await;
     assert!(logged.with("the relay ended")[0].contains("is not permitted to log in"));
     assert!(relay.stop().await.is_err());
+}
+
+/// Aurora does not support the one function, a strict administrator revokes the other.
+async fn a_server_that_does_not_tell_its_history_has_one_all_the_same(database: &Database) {
+    let mut admin = database.connect().await;
+    for revoked in ["pg_control_system()", "pg_current_wal_insert_lsn()"] {
+        admin.execute(&format!("REVOKE EXECUTE ON FUNCTION {revoked} FROM PUBLIC")).await;
+    }
+    let receiver = Receiver::grpc().await;
+    let (relay, store, _) = start(database, &receiver).await;
+    let instance = store.instance().await.unwrap();
+    assert_eq!(instance.split('-').count(), 2, "{instance}");
+    relay.stop().await.unwrap();
+    assert_eq!(store.instance().await.unwrap(), instance);
+    store.check_original().await.unwrap();
 }
