@@ -219,7 +219,7 @@ async fn attach(url: &DatabaseUrl, database: &Database) -> Result<Arc<dyn Store>
         return Err(DemoError::Foreign);
     }
     database::prepare(database).await?;
-    let attached = store.attach(&Plan { table: "workflow_runs".to_owned(), grant: None }).await?;
+    let attached = store.attach(&Plan::of("workflow_runs")).await?;
     for warning in attached.warnings {
         tracing::warn!("{warning}");
     }

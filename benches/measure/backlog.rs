@@ -37,7 +37,7 @@ impl Backlog {
             return Err("the server of the tests is no PostgreSQL".into());
         };
         let store = store::open(&url.as_str().parse()?)?;
-        store.attach(&Plan { table: "workflow_runs".to_owned(), grant: None }).await?;
+        store.attach(&Plan::of("workflow_runs")).await?;
         Ok(Some(Self { store, pool, url: url.into(), admin, name }))
     }
 

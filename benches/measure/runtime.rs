@@ -45,7 +45,7 @@ async fn measure(name: &str, url: &DatabaseUrl) -> Result<(), Failure> {
     for round in 0..=ROUNDS {
         for attached in [false, true] {
             if attached {
-                store.attach(&Plan { table: "workflow_runs".to_owned(), grant: None }).await?;
+                store.attach(&Plan::of("workflow_runs")).await?;
             } else {
                 store.detach(true).await?;
             }

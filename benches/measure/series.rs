@@ -42,7 +42,7 @@ async fn measure(name: &'static str, url: &DatabaseUrl) -> Result<(), Failure> {
     let database = Database::connect(url, 4).await?;
     runs::migrate(database.acquire().await?.runs()).await?;
     let store = store::open(url)?;
-    store.attach(&Plan { table: "workflow_runs".to_owned(), grant: None }).await?;
+    store.attach(&Plan::of("workflow_runs")).await?;
     let lease = store.take_lease(&store.lease().await?, "bench", Duration::from_hours(1)).await?;
     let lease = lease.ok_or("another relay has the lease")?;
     let instance = store.instance().await?;

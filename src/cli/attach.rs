@@ -21,6 +21,9 @@ pub(super) struct AttachArgs {
     /// A role that may call `runspan.dispatch_refused` (PostgreSQL)
     #[arg(long, value_name = "ROLE")]
     grant: Option<String>,
+    /// Create runspan's tables although a publication FOR ALL TABLES would publish them (PostgreSQL)
+    #[arg(long)]
+    published: bool,
     /// Print the SQL instead of running it
     #[arg(long)]
     dry_run: bool,
@@ -33,7 +36,7 @@ impl AttachArgs {
 
     pub(super) async fn run(self) -> Result<(), Failure> {
         let store = self.database.open()?;
-        let plan = Plan { table: self.table, grant: self.grant };
+        let plan = Plan { table: self.table, grant: self.grant, published: self.published };
         if self.dry_run {
             return print(store.attach_sql(&plan).await?);
         }

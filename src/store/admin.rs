@@ -11,6 +11,15 @@ pub struct Plan {
     pub table: String,
     /// A role that may call `runspan.dispatch_refused` (PostgreSQL).
     pub grant: Option<String>,
+    /// Whether to create runspan's tables although a publication `FOR ALL TABLES` would publish them (PostgreSQL).
+    pub published: bool,
+}
+
+impl Plan {
+    /// The table alone.
+    pub fn of(table: &str) -> Self {
+        Self { table: table.to_owned(), grant: None, published: false }
+    }
 }
 
 /// What [`Admin::attach`] did.

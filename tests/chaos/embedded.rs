@@ -44,7 +44,7 @@ async fn live(file: &str, endpoint: &str, protocol: &str, rounds: i64, fate: &Ar
     fate.reach("after migrate");
     let inner = store::open(&format!("sqlite:{file}").parse().unwrap()).unwrap();
     let store = Arc::new(Hooked { store: inner, hooks: Arc::clone(fate) });
-    store::Admin::attach(&*store, &Plan { table: "workflow_runs".to_owned(), grant: None }).await.unwrap();
+    store::Admin::attach(&*store, &Plan::of("workflow_runs")).await.unwrap();
     let env = |name: &str| {
         let value = match name {
             "OTEL_SERVICE_NAME" => "shop",

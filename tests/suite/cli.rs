@@ -163,7 +163,7 @@ async fn health_says_how_the_relay_stands() {
     assert!(ready["lastAcknowledgementSecondsAgo"].is_number());
     assert_eq!(ready["journal"]["live"], true);
     assert!(ready["journal"]["since"].is_string());
-    assert_eq!(ready["senders"]["stdout"]["state"], "idle");
+    eventually("idle", async || get("/ready").await.1["senders"]["stdout"]["state"] == "idle").await;
 
     let standby = Relay::new(store.clone(), Logs::Stdout, &|name| {
         (name == "OTEL_TRACES_EXPORTER").then(|| "none".to_owned())

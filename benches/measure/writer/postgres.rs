@@ -214,7 +214,7 @@ impl Bench {
 }
 
 fn plan() -> Plan {
-    Plan { table: "workflow_runs".to_owned(), grant: None }
+    Plan::of("workflow_runs")
 }
 
 /// How many bytes of write-ahead log there ever were.

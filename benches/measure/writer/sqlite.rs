@@ -187,7 +187,7 @@ impl Bench {
                 sqlx::raw_sql(NOTHING).execute(&mut self.connection).await?;
             }
             Variant::Attached => {
-                self.store.attach(&Plan { table: "workflow_runs".to_owned(), grant: None }).await?;
+                self.store.attach(&Plan::of("workflow_runs")).await?;
             }
         }
         for sql in ["VACUUM", "PRAGMA wal_checkpoint(TRUNCATE)"] {

@@ -96,6 +96,21 @@ pub(super) async fn inspect(connection: &mut PgConnection, plan: &Plan) -> Resul
              partition"
         ));
     }
+    if !plan.published
+        && let Some(publication) = publication(connection).await?
+    {
+        return unfit(format!(
+            "publication {publication} is FOR ALL TABLES, so it would publish runspan's tables, and subscribers without them \
+             stop (relation \"runspan.journal\" does not exist): list the tables in the publication, or create runspan's tables \
+             on the subscribers first and attach with --published, see docs/operate/databases.md"
+        ));
+    }
+    warnings.extend(subscription(connection, oid).await?.map(|subscription| {
+        format!(
+            "rows that subscription {subscription} writes to {name} are not journalled, since its triggers do not fire: \
+             attach in the publisher's database"
+        )
+    }));
     let is_attached = triggers(connection).await?.iter().any(|trigger| trigger.is_on(oid));
     Ok(Table { oid, name, owner, is_mine: found.try_get(8)?, is_attached, warnings })
 }
@@ -186,6 +201,27 @@ async fn inherited(connection: &mut PgConnection, oid: i64) -> Result<Option<Str
         "SELECT format('%I.%I', n.nspname, c.relname)
          FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid JOIN pg_namespace n ON n.oid = c.relnamespace
          WHERE i.inhparent = $1::oid AND NOT c.relispartition ORDER BY 1 LIMIT 1",
+    )
+    .bind(oid)
+    .fetch_optional(connection)
+    .await?)
+}
+
+/// A publication of all tables, also of those to come; none where runspan's schema is there already.
+async fn publication(connection: &mut PgConnection) -> Result<Option<String>, StoreError> {
+    Ok(sqlx::query_scalar(
+        "SELECT quote_ident(pubname) FROM pg_publication
+         WHERE puballtables AND to_regnamespace('runspan') IS NULL ORDER BY 1 LIMIT 1",
+    )
+    .fetch_optional(connection)
+    .await?)
+}
+
+/// A subscription that writes to the table.
+async fn subscription(connection: &mut PgConnection, oid: i64) -> Result<Option<String>, StoreError> {
+    Ok(sqlx::query_scalar(
+        "SELECT quote_ident(s.subname) FROM pg_subscription_rel r JOIN pg_subscription s ON s.oid = r.srsubid
+         WHERE r.srrelid = $1::oid ORDER BY 1 LIMIT 1",
     )
     .bind(oid)
     .fetch_optional(connection)

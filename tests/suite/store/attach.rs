@@ -66,7 +66,7 @@ async fn what_is_not_attached_says_so(database: &Database) {
 }
 
 async fn unfit(database: &Database, table: &str) -> String {
-    let plan = Plan { table: table.to_owned(), grant: None };
+    let plan = Plan::of(table);
     let error = database.store().attach(&plan).await.unwrap_err();
     assert!(matches!(error, StoreError::Unfit(_)), "{error:?}");
     let printed = database.store().attach_sql(&plan).await.unwrap_err();
@@ -239,10 +239,7 @@ async fn a_renamed_table_is_still_the_one(database: &Database) {
     assert_eq!(relay.store.reconcile().await.unwrap().entries, 2);
     assert_eq!(session.text(&rooted).await.as_deref(), Some("ship"));
     // And it can be attached to by its new name.
-    let plan = Plan {
-        table: if database.is_postgres() { "\"Jobs of 'old\"" } else { "Jobs of 'old" }.to_owned(),
-        grant: None,
-    };
+    let plan = Plan::of(if database.is_postgres() { "\"Jobs of 'old\"" } else { "Jobs of 'old" });
     relay.store.attach(&plan).await.unwrap();
     session.execute(&child(3)).await;
     assert_eq!(relay.store.reconcile().await.unwrap().entries, 0);

@@ -230,7 +230,7 @@ async fn a_table_that_is_made_anew_can_be_renamed() {
         .await;
     assert_eq!(store.status().await.unwrap().journal_entries, 1);
     assert_eq!(store.reconcile().await.unwrap().entries, 0);
-    let error = store.attach(&Plan { table: "anew".to_owned(), grant: None }).await.unwrap_err();
+    let error = store.attach(&Plan::of("anew")).await.unwrap_err();
     assert!(matches!(error, StoreError::Unfit(_)));
 }
 
@@ -240,7 +240,7 @@ async fn a_name_that_needs_quotes_is_quoted() {
     let mut session = database.connect().await;
     session.execute("ALTER TABLE workflow_runs RENAME TO \"Order \"\"x\"\"\"").await;
     let store = database.store();
-    let attached = store.attach(&Plan { table: "Order \"x\"".to_owned(), grant: None }).await.unwrap();
+    let attached = store.attach(&Plan::of("Order \"x\"")).await.unwrap();
     assert_eq!(attached.table, "\"Order \"\"x\"\"\"");
     session
         .execute("INSERT INTO \"Order \"\"x\"\"\" (id, workflow_name, target_type, target_owner, target_repo, target_number)

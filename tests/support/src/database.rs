@@ -141,7 +141,7 @@ impl Database {
 }
 
 pub fn plan() -> Plan {
-    Plan { table: "workflow_runs".to_owned(), grant: None }
+    Plan::of("workflow_runs")
 }
 
 /// A connection as the application has one.

@@ -32,7 +32,7 @@ const JOBS: &str = "
 async fn attach(database: &Database) -> std::sync::Arc<dyn Store> {
     database.connect().await.execute(JOBS).await;
     let store = database.store();
-    store.attach(&Plan { table: "jobs".to_owned(), grant: None }).await.unwrap();
+    store.attach(&Plan::of("jobs")).await.unwrap();
     store
 }
 
@@ -154,7 +154,7 @@ async fn a_number_that_is_none_is_left_out(database: &Database) {
         session.execute(&format!("INSERT INTO jobs (target_number) VALUES ({number})")).await;
     }
     let store = database.store();
-    let attached = store.attach(&Plan { table: "jobs".to_owned(), grant: None }).await.unwrap();
+    let attached = store.attach(&Plan::of("jobs")).await.unwrap();
     assert_eq!(attached.adopted, Some(6));
     session.execute("UPDATE jobs SET status = 'running'").await;
     let status = store.status().await.unwrap();

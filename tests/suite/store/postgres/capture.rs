@@ -78,7 +78,7 @@ async fn disabled_triggers_of_a_partition_are_reported_and_enabled(database: &Da
              CREATE INDEX ON jobs (id)",
         )
         .await;
-    let jobs = Plan { table: "jobs".to_owned(), grant: None };
+    let jobs = Plan::of("jobs");
     let store = database.store();
     store.attach(&jobs).await.unwrap();
     session.execute("ALTER TABLE jobs_widgets DISABLE TRIGGER USER").await;

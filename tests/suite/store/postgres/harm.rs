@@ -108,7 +108,7 @@ async fn an_id_without_an_index_is_refused(database: &Database) {
              CREATE INDEX ON jobs (id) WHERE status = 'queued'",
         )
         .await;
-    let jobs = Plan { table: "jobs".to_owned(), grant: None };
+    let jobs = Plan::of("jobs");
     let error = database.store().attach(&jobs).await.unwrap_err().to_string();
     let (why, create) = error.rsplit_once(": ").unwrap();
     assert_eq!(

@@ -300,7 +300,7 @@ async fn a_table_named_to_break_out_of_the_sql_does_not(database: &Database) {
         let name: String = name.chars().take(63).collect();
         let quoted = format!("\"{}\"", name.replace('"', "\"\""));
         session.execute(&format!("ALTER TABLE workflow_runs RENAME TO {quoted}")).await;
-        let named = Plan { table: quoted.clone(), grant: None };
+        let named = Plan::of(&quoted);
         let sql = database.store().attach_sql(&named).await.unwrap();
         database.connect().await.execute(&sql).await;
         database.store().attach(&named).await.unwrap();

@@ -21,6 +21,8 @@ on_postgres!(
     a_wrong_type_is_named,
     a_status_is_text_or_an_enum_that_has_them_all,
     a_domain_with_statuses_of_its_own_is_warned_about,
+    a_publication_of_all_tables_is_refused_before_anything_changes,
+    a_subscription_that_writes_the_table_is_warned_about,
     an_attach_that_fails_leaves_nothing_on_the_table,
     a_partitioned_table_gets_an_index_that_can_be_made,
     all_of_it_belongs_to_the_tables_owner,
@@ -159,7 +161,7 @@ async fn a_table_elsewhere_is_found_by_its_name(database: &Database) {
     session.execute("CREATE SCHEMA \"My App\"; ALTER TABLE workflow_runs SET SCHEMA \"My App\"").await;
     let store = database.store();
     assert!(matches!(store.attach(&plan()).await, Err(StoreError::Unfit(_))));
-    let elsewhere = Plan { table: "\"My App\".workflow_runs".to_owned(), grant: None };
+    let elsewhere = Plan::of("\"My App\".workflow_runs");
     assert_eq!(store.attach(&elsewhere).await.unwrap().table, "\"My App\".workflow_runs");
     session.execute("SET search_path = \"My App\"").await;
     session.queue("triage", 1).await;
@@ -167,14 +169,14 @@ async fn a_table_elsewhere_is_found_by_its_name(database: &Database) {
     assert_eq!(store.reconcile().await.unwrap().entries, 0);
     // No name at all.
     for nonsense in ["a.b.c.d", "a.b.c", "My App.workflow_runs", ""] {
-        let nonsense = Plan { table: nonsense.to_owned(), grant: None };
+        let nonsense = Plan::of(nonsense);
         let error = store.attach(&nonsense).await.unwrap_err().to_string();
         let hint = "as in --table '\"My Schema\".\"Workflow Runs\"'";
         assert!(error.starts_with(&format!("{} names no table (", nonsense.table)), "{error}");
         assert!(error.ends_with(hint), "{error}");
     }
     session.execute("ALTER TABLE workflow_runs RENAME TO \"WorkflowRuns\"").await;
-    let folded = Plan { table: "WorkflowRuns".to_owned(), grant: None };
+    let folded = Plan::of("WorkflowRuns");
     let error = store.attach(&folded).await.unwrap_err().to_string();
     assert!(
         error.ends_with(", but \"My App\".\"WorkflowRuns\": write --table '\"My App\".\"WorkflowRuns\"'"),
@@ -337,7 +339,7 @@ async fn a_status_is_text_or_an_enum_that_has_them_all(database: &Database) {
              ALTER TABLE jobs ALTER status TYPE status USING status::status, ALTER target_number TYPE text",
         )
         .await;
-    let jobs = Plan { table: "jobs".to_owned(), grant: None };
+    let jobs = Plan::of("jobs");
     for (error, mend) in [
         (
             "public.jobs.target_number has the type text, and has to be integer or bigint or smallint or numeric",
@@ -420,9 +422,52 @@ async fn a_partitioned_table_gets_an_index_that_can_be_made(database: &Database)
              CREATE TABLE jobs_all PARTITION OF jobs DEFAULT",
         )
         .await;
-    let jobs = Plan { table: "jobs".to_owned(), grant: None };
+    let jobs = Plan::of("jobs");
     let attached = database.store().attach(&jobs).await.unwrap();
     let (_, create) = attached.warnings[0].rsplit_once(": ").unwrap();
     session.execute(create).await;
     assert_eq!(database.store().attach(&jobs).await.unwrap().warnings, Vec::<String>::new());
+}
+
+async fn a_publication_of_all_tables_is_refused_before_anything_changes(database: &Database) {
+    let mut session = database.connect().await;
+    session.execute("CREATE PUBLICATION \"All\" FOR ALL TABLES").await;
+    let store = database.store();
+    let error = store.attach(&plan()).await.unwrap_err().to_string();
+    assert!(
+        error.starts_with("publication \"All\" is FOR ALL TABLES, so it would publish runspan's tables"),
+        "{error}"
+    );
+    assert!(matches!(store.check().await, Err(StoreError::NotAttached)));
+    // Who knows about it goes on, and the next attach too.
+    let published = Plan { published: true, ..plan() };
+    store.attach(&published).await.unwrap();
+    store.attach(&plan()).await.unwrap();
+    // The relay's own changes need no replica identity: each table has a key.
+    let relay = Relay::new(store).await;
+    session.queue("triage", 1).await;
+    assert!(relay.drain().await.contains("queued"));
+    relay.store.begin_anew().await.unwrap();
+}
+
+async fn a_subscription_that_writes_the_table_is_warned_about(database: &Database) {
+    let mut session = database.connect().await;
+    session
+        .execute(&format!(
+            "CREATE SUBSCRIPTION copy_{0} CONNECTION 'dbname={0}' PUBLICATION p
+                 WITH (connect = false, enabled = false, slot_name = NONE);
+             INSERT INTO pg_subscription_rel (srsubid, srrelid, srsubstate)
+                 SELECT oid, 'workflow_runs'::regclass, 'r' FROM pg_subscription WHERE subname = 'copy_{0}'",
+            database.name()
+        ))
+        .await;
+    let (_, attached) = database.attach().await;
+    let warning = attached.warnings.iter().find(|warning| warning.contains("that subscription copy_"));
+    assert!(
+        warning.is_some_and(|warning| warning.contains("attach in the publisher's database")),
+        "{attached:?}"
+    );
+    session
+        .execute(&format!("DELETE FROM pg_subscription_rel; DROP SUBSCRIPTION copy_{}", database.name()))
+        .await;
 }

@@ -11,7 +11,7 @@ fn lost(table: &str, triggers: &str) -> Vec<CaptureProblem> {
 const ALL: &str = "runspan_inserted, runspan_changed, runspan_deleted";
 
 fn of(table: &str) -> Plan {
-    Plan { table: table.to_owned(), grant: None }
+    Plan::of(table)
 }
 
 async fn problems(store: &dyn Store) -> Vec<CaptureProblem> {
