@@ -30,6 +30,7 @@ mod term;
 mod warned;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
 use std::time::Duration;
 
 use futures_util::TryFutureExt as _;
@@ -193,6 +194,7 @@ impl Relay {
             status: &self.status,
             instruments: &self.instruments,
             capture: &self.capture,
+            percent: AtomicI64::default(),
         };
         let ended = tokio::select! {
             ended = self.relay(&stop) => ended,

@@ -24,6 +24,10 @@ pub(super) struct AttachArgs {
     /// Create runspan's tables although a publication FOR ALL TABLES would publish them (PostgreSQL)
     #[arg(long)]
     published: bool,
+    /// Skip transitions, and count them, while the journal has this many entries: 10,000,000 unless it was attached with
+    /// another limit
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    max_journal_entries: Option<u32>,
     /// Print the SQL instead of running it
     #[arg(long)]
     dry_run: bool,
@@ -36,7 +40,12 @@ impl AttachArgs {
 
     pub(super) async fn run(self) -> Result<(), Failure> {
         let store = self.database.open()?;
-        let plan = Plan { table: self.table, grant: self.grant, published: self.published };
+        let plan = Plan {
+            table: self.table,
+            grant: self.grant,
+            published: self.published,
+            max_journal_entries: self.max_journal_entries,
+        };
         if self.dry_run {
             return print(store.attach_sql(&plan).await?);
         }

@@ -80,13 +80,15 @@ fn describe_sender(snapshot: &Snapshot, state: &SenderState) -> Value {
     }
 }
 
-/// `live` is null while unknown.
-fn describe_capture(capture: Option<&Capture>) -> Value {
-    let problems = capture.map_or(&[][..], |capture| &capture.problems);
+/// `live` is null while unknown. From half of its limit on, how full the journal is counts as a problem.
+fn describe_capture(capture: Option<&Capture>, status: &StoreStatus) -> Value {
+    let problems = capture.map_or(&[][..], |capture| &capture.problems).iter().map(ToString::to_string);
+    let percent = status.journal_percent();
+    let fill = (percent >= 50).then(|| format!("the journal is {percent} % full"));
     json!({
         "live": capture.map(Capture::is_live),
         "since": capture.and_then(|capture| capture.since).map(utc),
-        "problems": problems.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "problems": problems.chain(fill).collect::<Vec<_>>(),
     })
 }
 
@@ -104,7 +106,7 @@ fn describe(snapshot: &Snapshot, status: &StoreStatus) -> Value {
         "deliveredItems": snapshot.delivered_items,
         "rejectedItems": snapshot.rejected_items,
         "senders": senders,
-        "journal": describe_capture(snapshot.capture.as_ref()),
+        "journal": describe_capture(snapshot.capture.as_ref(), status),
         "database": status,
     })
 }

@@ -1,4 +1,5 @@
-//! Keeps the outbox within its maximum size: the database is worth more than its telemetry.
+//! Keeps the outbox within its maximum size, and gives back the room of consumed entries: the database is worth more than its
+//! telemetry.
 
 use std::sync::Arc;
 
@@ -14,10 +15,12 @@ impl Housekeeper {
     /// Checks the size after commits, at intervals.
     pub(super) async fn run(self) -> Result<(), RelayError> {
         let term = &self.term;
+        term.store.make_room().await?;
         while !term.stop.is_cancelled() {
             term.pause(term.settings.trim_every).await;
             if term.unless_stopped(term.committed.notified()).await.is_some() {
                 self.trim().await?;
+                term.store.make_room().await?;
             }
         }
         Ok(())

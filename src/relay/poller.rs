@@ -5,6 +5,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use super::capture;
@@ -20,6 +21,8 @@ pub(super) struct Poller<'a> {
     pub(super) status: &'a RelayStatus,
     pub(super) instruments: &'a Arc<Instruments>,
     pub(super) capture: &'a capture::Watch,
+    /// How full the journal was when that was last reported.
+    pub(super) percent: AtomicI64,
 }
 
 impl Poller<'_> {
@@ -43,6 +46,9 @@ impl Poller<'_> {
             Ok((database, status)) => {
                 let before = self.status.snapshot();
                 report_skipped(&before, &status);
+                if before.lease_epoch.is_some() {
+                    report_fill(self.percent.swap(status.journal_percent(), Ordering::Relaxed), &status);
+                }
                 if before.database.as_ref() != Some(&database) {
                     self.instruments.of(&database).begin();
                 }
@@ -60,6 +66,27 @@ impl Poller<'_> {
                 });
             }
         }
+    }
+}
+
+/// Says when the journal passes half of its limit and the limit, and when it is below again.
+fn report_fill(percent_before: i64, now: &StoreStatus) {
+    let (entries, limit) = (now.journal_entries, now.journal_limit);
+    match (percent_before, now.journal_percent()) {
+        (..100, 100..) => tracing::error!(
+            entries,
+            limit,
+            "the journal is full: the triggers skip transitions until a relay has consumed entries; reconciliation then \
+             recovers runs that are still in flight"
+        ),
+        (..50, 50..) => tracing::warn!(
+            entries,
+            limit,
+            "the journal is more than half full: find out what keeps the relay from consuming it, or raise the limit with \
+             `runspan attach --max-journal-entries`"
+        ),
+        (50.., ..50) => tracing::info!(entries, limit, "the journal is less than half full again"),
+        _ => {}
     }
 }
 

@@ -133,6 +133,7 @@ pub(super) fn register_gauges(status: &RelayStatus, max_outbox: u64) {
         snapshot.capture.iter().map(|capture| (i64::from(capture.is_live()), None)).collect()
     });
     gauges.counts(&metric::JOURNAL_ENTRIES, stored(|status| vec![(status.journal_entries, None)]));
+    gauges.counts(&metric::JOURNAL_LIMIT, stored(|status| vec![(status.journal_limit, None)]));
     gauges.counts(&metric::JOURNAL_SET_ASIDE, stored(|status| vec![(status.set_aside_entries, None)]));
     gauges.counts(&metric::OUTBOX_SIZE, stored(|status| vec![(status.waiting_bytes, None)]));
     gauges.counts(

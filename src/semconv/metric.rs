@@ -105,6 +105,8 @@ metrics! {
     JOURNAL_LIVE = Relay Gauge "runspan.journal.live" [""] { DATABASE };
     /// Entries of the journal that are not projected yet.
     JOURNAL_ENTRIES = Relay Gauge "runspan.journal.entries" ["{entry}"] { DATABASE };
+    /// The entries at which the triggers skip transitions.
+    JOURNAL_LIMIT = Relay Gauge "runspan.journal.limit" ["{entry}"] { DATABASE };
     /// The age of the oldest of them; 0 if there is none.
     JOURNAL_OLDEST_AGE = Relay Gauge "runspan.journal.oldest.age" ["s"] { DATABASE };
     /// Entries that could not be parsed and are set aside.

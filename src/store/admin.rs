@@ -13,12 +13,15 @@ pub struct Plan {
     pub grant: Option<String>,
     /// Whether to create runspan's tables although a publication `FOR ALL TABLES` would publish them (PostgreSQL).
     pub published: bool,
+    /// The most entries of the journal, beyond which the triggers skip transitions; `None` keeps what is there, at first
+    /// 10,000,000.
+    pub max_journal_entries: Option<u32>,
 }
 
 impl Plan {
     /// The table alone.
     pub fn of(table: &str) -> Self {
-        Self { table: table.to_owned(), grant: None, published: false }
+        Self { table: table.to_owned(), grant: None, published: false, max_journal_entries: None }
     }
 }
 

@@ -167,6 +167,11 @@ pub(super) fn is_read_only(error: &sqlx::Error) -> bool {
     has_code(error, &["25006"])
 }
 
+/// PostgreSQL: a sequence has come to its end (`sequence_generator_limit_exceeded`): the journal is full.
+pub(super) fn is_full(error: &sqlx::Error) -> bool {
+    has_code(error, &["2200H"])
+}
+
 /// PostgreSQL: a function is not there for this role or on this server (`insufficient_privilege`, `feature_not_supported`,
 /// `undefined_function`).
 pub(super) fn is_unavailable(error: &sqlx::Error) -> bool {

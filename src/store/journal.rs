@@ -68,6 +68,9 @@ pub trait JournalStore: Send + Sync + 'static {
     /// between two of them.
     async fn reconcile(&self) -> Result<Reconciled, StoreError>;
 
+    /// Gives back the journal's room of entries that are gone ([`journal_limit`](super::StoreStatus::journal_limit)).
+    async fn make_room(&self) -> Result<(), StoreError>;
+
     /// Moves entries that no read would find above the position, in their order: the journal's sequence was set back, and
     /// their positions were read long ago. How many there were, if it was. Call it while nothing that was read is still in
     /// the journal.

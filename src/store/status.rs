@@ -26,6 +26,15 @@ pub struct StoreStatus {
     pub skipped_entries: i64,
     /// Runs in flight.
     pub open_runs: i64,
+    /// The most entries of the journal: beyond it the triggers skip them.
+    pub journal_limit: i64,
+}
+
+impl StoreStatus {
+    /// How full the journal is, in percent, rounded down.
+    pub fn journal_percent(&self) -> i64 {
+        self.journal_entries.saturating_mul(100) / self.journal_limit.max(1)
+    }
 }
 
 /// Reads the state of a database.

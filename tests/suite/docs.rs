@@ -381,7 +381,7 @@ fn what_is_wrong_is_named_with_its_line() {
     "```traceql\nworkflow.run.conflict\n```\n" → ""
         line 224: `workflow.run.conflict` has no query in traceql
     "| `runspan_outbox_limit_bytes` | `database` |" → "| `runspan_outbox_limit_bytes` | |"
-        line 249: the catalogue says: | `runspan_outbox_limit_bytes` | `database` | The size at which the oldest requests are dropped. |
+        line 250: the catalogue says: | `runspan_outbox_limit_bytes` | `database` | The size at which the oldest requests are dropped. |
     "```promql\nworkflow.run.failed" → "```promql\nworkflow_run_event_total{errorType=\"\"}"
         line 134: not in the catalogue: workflow_run_event_total
         line 134: not in the catalogue: errorType

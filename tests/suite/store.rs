@@ -1,6 +1,7 @@
 //! The store, on both databases; what is particular to one of them lies below its name.
 
 mod attach;
+mod bound;
 mod capture;
 mod identity;
 mod journal;

@@ -24,10 +24,11 @@ const CREATE_TRIGGER: &str = include_str!("trigger.sql");
 const TRIGGER: &str = "\"!runspan\"";
 
 /// The tables, sequences and views of the schema.
-const RELATIONS: [&str; 12] = [
+const RELATIONS: [&str; 13] = [
     "meta",
     "journal",
     "journal_seq",
+    "journal_room",
     "journal_skipped",
     "set_aside",
     "open_runs",
@@ -116,7 +117,7 @@ impl PgStore {
         let mut warnings = std::mem::take(&mut table.warnings);
         let triggers = triggers(&mut *connection).await?;
         let trigger = trigger_sql(connection, &table, &triggers, &mut warnings).await?;
-        let schema = self.schema_sql(connection, &table).await?;
+        let schema = self.schema_sql(connection, &table).await? + &bound_sql(plan);
         let grants = Grants::of(connection, plan, &table.owner).await?;
         warnings.extend(grants.warning);
         Ok(Install { table, schema: schema + &grants.sql, trigger, warnings })
@@ -241,6 +242,15 @@ impl PgStore {
                 }
             })
     }
+}
+
+/// The bound of the journal: what the plan says, or what is there.
+fn bound_sql(plan: &Plan) -> String {
+    let change = plan
+        .max_journal_entries
+        .map(|entries| format!("UPDATE runspan.meta SET max_journal_entries = {entries};\n"))
+        .unwrap_or_default();
+    change + "SELECT runspan.make_room();\n"
 }
 
 fn is_locked(error: &StoreError) -> bool {

@@ -350,7 +350,8 @@ BEGIN
         WHEN OTHERS THEN
             BEGIN
                 skipping := current_setting('runspan.skipping', true);
-                IF left(SQLSTATE, 2) NOT IN ('0A', '22', '42', 'XX')
+                -- 2200H: the journal is full.
+                IF SQLSTATE = '2200H' OR left(SQLSTATE, 2) NOT IN ('0A', '22', '42', 'XX')
                     OR skipping <> '' AND replace(skipping, 'uncounted ', '') = pg_current_xact_id_if_assigned()::text THEN
                     PERFORM runspan.skip(SQLSTATE);
                 ELSE

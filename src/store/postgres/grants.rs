@@ -6,7 +6,7 @@ use super::super::StoreError;
 use super::super::admin::{Plan, PurgeLoss};
 
 /// The functions of a relay that older versions did not have, and the one whose callers may call them.
-const RELAY_FUNCTIONS: &str = "runspan.missed_runs(), runspan.adopt(uuid[]), runspan.catch_up(), \
+const RELAY_FUNCTIONS: &str = "runspan.missed_runs(), runspan.adopt(uuid[]), runspan.catch_up(), runspan.make_room(), \
     runspan.bring_forward(bigint[], bigint[], boolean)";
 const OLD_RELAY_FUNCTION: &str = "reconcile";
 

@@ -118,6 +118,11 @@ impl JournalStore for PgStore {
         reconcile::reconcile(&self.pool).await
     }
 
+    async fn make_room(&self) -> Result<(), StoreError> {
+        sqlx::query("SELECT runspan.make_room()").execute(&self.pool).await?;
+        Ok(())
+    }
+
     async fn bring_forward(&self, position: &Position, everywhere: bool) -> Result<Option<u64>, StoreError> {
         let (above, below) = unread(position);
         // Without the lease: a relay that has read an entry at one position consumes it there or not at all.

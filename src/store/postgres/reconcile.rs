@@ -3,6 +3,7 @@
 use futures_util::TryStreamExt as _;
 use sqlx::Row as _;
 
+use super::super::error::is_full;
 use super::super::{Reconciled, StoreError};
 use super::pool::Pool;
 use crate::run::RunId;
@@ -23,13 +24,25 @@ pub(super) async fn reconcile(pool: &Pool) -> Result<Reconciled, StoreError> {
     for runs in missed.chunks(ADOPTED_AT_ONCE) {
         let runs: Vec<String> = runs.iter().map(ToString::to_string).collect();
         let adopt = format!("SELECT runspan.adopt('{{{}}}'::pg_catalog.uuid[])", runs.join(","));
-        let adopted: i64 = pool.at_once(&adopt).await?.first().map_or(Ok(0), |row| row.try_get(0))?;
+        let adopted = match pool.at_once(&adopt).await {
+            // The rest is recovered when there is room.
+            Err(error) if is_full(&error) => return Ok(all),
+            adopted => adopted?,
+        };
+        let adopted: i64 = adopted.first().map_or(Ok(0), |row| row.try_get(0))?;
         all.entries += adopted.unsigned_abs();
     }
     loop {
         let mut tx = pool.begin().await?;
-        let (entries, vanished): (i64, i64) =
-            sqlx::query_as("SELECT entries, vanished FROM runspan.catch_up()").fetch_one(&mut *tx).await?;
+        let (entries, vanished): (i64, i64) = match sqlx::query_as(
+            "SELECT entries, vanished FROM runspan.catch_up()",
+        )
+        .fetch_one(&mut *tx)
+        .await
+        {
+            Err(error) if is_full(&error) => return Ok(all),
+            made => made?,
+        };
         tx.commit().await?;
         all.entries += entries.unsigned_abs();
         all.vanished += vanished.unsigned_abs();

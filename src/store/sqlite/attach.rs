@@ -33,7 +33,7 @@ impl Admin for SqliteStore {
             "PRAGMA journal_mode = WAL;\nBEGIN IMMEDIATE;\n{}COMMIT;\n\n\
              -- Adopts runs in flight. This transaction is as long as the table is large; `runspan attach` uses\n\
              -- short ones, and so does the relay if this part is omitted.\nBEGIN IMMEDIATE;\n{}COMMIT;\n",
-            install_sql(installed, &table.name),
+            install_sql(installed, &table.name, plan),
             sql::reconcile(&quoted(&table.name))
         ))
     }
@@ -51,7 +51,7 @@ impl Admin for SqliteStore {
         drop(connection);
         let mut tx = self.writing().await?;
         let installed = installed_version(&mut tx).await?;
-        run(&mut tx, install_sql(installed, &name)).await?;
+        run(&mut tx, install_sql(installed, &name, plan)).await?;
         tx.commit().await?;
         let adopted = reconcile::reconcile(self).await?.entries;
         Ok(Attached { table: quoted(&name), adopted: Some(adopted), warnings })
@@ -135,14 +135,18 @@ async fn run(connection: &mut SqliteConnection, sql: String) -> Result<(), Store
 }
 
 /// What is missing of the tables, and the triggers.
-fn install_sql(installed: i32, table: &str) -> String {
+fn install_sql(installed: i32, table: &str, plan: &Plan) -> String {
     let known = usize::try_from(installed).unwrap_or_default();
     let version = if known < sql::MIGRATIONS.len() {
         format!("UPDATE runspan_meta SET version = {SCHEMA_VERSION};\n")
     } else {
         String::new()
     };
-    sql::schema(known) + &version + &sql::triggers(&quoted(table)) + &mark_sql(table)
+    let bound = plan
+        .max_journal_entries
+        .map(|entries| format!("UPDATE runspan_meta SET max_journal_entries = {entries};\n"))
+        .unwrap_or_default();
+    sql::schema(known) + &version + &bound + &sql::triggers(&quoted(table)) + &mark_sql(table)
 }
 
 /// Notes which table was attached to, as a view that names no table: SQLite drops the triggers with the table, and takes

@@ -38,6 +38,12 @@ struct Comparison {
 /// Nothing to reconcile with, once the triggers (and so the table) are gone.
 pub(super) async fn reconcile(store: &SqliteStore) -> Result<Reconciled, StoreError> {
     let mut total = Reconciled::default();
+    let is_full: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM runspan_journal_full)")
+        .fetch_one(&store.pool)
+        .await?;
+    if is_full {
+        return Ok(total);
+    }
     let Some(mut comparison) = Comparison::new(store).await? else { return Ok(total) };
     while let Some(last) = comparison.next().await? {
         let Some(part) = comparison.write(last).await? else { break };

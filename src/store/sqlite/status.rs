@@ -14,7 +14,8 @@ const STATUS: &str = "
     SELECT j.entries, ({now} - j.oldest) / 1e6,
            o.waiting, o.bytes, ({now} - o.oldest) / 1e6, o.dead,
            (SELECT count(*) FROM runspan_set_aside),
-           (SELECT count(*) FROM runspan_open_runs)
+           (SELECT count(*) FROM runspan_open_runs),
+           (SELECT skipped FROM runspan_meta), (SELECT max_journal_entries FROM runspan_meta)
     FROM (SELECT count(*) AS entries, min(at) AS oldest FROM runspan_journal) j,
          (SELECT count(*) FILTER (WHERE dead IS NULL) AS waiting,
                  coalesce(sum(bytes) FILTER (WHERE dead IS NULL), 0) AS bytes,
@@ -40,9 +41,9 @@ impl StatusStore for SqliteStore {
             waiting_oldest_seconds: row.try_get(4)?,
             dead_requests: row.try_get(5)?,
             set_aside_entries: row.try_get(6)?,
-            // A trigger of SQLite's fails or writes; it has no third way.
-            skipped_entries: 0,
             open_runs: row.try_get(7)?,
+            skipped_entries: row.try_get(8)?,
+            journal_limit: row.try_get(9)?,
         })
     }
 

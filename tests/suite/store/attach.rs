@@ -158,14 +158,24 @@ async fn an_older_schema_is_brought_up_to_date(database: &Database) {
     for table in ["series", "deltas"] {
         session.execute(&format!("DROP TABLE {}", database.own(table))).await;
     }
-    if !database.is_postgres() {
-        session
-            .execute(
-                "DROP VIEW runspan_reordered; DROP TRIGGER runspan_inserted; DROP TRIGGER runspan_changed",
-            )
-            .await;
-        session.execute("DROP TRIGGER runspan_deleted").await;
-    }
+    // What version 3 has added.
+    let undo = if database.is_postgres() {
+        "ALTER TABLE runspan.journal ALTER seq SET DEFAULT nextval('runspan.journal_seq');
+         DROP SEQUENCE runspan.journal_room;
+         DROP INDEX runspan.outbox_dead;
+         ALTER TABLE runspan.meta DROP id, DROP is_copy, DROP max_journal_entries"
+    } else {
+        "DROP VIEW runspan_reordered;
+         DROP TRIGGER runspan_inserted;
+         DROP TRIGGER runspan_changed;
+         DROP TRIGGER runspan_deleted;
+         DROP TRIGGER runspan_refused;
+         DROP VIEW runspan_journal_full;
+         ALTER TABLE runspan_meta DROP path;
+         ALTER TABLE runspan_meta DROP max_journal_entries;
+         ALTER TABLE runspan_meta DROP skipped"
+    };
+    session.execute(undo).await;
     session.execute(&format!("ALTER TABLE {} DROP COLUMN root_delivery_id", database.own("journal"))).await;
     session.execute(&format!("UPDATE {} SET version = 1", database.own("meta"))).await;
     assert!(matches!(store.check().await, Err(StoreError::SchemaOlder { found: 1 })));

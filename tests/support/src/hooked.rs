@@ -129,6 +129,10 @@ impl<H: Hooks> JournalStore for Hooked<H> {
         Ok(self.hooks.reconciled(hooked!(self.reconcile())?))
     }
 
+    async fn make_room(&self) -> Result<(), StoreError> {
+        hooked!(self.make_room())
+    }
+
     async fn bring_forward(&self, position: &Position, everywhere: bool) -> Result<Option<u64>, StoreError> {
         hooked!(self.bring_forward(position, everywhere))
     }

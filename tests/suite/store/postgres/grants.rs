@@ -79,6 +79,7 @@ async fn all_that_a_relay_does(store: &dyn Store, admin: &mut Session) -> Result
         store.take_lease(&seen, "tester", Duration::from_mins(1)).await?.expect("nobody else wants it");
     store.renew_lease(&lease, Duration::from_mins(1)).await?;
     store.reconcile().await?;
+    store.make_room().await?;
 
     store.bring_forward(&store.position(&instance).await?, false).await?;
     let batch = store.read(store.position(&instance).await?, 1_000).await?;
