@@ -66,7 +66,7 @@ impl Failure {
 
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
-        let of_database = matches!(error, StoreError::Database(_));
+        let of_database = matches!(error, StoreError::Database(_) | StoreError::RightsMissing(_));
         Self { of_database, ..Self::failed(error) }
     }
 }

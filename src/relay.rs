@@ -212,7 +212,11 @@ impl Relay {
         let mut outage = Outage::default();
         while !stop.is_cancelled() {
             let began = Instant::now();
-            let error = match self.hold_lease(stop, &mut access, &mut outage).await {
+            let worked = match self.hold_lease(stop, &mut access, &mut outage).await {
+                Err(RelayError::Store(error)) => Err(self.store.explain_denial(error).await.into()),
+                worked => worked,
+            };
+            let error = match worked {
                 Ok(()) => return Ok(()),
                 Err(RelayError::Store(error)) if error.is_transient() => error,
                 Err(RelayError::Store(error)) if access.may_return(&error, Instant::now()) => error,

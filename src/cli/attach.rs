@@ -28,6 +28,9 @@ pub(super) struct AttachArgs {
     /// another limit
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_journal_entries: Option<u32>,
+    /// A role that may run the relay: grants what it needs (PostgreSQL)
+    #[arg(long, value_name = "ROLE")]
+    relay_role: Option<String>,
     /// Print the SQL instead of running it
     #[arg(long)]
     dry_run: bool,
@@ -46,12 +49,21 @@ impl AttachArgs {
             published: self.published,
             max_journal_entries: self.max_journal_entries,
         };
+        // Before anything is changed: the role may not exist.
+        let relay_grants = match &self.relay_role {
+            Some(role) => store.relay_grants(role).await?,
+            None => String::new(),
+        };
         if self.dry_run {
-            return print(store.attach_sql(&plan).await?);
+            print(store.attach_sql(&plan).await?)?;
+            return print(relay_grants);
         }
         let attached = store.attach(&plan).await?;
         for warning in &attached.warnings {
             tracing::warn!("{warning}");
+        }
+        if let Some(role) = &self.relay_role {
+            store.grant_relay(role).await?;
         }
         print_line(format_args!("attached to {} in {}", attached.table, self.database.url()?))?;
         match attached.adopted {

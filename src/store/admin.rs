@@ -71,9 +71,14 @@ pub struct PurgeLoss {
 /// The error where runspan is attached to `other`, with the way to `table`.
 pub(super) fn attached_elsewhere(other: &str, table: &str) -> StoreError {
     StoreError::Unfit(format!(
-        "runspan is attached to {other} in this database: run `runspan detach`, and then `runspan attach --table '{}'`",
-        table.replace('\'', "'\\''")
+        "runspan is attached to {other} in this database: run `runspan detach`, and then `runspan attach --table {}`",
+        shell_quoted(table)
     ))
+}
+
+/// A name as a word of a shell.
+pub(super) fn shell_quoted(name: &str) -> String {
+    format!("'{}'", name.replace('\'', "'\\''"))
 }
 
 /// The error for columns that `table` does not have.
@@ -90,6 +95,25 @@ pub trait Admin: Send + Sync + 'static {
 
     /// Installs schema and triggers and adopts the runs in flight. Idempotent.
     async fn attach(&self, plan: &Plan) -> Result<Attached, StoreError>;
+
+    /// The SQL that gives `role` what a relay needs (PostgreSQL).
+    async fn relay_grants(&self, role: &str) -> Result<String, StoreError> {
+        let _ = role;
+        Err(StoreError::Unfit(
+            "SQLite has no roles: omit --relay-role; every process that can write the file can relay"
+                .to_owned(),
+        ))
+    }
+
+    /// Gives `role` what a relay needs.
+    async fn grant_relay(&self, role: &str) -> Result<(), StoreError> {
+        self.relay_grants(role).await.map(|_| ())
+    }
+
+    /// Replaces an error that a missing right may have caused by one that names the statements which grant it.
+    async fn explain_denial(&self, error: StoreError) -> StoreError {
+        error
+    }
 
     /// What [`detach`](Self::detach) with `purge` would remove for good; `None` if nothing is installed.
     async fn purge_loss(&self) -> Result<Option<PurgeLoss>, StoreError>;

@@ -13,7 +13,7 @@ pub enum CaptureProblem {
     Detached,
     /// The table is gone, and with it the triggers.
     #[error(
-        "the table {table} is gone: no transition is journalled; run `runspan attach` once it is back, or with --table TABLE"
+        "the table {table} is gone: no transition is journalled; run `runspan attach --table '{table}'` once it is back, or name another with --table"
     )]
     TableMissing {
         /// The name it was attached under.
@@ -51,7 +51,7 @@ pub enum CaptureProblem {
     },
     /// The table has another owner than the schema `runspan`, as which the triggers run.
     #[error(
-        "{table} belongs to {owner} now, and the schema runspan to {schema_owner}, as whom the triggers read it: child runs lose their root, and nothing can be reconciled; run ALTER TABLE {table} OWNER TO {schema_owner}, or `runspan detach --purge` and `runspan attach`"
+        "{table} belongs to {owner} now, and the schema runspan to {schema_owner}, as whom the triggers read it: child runs lose their root, and nothing can be reconciled; run ALTER TABLE {table} OWNER TO {schema_owner}, or `runspan detach --purge` and `runspan attach --table '{table}'`"
     )]
     OwnerChanged {
         /// The table.
@@ -73,7 +73,7 @@ pub enum CaptureProblem {
     },
     /// The role as which the trigger runs may not write the journal, or the journal is gone (PostgreSQL).
     #[error(
-        "{schema_owner}, as whom the trigger of {table} runs, cannot write runspan.journal: its transitions are not journalled; GRANT ALL ON SCHEMA runspan and on ALL TABLES and ALL SEQUENCES IN SCHEMA runspan to {schema_owner}, or `runspan detach --purge` and `runspan attach`"
+        "{schema_owner}, as whom the trigger of {table} runs, cannot write runspan.journal: its transitions are not journalled; GRANT ALL ON SCHEMA runspan and on ALL TABLES and ALL SEQUENCES IN SCHEMA runspan to {schema_owner}, or `runspan detach --purge` and `runspan attach --table '{table}'`"
     )]
     JournalClosed {
         /// The table.

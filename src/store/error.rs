@@ -58,6 +58,9 @@ pub enum StoreError {
     /// The table, or what is around it, does not allow what was asked.
     #[error("{0}")]
     Unfit(String),
+    /// The role lacks rights: the statements that grant them.
+    #[error("{0}")]
+    RightsMissing(String),
     /// A stored value cannot be parsed.
     #[error("{what} is corrupt: {cause}")]
     Corrupt {
@@ -96,10 +99,15 @@ impl StoreError {
 
     /// PostgreSQL: whether the role may not connect, or may not do what was asked.
     pub(crate) fn is_access_denied(&self) -> bool {
-        let Self::Database(error) = self else { return false };
+        let Self::Database(error) = self else { return matches!(self, Self::RightsMissing(_)) };
         // Class 28: invalid authorization; 3D000: no such database; 42501: insufficient privilege.
         let code = error.as_database_error().and_then(DatabaseError::code);
         code.is_some_and(|code| code.starts_with("28") || matches!(code.as_ref(), "3D000" | "42501"))
+    }
+
+    /// PostgreSQL: whether a statement failed for want of a right.
+    pub(super) fn is_right_missing(&self) -> bool {
+        matches!(self, Self::Database(error) if is_denied(error)) && self.refusal().is_some()
     }
 
     /// Whether a later attempt may succeed without anyone's help.
@@ -110,6 +118,7 @@ impl StoreError {
             | Self::SchemaOlder { .. }
             | Self::Copied { .. }
             | Self::Unfit(_)
+            | Self::RightsMissing(_)
             | Self::Corrupt { .. } => false,
             Self::Database(sqlx::Error::Configuration(error)) => !error.is::<Refused>(),
             // READONLY, CORRUPT, NOTADB.

@@ -13,6 +13,7 @@ mod outbox;
 mod pool;
 mod purge;
 mod reconcile;
+mod relay_rights;
 mod rows;
 mod series;
 mod status;

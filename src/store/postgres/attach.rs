@@ -8,12 +8,12 @@ use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::super::admin::{Admin, Attached, Detached, Plan, PurgeLoss, attached_elsewhere};
 use super::super::{SCHEMA_VERSION, StoreError, error};
-use super::as_owner::read_as_owner;
+use super::as_owner::{Roles, read_as_owner};
 use super::capture::{self, MARK, Trigger, triggers};
 use super::functions::{functions, literal};
-use super::grants::Grants;
+use super::grants::{self, Grants};
 use super::inspect::{Table, inspect};
-use super::{PgStore, purge, reconcile};
+use super::{PgStore, purge, reconcile, relay_rights};
 
 /// runspan's schema, version by version. Append-only.
 const MIGRATIONS: [&str; SCHEMA_VERSION as usize] =
@@ -84,6 +84,23 @@ impl Admin for PgStore {
         Ok(Attached { table: table.name, adopted, warnings })
     }
 
+    async fn relay_grants(&self, role: &str) -> Result<String, StoreError> {
+        let mut tx = self.pool.begin_admin().await?;
+        Ok(relay_rights::grants(&grants::role(&mut tx, role, "--relay-role").await?))
+    }
+
+    async fn grant_relay(&self, role: &str) -> Result<(), StoreError> {
+        let mut tx = self.pool.begin_admin().await?;
+        let role = grants::role(&mut tx, role, "--relay-role").await?;
+        let owner = Roles::of(&mut *tx).await?.owner.ok_or(StoreError::NotAttached)?;
+        run(&mut tx, format!("SET LOCAL ROLE {owner};\n{}", relay_rights::grants(&role))).await?;
+        Ok(tx.commit().await?)
+    }
+
+    async fn explain_denial(&self, error: StoreError) -> StoreError {
+        self.name_missing_rights(error).await
+    }
+
     async fn purge_loss(&self) -> Result<Option<PurgeLoss>, StoreError> {
         purge::loss(self).await
     }
@@ -144,6 +161,7 @@ impl PgStore {
         let owned = if exists {
             hand_over_sql(connection, table).await?
         } else {
+            may_create_schema(connection).await?;
             format!("CREATE SCHEMA runspan AUTHORIZATION {};\n", table.owner)
         };
         let known = usize::try_from(self.installed_version(connection, table).await?).unwrap_or_default();
@@ -251,6 +269,21 @@ fn bound_sql(plan: &Plan) -> String {
         .map(|entries| format!("UPDATE runspan.meta SET max_journal_entries = {entries};\n"))
         .unwrap_or_default();
     change + "SELECT runspan.make_room();\n"
+}
+
+/// Checks that the session's role may create the schema.
+async fn may_create_schema(connection: &mut PgConnection) -> Result<(), StoreError> {
+    let denied: Option<(String, String)> = sqlx::query_as(
+        "SELECT quote_ident(current_user), quote_ident(current_database())
+         WHERE NOT has_database_privilege(current_database(), 'CREATE')",
+    )
+    .fetch_optional(connection)
+    .await?;
+    denied.map_or(Ok(()), |(me, database)| {
+        Err(StoreError::Unfit(format!(
+            "{me} may not create the schema runspan: GRANT CREATE ON DATABASE {database} TO {me};"
+        )))
+    })
 }
 
 fn is_locked(error: &StoreError) -> bool {

@@ -28,7 +28,9 @@ impl Grants {
         let default = default_grantees(connection, owner).await?;
         // Who may refuse and who relays keeps that.
         let mut callers = grantees(connection, "dispatch_refused").await?;
-        callers.extend(granted(connection, plan).await?);
+        if let Some(caller) = &plan.grant {
+            callers.push(role(connection, caller, "--grant").await?);
+        }
         let relays = grantees(connection, OLD_RELAY_FUNCTION).await?;
         let mut sql = String::new();
         for role in &default {
@@ -59,20 +61,20 @@ impl Grants {
     }
 }
 
-/// The role of `--grant`, quoted.
-async fn granted(connection: &mut PgConnection, plan: &Plan) -> Result<Option<String>, StoreError> {
-    let Some(role) = &plan.grant else { return Ok(None) };
+/// The role that an option names, quoted.
+pub(super) async fn role(
+    connection: &mut PgConnection,
+    name: &str,
+    option: &str,
+) -> Result<String, StoreError> {
     let quoted: Option<String> =
         sqlx::query_scalar("SELECT quote_ident(rolname) FROM pg_roles WHERE rolname = $1")
-            .bind(role)
+            .bind(name)
             .fetch_optional(connection)
             .await?;
-    match quoted {
-        Some(quoted) => Ok(Some(quoted)),
-        None => Err(StoreError::Unfit(format!(
-            "there is no role {role:?}: create it, or name another with --grant"
-        ))),
-    }
+    quoted.ok_or_else(|| {
+        StoreError::Unfit(format!("there is no role {name:?}: create it, or name another with {option}"))
+    })
 }
 
 /// The roles, quoted, to which `ALTER DEFAULT PRIVILEGES` opens what `owner` (quoted) makes in the schema `runspan`.

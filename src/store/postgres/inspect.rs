@@ -3,7 +3,7 @@
 use sqlx::error::DatabaseError;
 use sqlx::{Connection as _, PgConnection, Row as _};
 
-use super::super::admin::{Plan, missing_columns};
+use super::super::admin::{Plan, missing_columns, shell_quoted};
 use super::super::{StoreError, columns, error, own_statuses};
 use super::capture::triggers;
 use crate::run::Status;
@@ -121,7 +121,6 @@ async fn inspect_columns(
     oid: i64,
     name: &str,
 ) -> Result<Vec<String>, StoreError> {
-    let unfit = |why: String| Err(StoreError::Unfit(why));
     let columns: Vec<(String, String, bool)> = sqlx::query_as(
         "WITH RECURSIVE types(name, generated, oid, type) AS (
              SELECT attname, attgenerated, atttypid, typtype
@@ -141,15 +140,15 @@ async fn inspect_columns(
     .await?;
     let type_of =
         |wanted: &str| columns.iter().find(|(column, ..)| column == wanted).map(|(_, kind, _)| kind.as_str());
+    // All that is wrong, so that one migration fixes it.
+    let mut problems = Vec::new();
     let missing: Vec<&str> = columns::required().filter(|column| type_of(column).is_none()).collect();
     if !missing.is_empty() {
-        return unfit(missing_columns(name, &missing));
+        problems.push(missing_columns(name, &missing));
     }
-    if let Some((column, ..)) = columns.iter().find(|column| is_unseen(column)) {
-        return unfit(format!(
-            "{name}.{column} is a virtual generated column, which a trigger sees as NULL: make it STORED"
-        ));
-    }
+    problems.extend(columns.iter().filter(|column| is_unseen(column)).map(|(column, ..)| {
+        format!("{name}.{column} is a virtual generated column, which a trigger sees as NULL: make it STORED")
+    }));
     for (column, wanted) in [
         ("id", &["uuid"][..]),
         ("parent_run_id", &["uuid"]),
@@ -158,18 +157,25 @@ async fn inspect_columns(
         ("updated_at", &["timestamp with time zone"]),
         ("target_number", &["integer", "bigint", "smallint", "numeric"]),
     ] {
-        let is = type_of(column).unwrap_or_default();
-        if !wanted.contains(&is) {
-            return unfit(format!(
-                "{name}.{column} has the type {is}, and has to be {}",
-                wanted.join(" or ")
-            ));
+        if let Some(is) = type_of(column).filter(|is| !wanted.contains(is)) {
+            problems
+                .push(format!("{name}.{column} has the type {is}, and has to be {}", wanted.join(" or ")));
         }
     }
-    let statuses = match type_of("status").unwrap_or_default() {
-        "text" | "character varying" | "character" => statuses_in_checks(connection, oid).await?,
-        _ => inspect_enum(connection, oid, name).await?,
+    let statuses = match type_of("status") {
+        None => Vec::new(),
+        Some("text" | "character varying" | "character") => statuses_in_checks(connection, oid).await?,
+        Some(_) => match inspect_enum(connection, oid, name).await? {
+            Ok(labels) => labels,
+            Err(problem) => {
+                problems.push(problem);
+                Vec::new()
+            }
+        },
     };
+    if !problems.is_empty() {
+        return Err(StoreError::Unfit(problems.join("; ")));
+    }
     Ok(own_statuses::warning(statuses.iter().map(String::as_str)).into_iter().collect())
 }
 
@@ -250,39 +256,53 @@ async fn resolve(connection: &mut PgConnection, table: &str) -> Result<Option<i6
             "{table} names no table ({}): quote what is no plain word, as in --table '\"My Schema\".\"Workflow Runs\"'",
             error.as_database_error().map(DatabaseError::message).unwrap_or_default()
         ))),
+        Err(error) if error::is_denied(&error) => {
+            let schema = table.rsplit_once('.').map_or("SCHEMA", |(schema, _)| schema);
+            let me: String =
+                sqlx::query_scalar("SELECT quote_ident(current_user)").fetch_one(connection).await?;
+            Err(StoreError::Unfit(format!(
+                "{me} may not look for {table} ({}): GRANT USAGE ON SCHEMA {schema} TO {me}; or attach as the table's \
+                 owner",
+                error.as_database_error().map(DatabaseError::message).unwrap_or_default()
+            )))
+        }
         found => Ok(found?),
     }
 }
 
-/// Says that there is no such table, and which there is.
+/// Says that there is no such table, and which there is: the one that has the triggers, or those with the name in any
+/// schema.
 async fn not_found(connection: &mut PgConnection, table: &str) -> Result<String, StoreError> {
     let last = table.rsplit('.').next().unwrap_or_default().trim_matches('"');
-    let (database, similar): (String, Option<String>) = sqlx::query_as(
-        "SELECT current_database()::text, (
+    let (database, similar): (String, Vec<String>) = sqlx::query_as(
+        "SELECT current_database()::text, ARRAY(
              SELECT format('%I.%I', n.nspname, c.relname)
              FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-             WHERE lower(c.relname) = lower($1) AND c.relname <> lower($1) AND c.relkind IN ('r', 'p')
-             ORDER BY 1 LIMIT 1)",
+             WHERE lower(c.relname) = lower($1) AND c.relkind IN ('r', 'p') AND NOT c.relispartition
+               AND n.nspname NOT LIKE 'pg\\_%' AND n.nspname <> 'information_schema'
+             ORDER BY 1 LIMIT 3)",
     )
     .bind(last)
-    .fetch_one(connection)
+    .fetch_one(&mut *connection)
     .await?;
-    Ok(similar.map_or_else(
-        || {
-            format!(
-                "there is no table {table} in database {database:?}: create it, or name yours with --table SCHEMA.TABLE"
-            )
-        },
-        |similar| format!("there is no table {table} in database {database:?}, but {similar}: write --table '{similar}'"),
-    ))
+    let none = format!("there is no table {table} in database {database:?}");
+    let option = |name: &String| format!("--table {}", shell_quoted(name));
+    if let Some(attached) = triggers(connection).await?.first().map(|trigger| &trigger.table) {
+        return Ok(format!("{none}, but runspan is attached to {attached}: write {}", option(attached)));
+    }
+    if similar.is_empty() {
+        return Ok(format!("{none}: create it, or name yours with --table SCHEMA.TABLE"));
+    }
+    let options: Vec<String> = similar.iter().map(option).collect();
+    Ok(format!("{none}, but {}: write {}", similar.join(" and "), options.join(" or ")))
 }
 
-/// Checks that the type of a status that is no text can hold what runspan looks for; its labels.
+/// Checks that the type of a status that is no text can hold what runspan looks for: its labels, or what is wrong.
 async fn inspect_enum(
     connection: &mut PgConnection,
     oid: i64,
     table: &str,
-) -> Result<Vec<String>, StoreError> {
+) -> Result<Result<Vec<String>, String>, StoreError> {
     let (kind, labels): (String, Vec<String>) = sqlx::query_as(
         "WITH RECURSIVE types(oid) AS (
              SELECT atttypid FROM pg_attribute WHERE attrelid = $1::oid AND attname = 'status'
@@ -298,7 +318,7 @@ async fn inspect_enum(
     .fetch_one(connection)
     .await?;
     if labels.is_empty() {
-        return Err(StoreError::Unfit(format!(
+        return Ok(Err(format!(
             "{table}.status has the type {kind}, and has to be text, varchar or an enum"
         )));
     }
@@ -308,12 +328,12 @@ async fn inspect_enum(
         .filter(|status| !labels.iter().any(|label| label == status))
         .collect();
     if !missing.is_empty() {
-        return Err(StoreError::Unfit(format!(
+        return Ok(Err(format!(
             "{table}.status has the type {kind}, which lacks {}: ALTER TYPE {kind} ADD VALUE …",
             missing.join(", ")
         )));
     }
-    Ok(labels)
+    Ok(Ok(labels))
 }
 
 #[cfg(test)]

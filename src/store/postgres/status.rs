@@ -41,9 +41,11 @@ impl StatusStore for PgStore {
         let version = sqlx::query_scalar::<_, i32>("SELECT version FROM runspan.meta")
             .fetch_optional(&self.pool)
             .await
-            .map_err(|error| if is_missing(&error) { StoreError::NotAttached } else { error.into() })?
-            .ok_or(StoreError::NotAttached)?;
-        check_schema_version(version)
+            .map_err(|error| if is_missing(&error) { StoreError::NotAttached } else { error.into() });
+        match version {
+            Ok(version) => check_schema_version(version.ok_or(StoreError::NotAttached)?),
+            Err(error) => Err(self.name_missing_rights(error).await),
+        }
     }
 
     async fn status(&self) -> Result<StoreStatus, StoreError> {

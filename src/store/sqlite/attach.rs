@@ -7,7 +7,9 @@ use async_trait::async_trait;
 use sqlx::{AssertSqlSafe, Row as _, SqliteConnection};
 use tokio::time::Instant;
 
-use super::super::admin::{Admin, Attached, Detached, Plan, PurgeLoss, attached_elsewhere, missing_columns};
+use super::super::admin::{
+    Admin, Attached, Detached, Plan, PurgeLoss, attached_elsewhere, missing_columns, shell_quoted,
+};
 use super::super::columns::{self, required};
 use super::super::error::is_busy;
 use super::super::{SCHEMA_VERSION, StoreError, own_statuses};
@@ -185,11 +187,18 @@ async fn inspect(connection: &mut SqliteConnection, plan: &Plan) -> Result<Table
     .bind(wanted)
     .fetch_optional(&mut *connection)
     .await?;
+    let placed = Placed::read(connection).await?;
     let Some((name, kind)) = found else {
-        return unfit(format!(
-            "there is no table {} in this database file: create it, or name yours with --table TABLE",
-            plan.table
-        ));
+        let none = format!("there is no table {} in this database file", plan.table);
+        return unfit(match placed.on() {
+            Some(attached) => {
+                format!(
+                    "{none}, but runspan is attached to {attached}: write --table {}",
+                    shell_quoted(attached)
+                )
+            }
+            None => format!("{none}: create it, or name yours with --table TABLE"),
+        });
     };
     let shown = quoted(&name);
     if kind != "table" {
@@ -202,10 +211,13 @@ async fn inspect(connection: &mut SqliteConnection, plan: &Plan) -> Result<Table
     let missing: Vec<&str> =
         required().filter(|wanted| !columns.iter().any(|column| column == wanted)).collect();
     if !missing.is_empty() {
-        return unfit(missing_columns(&shown, &missing));
+        let mut problems = vec![missing_columns(&shown, &missing)];
+        if !missing.contains(&"id") {
+            problems.extend(wrong_id(connection, &shown).await?);
+        }
+        return unfit(problems.join("; "));
     }
     let mut warnings = Vec::new();
-    let placed = Placed::read(connection).await?;
     match placed.on() {
         Some(other) if !same(other, &name) => {
             if !placed.expected().is_some_and(|expected| same(expected, &name)) {
@@ -293,11 +305,8 @@ async fn statuses_in_checks(
 /// Refuses values that nothing can be made of, and warns of those that make less of a run, as far as the first rows show
 /// them: any type may be in any column.
 async fn inspect_values(connection: &mut SqliteConnection, table: &str) -> Result<Vec<String>, StoreError> {
-    let no_run = format!("NOT ({})", sql::IS_RUN);
-    if let Some(id) = find_value(connection, table, "quote(w.id)", &no_run).await? {
-        return Err(StoreError::Unfit(format!(
-            "{table}.id holds {id}, and has to hold UUIDs as text, in one case, with all hyphens or none"
-        )));
+    if let Some(problem) = wrong_id(connection, table).await? {
+        return Err(StoreError::Unfit(problem));
     }
     let kind = format!("SELECT typeof(created_at) FROM {table} LIMIT 1");
     // Safe: this crate's own text and a quoted name.
@@ -315,6 +324,14 @@ async fn inspect_values(connection: &mut SqliteConnection, table: &str) -> Resul
         warnings.extend(found.map(|found| format!("{table}.{}", consequence.replace("{}", &found))));
     }
     Ok(warnings)
+}
+
+/// An id that is no UUID.
+async fn wrong_id(connection: &mut SqliteConnection, table: &str) -> Result<Option<String>, StoreError> {
+    let id = find_value(connection, table, "quote(w.id)", &format!("NOT ({})", sql::IS_RUN)).await?;
+    Ok(id.map(|id| {
+        format!("{table}.id holds {id}, and has to hold UUIDs as text, in one case, with all hyphens or none")
+    }))
 }
 
 /// What to show of the first row `w` that has a wrong value, among the first 1,000.

@@ -105,7 +105,7 @@ fn wrong_credentials_end_the_relay_and_no_password_is_shown() {
             insta::assert_snapshot!(outcome(&ended, &database), @r"
             exit code 1
             INFO relaying database=postgres://HOST/DATABASE
-            error: postgres://HOST/DATABASE: the database says: permission denied for schema runspan
+            error: postgres://HOST/DATABASE: the database says: permission denied for schema runspan; role guarded lacks GRANT USAGE ON SCHEMA runspan TO guarded; GRANT SELECT ON runspan.meta, runspan.stuck TO guarded; GRANT SELECT, UPDATE ON runspan.lease TO guarded; GRANT SELECT, DELETE ON runspan.journal TO guarded; GRANT SELECT, INSERT ON runspan.set_aside TO guarded; GRANT SELECT, INSERT, DELETE ON runspan.commits, runspan.deltas TO guarded; GRANT SELECT, INSERT, UPDATE ON runspan.series TO guarded; GRANT SELECT, INSERT, UPDATE, DELETE ON runspan.open_runs, runspan.outbox TO guarded; GRANT SELECT ON SEQUENCE runspan.journal_skipped TO guarded; GRANT USAGE ON SEQUENCE runspan.outbox_id_seq TO guarded; GRANT EXECUTE ON FUNCTION runspan.missed_runs(), runspan.adopt(uuid[]), runspan.catch_up(), runspan.make_room() TO guarded; GRANT EXECUTE ON FUNCTION runspan.bring_forward TO guarded; GRANT EXECUTE ON FUNCTION runspan.in_flight(), runspan.stuck_runs() TO guarded; `runspan attach --table 'public.workflow_runs' --relay-role 'guarded'` grants all of it
             ");
         }
     }
@@ -261,6 +261,13 @@ fn what_is_not_there_is_named() {
     exit code 1
     error: public.workflow_runs lacks the columns delivery_id, state: see docs/table.md
     ");
+    database.sql("ALTER TABLE workflow_runs ALTER target_number TYPE text, ALTER updated_at TYPE text");
+    insta::assert_snapshot!(outcome_of("attach"), @r"
+    exit code 1
+    error: public.workflow_runs lacks the columns delivery_id, state: see docs/table.md; public.workflow_runs.updated_at has the type text, and has to be timestamp with time zone; public.workflow_runs.target_number has the type text, and has to be integer or bigint or smallint or numeric
+    ");
+    database.sql("ALTER TABLE workflow_runs ALTER target_number TYPE bigint USING target_number::bigint");
+    database.sql("ALTER TABLE workflow_runs ALTER updated_at TYPE timestamptz USING updated_at::timestamptz");
     database.sql("ALTER TABLE workflow_runs ADD delivery_id text; ALTER TABLE workflow_runs ADD state text");
     insta::assert_snapshot!(outcome_of("attach"), @r"
     exit code 1

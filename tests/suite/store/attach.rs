@@ -78,6 +78,12 @@ async fn a_missing_table_is_named(database: &Database) {
     let error = unfit(database, "workflow_runz").await;
     assert!(error.starts_with("there is no table workflow_runz in "), "{error}");
     assert!(matches!(database.store().check().await, Err(StoreError::NotAttached)));
+    let attached = database.attach().await.1.table;
+    let error = unfit(database, "workflow_runz").await;
+    assert!(
+        error.ends_with(&format!(", but runspan is attached to {attached}: write --table '{attached}'")),
+        "{error}"
+    );
 }
 
 async fn a_missing_column_is_named(database: &Database) {

@@ -17,6 +17,8 @@ on_postgres!(
     the_relay_needs_each_of_its_grants,
     nothing_is_open_but_what_is_granted,
     what_a_caller_has_in_its_way_catches_nothing,
+    a_relays_role_is_granted_all_by_its_name,
+    missing_rights_are_named_as_grants,
 );
 
 /// The grants to `role` of the page, one privilege on one object each: `SELECT`, `TABLE runspan.meta`.
@@ -53,8 +55,11 @@ async fn the_relay_needs_each_of_its_grants(database: &Database) {
     for (privilege, object) in &grants {
         admin.execute(&format!("REVOKE {privilege} ON {object} FROM {role}")).await;
         let error = all_that_a_relay_does(&*store, &mut admin).await.err();
-        let error = error.unwrap_or_else(|| panic!("it does without {privilege} on {object}")).to_string();
+        let error = error.unwrap_or_else(|| panic!("it does without {privilege} on {object}"));
+        let error = store.explain_denial(error).await.to_string();
         assert!(error.contains("permission denied"), "without {privilege} on {object}: {error}");
+        let grant = format!("GRANT {privilege} ON {object} TO {role};").replace("TABLE ", "");
+        assert!(error.contains(&grant) && error.matches("GRANT").count() == 1, "no {grant}: {error}");
         admin.execute(&format!("GRANT {privilege} ON {object} TO {role}")).await;
     }
     all_that_a_relay_does(&*store, &mut admin).await.unwrap();
@@ -266,4 +271,39 @@ async fn what_a_caller_has_in_its_way_catches_nothing(database: &Database) {
     let open = "SELECT string_agg(proname, ' ') FROM pg_proc WHERE pronamespace = 'runspan'::regnamespace
                 AND NOT coalesce(proconfig @> ARRAY['search_path=pg_catalog, pg_temp'], false)";
     assert_eq!(looker.text(open).await, None);
+}
+
+async fn a_relays_role_is_granted_all_by_its_name(database: &Database) {
+    owner(database).await;
+    let (store, _) = database.attach().await;
+    let (role, url) = role(database, "relay").await;
+    assert_eq!(store.relay_grants(&role).await.unwrap().lines().count(), 13);
+    store.grant_relay(&role).await.unwrap();
+    let relays = store::open(&url.parse().unwrap()).unwrap();
+    all_that_a_relay_does(&*relays, &mut database.connect().await).await.unwrap();
+    let error = store.relay_grants("nobody").await.unwrap_err().to_string();
+    assert_eq!(error, "there is no role \"nobody\": create it, or name another with --relay-role");
+    assert_eq!(store.grant_relay("nobody").await.unwrap_err().to_string(), error);
+}
+
+async fn missing_rights_are_named_as_grants(database: &Database) {
+    owner(database).await;
+    database.attach().await;
+    let (role, url) = role(database, "relay").await;
+    let store = store::open(&url.parse().unwrap()).unwrap();
+    let receiver = crate::receiver::Receiver::http().await;
+    let endpoint = receiver.endpoint();
+    let env = |name: &str| (name == "OTEL_EXPORTER_OTLP_ENDPOINT").then(|| endpoint.clone());
+    let start =
+        || runspan::relay::Relay::new(store.clone(), runspan::relay::Logs::Otlp, &env).unwrap().spawn();
+    let error = start().drain().await.unwrap_err().to_string();
+    assert!(!error.contains('\n'), "{error}");
+    let option = format!("`runspan attach --table 'public.workflow_runs' --relay-role '{role}'`");
+    assert!(error.contains(&option), "{error}");
+    let (_, grants) = error.split_once(" lacks ").unwrap();
+    let (grants, _) = grants.split_once(" `").unwrap();
+    assert_eq!(grants.matches("GRANT ").count(), 13, "{grants}");
+    let mut admin = database.connect().await;
+    admin.execute(grants).await;
+    all_that_a_relay_does(&*store, &mut admin).await.unwrap();
 }

@@ -160,9 +160,17 @@ async fn a_table_elsewhere_is_found_by_its_name(database: &Database) {
     let mut session = database.connect().await;
     session.execute("CREATE SCHEMA \"My App\"; ALTER TABLE workflow_runs SET SCHEMA \"My App\"").await;
     let store = database.store();
-    assert!(matches!(store.attach(&plan()).await, Err(StoreError::Unfit(_))));
+    // Named before and after it is attached, and beside another one.
+    let named = async || store.attach(&plan()).await.unwrap_err().to_string();
+    let option = "\"My App\".workflow_runs: write --table '\"My App\".workflow_runs'";
+    assert!(named().await.ends_with(&format!(", but {option}")), "{}", named().await);
+    session.execute("CREATE SCHEMA app; CREATE TABLE app.workflow_runs (id uuid)").await;
+    let both = "but \"My App\".workflow_runs and app.workflow_runs: write --table '\"My App\".workflow_runs' or \
+                --table 'app.workflow_runs'";
+    assert!(named().await.ends_with(both), "{}", named().await);
     let elsewhere = Plan::of("\"My App\".workflow_runs");
     assert_eq!(store.attach(&elsewhere).await.unwrap().table, "\"My App\".workflow_runs");
+    assert!(named().await.ends_with(&format!(", but runspan is attached to {option}")), "{}", named().await);
     session.execute("SET search_path = \"My App\"").await;
     session.queue("triage", 1).await;
     assert_eq!(store.status().await.unwrap().journal_entries, 1);
@@ -175,6 +183,7 @@ async fn a_table_elsewhere_is_found_by_its_name(database: &Database) {
         assert!(error.starts_with(&format!("{} names no table (", nonsense.table)), "{error}");
         assert!(error.ends_with(hint), "{error}");
     }
+    store.detach(true).await.unwrap();
     session.execute("ALTER TABLE workflow_runs RENAME TO \"WorkflowRuns\"").await;
     let folded = Plan::of("WorkflowRuns");
     let error = store.attach(&folded).await.unwrap_err().to_string();
@@ -342,7 +351,9 @@ async fn a_status_is_text_or_an_enum_that_has_them_all(database: &Database) {
     let jobs = Plan::of("jobs");
     for (error, mend) in [
         (
-            "public.jobs.target_number has the type text, and has to be integer or bigint or smallint or numeric",
+            "public.jobs.target_number has the type text, and has to be integer or bigint or smallint or numeric; \
+             public.jobs.status has the type public.status, which lacks succeeded, incomplete: ALTER TYPE public.status \
+             ADD VALUE …",
             "ALTER TABLE jobs ALTER target_number TYPE bigint USING target_number::bigint",
         ),
         (
