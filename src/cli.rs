@@ -38,6 +38,8 @@ enum Exit {
     Undeliverable = 3,
     /// `relay --until-idle`: the database is down.
     DatabaseAway = 4,
+    /// `stuck --exit-code`: a run is stuck.
+    Stuck = 5,
     /// Stopped by a signal before its end, as shells count SIGINT.
     Interrupted = 130,
 }
@@ -99,6 +101,7 @@ Exit codes:
     2  wrong command line or variable
     3  only undeliverable requests are left (relay --until-idle)
     4  the database is down (relay --until-idle)
+    5  stuck runs were found (stuck --exit-code)
   130  stopped by a signal before the end (demo, relay --until-idle)";
 
 #[derive(Parser)]

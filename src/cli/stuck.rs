@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::{Database, Failure, counted, listing, print_line};
+use super::{Database, Exit, Failure, counted, listing, print_line};
 use runspan::DatabaseUrl;
 use runspan::store::{Stuck, StuckRun};
 
@@ -22,6 +22,9 @@ pub(super) struct StuckArgs {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    /// Exit with 5 if a run is stuck, for scripts and checks
+    #[arg(long)]
+    exit_code: bool,
     /// List this many runs at most, the oldest first
     #[arg(long, default_value_t = 50, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     limit: u32,
@@ -41,10 +44,16 @@ impl StuckArgs {
         let stuck = store.stuck(usize::try_from(self.limit).unwrap_or(usize::MAX)).await?;
         if self.json {
             let listing = serde_json::json!(stuck);
-            print_line(format_args!("{listing:#}"))
+            print_line(format_args!("{listing:#}"))?;
         } else {
-            print_line(table(&stuck))
+            print_line(table(&stuck))?;
         }
+        if self.exit_code && stuck.count > 0 {
+            let are = if stuck.count == 1 { "is" } else { "are" };
+            let line = format!("{} {are} stuck", counted(stuck.count, "run"));
+            return Err(Failure::new(Exit::Stuck, line));
+        }
+        Ok(())
     }
 }
 

@@ -270,6 +270,7 @@ fn told(database: &Database, arguments: &[&str]) -> String {
 async fn the_command_lists_them(database: &Database) {
     let (store, _) = database.attach().await;
     assert_eq!(told(database, &[]), "nothing is stuck\n");
+    assert_eq!(told(database, &["--exit-code"]), "nothing is stuck\n");
     insta::allow_duplicates! {
         insta::assert_snapshot!(told(database, &["--json"]), @r#"
         {
@@ -284,6 +285,12 @@ async fn the_command_lists_them(database: &Database) {
         [("triage", 7, 4000), ("ship", 42, 93_700), ("re\u{1b}[2Jview\n", 1, 7300)]
     {
         queued_ago(database, &mut session, workflow, number, seconds).await;
+    }
+    for arguments in [&["--exit-code"][..], &["--exit-code", "--json"], &["--exit-code", "--limit", "1"]] {
+        let output = command(database, arguments);
+        assert_eq!(output.status.code(), Some(5), "{arguments:?}");
+        assert_eq!(String::from_utf8(output.stderr).unwrap(), "error: 3 runs are stuck\n");
+        assert!(!output.stdout.is_empty());
     }
     let ids = regex::Regex::new("[0-9a-f]{8}-[0-9a-f-]{27}").unwrap();
     let shown = |text: &str| ids.replace_all(text, "00000000-0000-0000-0000-000000000000").into_owned();
