@@ -3,6 +3,7 @@
 mod architecture;
 mod logs;
 mod phrases;
+mod queries;
 
 use std::collections::BTreeSet;
 use std::fs;
