@@ -76,6 +76,53 @@ fn rules_tests_and_runbooks_agree() {
     assert!(problems.is_empty(), "{}", problems.join("\n"));
 }
 
+/// Each alert of the rules is a row of the index, in order, with its severities and a first step.
+#[test]
+fn the_index_of_the_runbooks_has_every_alert() {
+    let Sources { alerts, page, .. } = Sources::of_tree();
+    let mut expected: Vec<(String, Vec<String>)> = Vec::new();
+    for rule in rules(&alerts) {
+        let (alert, severity) =
+            (text(&rule["alert"]).to_owned(), text(&rule["labels"]["severity"]).to_owned());
+        match expected.iter_mut().find(|(known, _)| *known == alert) {
+            Some((_, severities)) if severities.contains(&severity) => {}
+            Some((_, severities)) => severities.push(severity),
+            None => expected.push((alert, vec![severity])),
+        }
+    }
+    let index = page.split("\n## ").find(|section| section.starts_with("Index\n")).expect("an index");
+    let rows: Vec<Vec<&str>> = index
+        .lines()
+        .filter(|line| line.starts_with("| ["))
+        .map(|line| line.split(" | ").collect())
+        .collect();
+    let expected: Vec<(String, String)> = expected
+        .into_iter()
+        .map(|(alert, severities)| (format!("| [{alert}](#{})", alert.to_lowercase()), severities.join(", ")))
+        .collect();
+    let indexed: Vec<(String, String)> =
+        rows.iter().map(|row| (row[0].to_owned(), row[1].to_owned())).collect();
+    assert_eq!(indexed, expected);
+    assert!(rows.iter().all(|row| row[2].trim_end_matches(" |").len() > 5), "a first step each");
+}
+
+/// The documented command makes every link absolute.
+#[test]
+fn one_command_makes_the_runbook_links_absolute() {
+    let Sources { page, .. } = Sources::of_tree();
+    let command = page.lines().find(|line| line.starts_with("sed -i ")).expect("the command");
+    let command = command.replacen("sed -i ", "sed ", 1);
+    let output =
+        std::process::Command::new("sh").current_dir(path("")).args(["-c", &command]).output().unwrap();
+    let rewritten = String::from_utf8(output.stdout).unwrap();
+    let links = rewritten.matches("runbook_url: ").count();
+    assert!(links > 20);
+    assert_eq!(
+        rewritten.matches("runbook_url: https://example.com/runspan/docs/operate/alerts.md#").count(),
+        links
+    );
+}
+
 /// Name and expression of every rule.
 #[cfg(feature = "services")]
 pub(crate) fn expressions() -> Vec<(String, String)> {
