@@ -337,3 +337,14 @@ fn a_short_reason_is_not_cut() {
     // Cut only by the cap, and then short: it still lost its end.
     assert_eq!(reason(&format!("a{}b", " ".repeat(READ))), "a…");
 }
+
+/// SECURITY.md says so: whatever follows these words may be an ordinary word.
+#[test]
+fn prose_about_a_secret_is_no_secret() {
+    for prose in
+        ["password is hunter2", "the token is invalid", "wrong password for user app", "api key not found"]
+    {
+        assert_eq!(redact(prose), prose);
+    }
+    assert_eq!(redact("password=hunter2"), "password=***");
+}
