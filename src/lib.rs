@@ -13,6 +13,8 @@
 mod backoff;
 #[cfg(any(feature = "relay", feature = "runtime"))]
 mod error_chain;
+#[cfg(any(feature = "relay", feature = "runtime"))]
+mod outage;
 pub mod run;
 pub mod runs;
 pub mod semconv;

@@ -15,7 +15,6 @@ mod handle;
 mod health;
 mod housekeeper;
 mod lease;
-mod outage;
 mod plan;
 mod poller;
 mod projector;
@@ -43,7 +42,6 @@ use self::access::Access;
 pub use self::error::RelayError;
 pub use self::handle::{Ended, RelayHandle, until_idle};
 pub use self::health::serve as serve_health;
-use self::outage::{Extent, Outage, Report};
 pub use self::plan::{Plan, plan, runs_of};
 pub use self::settings::{Logs, Settings};
 use self::sink::Sink;
@@ -54,6 +52,7 @@ use crate::otlp::Signal;
 use crate::otlp::client::Client;
 use crate::otlp::config::{Env, MetricsConfig, Resource, SignalConfig, UNKNOWN_SERVICE, is_sdk_disabled};
 use crate::otlp::encode::Encoder;
+use crate::outage::{Extent, Outage, Report};
 use crate::store::{Channel, Lease, Store, StoreError};
 
 /// How long releasing the lease may take.

@@ -10,7 +10,6 @@ use tokio::time::Instant;
 
 use super::delivery_policy::{AfterExport, ExportOutcome, ExportPolicy};
 use super::error::RelayError;
-use super::outage::{Outage, Report, Severity};
 use super::status::{SenderState, Warnings};
 use super::term::Term;
 use crate::backoff::backoff;
@@ -19,6 +18,7 @@ use crate::otlp::answer::Answer;
 use crate::otlp::client::Client;
 use crate::otlp::config::MetricsConfig;
 use crate::otlp::encode::Points;
+use crate::outage::{Outage, Report, Severity};
 use crate::run::Timestamp;
 use crate::series::{InFlight, Ledger, MAX_WORKFLOWS, Notice, OTHER, one_point_each};
 use crate::store::StoreError;

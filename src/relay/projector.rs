@@ -1,4 +1,4 @@
-//! Journal → outbox and series: read a batch, project it, commit it, all of it or nothing.
+//! Projects the journal: reads a batch, converts it to requests and deltas, and commits all of it in one transaction.
 
 use std::collections::HashMap;
 use std::sync::Arc;

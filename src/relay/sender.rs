@@ -10,7 +10,6 @@ use tokio::time::Instant;
 
 use super::delivery_policy::{Decision, DeliveryPolicy, Facts};
 use super::error::RelayError;
-use super::outage::{Extent, Outage, Report, Severity};
 use super::sink::Sink;
 use super::status::{SenderState, Warnings};
 use super::term::Term;
@@ -18,6 +17,7 @@ use crate::backoff::backoff;
 use crate::otlp::answer::Answer;
 use crate::otlp::body::DecodeError;
 use crate::otlp::encode;
+use crate::outage::{Extent, Outage, Report, Severity};
 use crate::store::{Channel, Request, Settlement, StoreError};
 
 /// How often an empty outbox is polled: `runspan outbox retry` does not wake a sender.

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tokio::sync::Semaphore;
 use tokio::task::{JoinError, JoinSet};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument as _;
@@ -22,6 +23,7 @@ use super::scoped::Scoped;
 use super::{End, Runtime, RuntimeError};
 use crate::backoff::backoff;
 use crate::error_chain::chain;
+use crate::outage::{Extent, Outage};
 use crate::run::{RunId, Status};
 use crate::runs::{self, Owner, Run, RunsError};
 use crate::semconv::Level;
@@ -105,14 +107,20 @@ impl Executor {
     async fn renew_lease(&self) -> std::convert::Infallible {
         // A term of zero must not become a busy loop.
         let pause = (self.settings.lease_term / HEARTBEATS_PER_TERM).max(Duration::from_millis(1));
+        let mut outage = Outage::default();
         loop {
             tokio::time::sleep(pause).await;
-            match tokio::time::timeout(pause, self.hold_lease()).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::warn!("failed to renew executor lease: {error}"),
-                Err(_) => tracing::warn!(
-                    "failed to renew executor lease: no response from the database within {pause:?}"
-                ),
+            let cause = match tokio::time::timeout(pause, self.hold_lease()).await {
+                Ok(Ok(())) => {
+                    log_recovery(&mut outage, "renewed executor lease again");
+                    continue;
+                }
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => format!("no response from the database within {pause:?}"),
+            };
+            if let Some(Extent { duration, attempts }) = outage.is_due(&cause) {
+                let outage_ms = duration.as_millis();
+                tracing::warn!(outage_ms, attempts, "failed to renew executor lease: {cause}");
             }
         }
     }
@@ -121,6 +129,7 @@ impl Executor {
     async fn take_jobs(&self, worker: &Arc<Worker>, tasks: &mut JoinSet<()>) {
         let room = Arc::new(Semaphore::new(self.settings.concurrency.max(1)));
         let mut backoff_delays = backoff(MAX_BACKOFF);
+        let mut outage = Outage::default();
         while let Some(Ok(first)) = worker.stop.run_until_cancelled(Arc::clone(&room).acquire_owned()).await {
             let at_most = 1 + room.available_permits();
             // A stop wins over jobs that are available at the same moment.
@@ -131,6 +140,7 @@ impl Executor {
             };
             match taken {
                 Ok(jobs) => {
+                    log_recovery(&mut outage, "took jobs from the queue again");
                     backoff_delays = backoff(MAX_BACKOFF);
                     let mut first = Some(first);
                     for job in jobs {
@@ -147,7 +157,10 @@ impl Executor {
                 }
                 Err(error) => {
                     let wait = backoff_delays.next().unwrap_or_default();
-                    tracing::warn!("failed to take jobs from the queue: {error}");
+                    if let Some(Extent { duration, attempts }) = outage.is_due(&error.to_string()) {
+                        let outage_ms = duration.as_millis();
+                        tracing::warn!(outage_ms, attempts, "failed to take jobs from the queue: {error}");
+                    }
                     worker.stop.run_until_cancelled(tokio::time::sleep(wait)).await;
                 }
             }
@@ -370,6 +383,12 @@ impl Worker {
             Level::Warn => log!(warn),
             Level::Error => log!(error),
         }
+    }
+}
+
+fn log_recovery(outage: &mut Outage, message: &'static str) {
+    if let Some(Extent { duration, attempts }) = outage.recovered(Instant::now()) {
+        tracing::info!(outage_ms = duration.as_millis(), attempts, "{message}");
     }
 }
 

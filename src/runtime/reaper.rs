@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::orchestrator::Expected;
 use super::{DISPATCHER, EXECUTOR, End, ORCHESTRATOR, Runtime, RuntimeError};
+use crate::outage::{Extent, Outage};
 use crate::run::Status;
 use crate::runs::{self, OrphanedRun, RunsError};
 
@@ -72,11 +73,21 @@ impl Reaper {
     /// Runs a round per interval until `stop`. Of several reapers one is active, the others stand by.
     pub async fn run(self, stop: CancellationToken) {
         let mut wait = self.settings.interval;
+        let mut outage = Outage::default();
         while stop.run_until_cancelled(tokio::time::sleep(wait)).await.is_some() {
             wait = match self.round().await {
-                Ok(_) => self.settings.interval,
+                Ok(_) => {
+                    if let Some(Extent { duration, attempts }) = outage.recovered(tokio::time::Instant::now())
+                    {
+                        tracing::info!(outage_ms = duration.as_millis(), attempts, "reaper works again");
+                    }
+                    self.settings.interval
+                }
                 Err(error) => {
-                    tracing::warn!("reaper round failed: {error}");
+                    if let Some(Extent { duration, attempts }) = outage.is_due(&error.to_string()) {
+                        let outage_ms = duration.as_millis();
+                        tracing::warn!(outage_ms, attempts, "reaper round failed: {error}");
+                    }
                     // Dead owners can be found without the queue.
                     if matches!(error, RuntimeError::Queue(_)) {
                         self.settings.interval

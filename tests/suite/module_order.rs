@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 /// The design's order. `src/lib.rs` may lack some of these, and has no other.
-const DESIGN: &str = "backoff error_chain run runs semconv trace_context redact database_url journal series projection store \
+const DESIGN: &str = "backoff error_chain outage run runs semconv trace_context redact database_url journal series projection store \
                       otlp relay telemetry runtime";
 
 #[test]

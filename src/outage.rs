@@ -15,11 +15,12 @@ const MAX_CAUSES: usize = 5;
 
 /// The state of one dependency: a receiver of one signal, or the database.
 #[derive(Debug, Default)]
-pub(super) struct Outage(Option<Current>);
+pub(crate) struct Outage(Option<Current>);
 
 /// How a receiver answers while it accepts nothing.
+#[cfg(feature = "relay")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Severity {
+pub(crate) enum Severity {
     /// It may pass by itself.
     Passing,
     /// Someone has to fix the configuration.
@@ -37,7 +38,7 @@ struct Current {
 
 /// What to log of a failed attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Report {
+pub(crate) enum Report {
     /// Its cause: the first of the outage, or another one than before.
     Cause,
     /// The outage so far.
@@ -48,14 +49,14 @@ pub(super) enum Report {
 
 /// How long an outage has lasted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Extent {
-    pub(super) duration: Duration,
-    pub(super) attempts: u64,
+pub(crate) struct Extent {
+    pub(crate) duration: Duration,
+    pub(crate) attempts: u64,
 }
 
 impl Outage {
     /// An attempt failed.
-    pub(super) fn failed(&mut self, cause: &str, now: Instant) -> Report {
+    pub(crate) fn failed(&mut self, cause: &str, now: Instant) -> Report {
         let current = self.0.get_or_insert_with(|| Current {
             since: now,
             attempts: 0,
@@ -76,12 +77,21 @@ impl Outage {
     }
 
     /// An attempt succeeded. The outage that this ends, if there was one.
-    pub(super) fn recovered(&mut self, now: Instant) -> Option<Extent> {
+    pub(crate) fn recovered(&mut self, now: Instant) -> Option<Extent> {
         self.0.take().map(|current| current.extent(now))
     }
 
+    /// An attempt failed: how long the outage has lasted, if a line is due.
+    #[cfg(feature = "runtime")]
+    pub(crate) fn is_due(&mut self, cause: &str) -> Option<Extent> {
+        let now = Instant::now();
+        let report = self.failed(cause, now);
+        self.0.as_ref().filter(|_| report != Report::Nothing).map(|current| current.extent(now))
+    }
+
     /// Logs that a receiver did not accept a request, which is kept.
-    pub(super) fn log_failure(&mut self, cause: &str, severity: Severity, retry_in: Option<Duration>) {
+    #[cfg(feature = "relay")]
+    pub(crate) fn log_failure(&mut self, cause: &str, severity: Severity, retry_in: Option<Duration>) {
         let retry_in_ms = retry_in.map(|wait| wait.as_millis());
         match (self.failed(cause, Instant::now()), severity) {
             (Report::Cause, Severity::Misconfigured) => tracing::error!(retry_in_ms, "{cause}"),
@@ -103,7 +113,8 @@ impl Outage {
     }
 
     /// Logs that a receiver accepts requests again; whether it did not before.
-    pub(super) fn log_recovery(&mut self, channel: &str) -> bool {
+    #[cfg(feature = "relay")]
+    pub(crate) fn log_recovery(&mut self, channel: &str) -> bool {
         let Some(Extent { duration, attempts }) = self.recovered(Instant::now()) else { return false };
         tracing::info!(
             channel,
@@ -115,7 +126,8 @@ impl Outage {
     }
 
     /// Whether the last attempt failed.
-    pub(super) const fn is_on(&self) -> bool {
+    #[cfg(feature = "relay")]
+    pub(crate) const fn is_on(&self) -> bool {
         self.0.is_some()
     }
 }
@@ -134,6 +146,14 @@ mod tests {
 
     fn after(start: Instant, seconds: u64) -> Instant {
         start + Duration::from_secs(seconds)
+    }
+
+    #[cfg(feature = "runtime")]
+    #[test]
+    fn a_line_is_due_once_per_cause() {
+        let mut outage = Outage::default();
+        let mut attempts = |cause| outage.is_due(cause).map(|extent| extent.attempts);
+        assert_eq!([attempts(REFUSED), attempts(REFUSED), attempts("no response")], [Some(1), None, Some(3)]);
     }
 
     #[test]
