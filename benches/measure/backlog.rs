@@ -101,10 +101,17 @@ impl Backlog {
         .await
     }
 
-    /// How many transactions the database has had, and how many bytes its log.
-    pub(crate) async fn told(&self) -> Result<(f64, f64), Failure> {
+    /// Whether the journal is empty.
+    pub(crate) async fn is_drained(&self) -> Result<bool, Failure> {
+        Ok(sqlx::query_scalar("SELECT NOT EXISTS (SELECT FROM runspan.journal)")
+            .fetch_one(&self.pool)
+            .await?)
+    }
+
+    /// How many transactions the database has had, how many bytes its log, and how many blocks were read.
+    pub(crate) async fn told(&self) -> Result<(f64, f64, f64), Failure> {
         Ok(sqlx::query_as(
-            "SELECT xact_commit::float8, (pg_current_wal_insert_lsn() - '0/0')::float8
+            "SELECT xact_commit::float8, (pg_current_wal_insert_lsn() - '0/0')::float8, (blks_hit + blks_read)::float8
              FROM pg_stat_database WHERE datname = current_database()",
         )
         .fetch_one(&self.pool)
