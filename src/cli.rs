@@ -7,6 +7,7 @@ mod outbox;
 mod purge;
 mod relay;
 mod schema;
+mod set_aside;
 mod stuck;
 
 use std::ffi::OsString;
@@ -24,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use runspan::DatabaseUrl;
 use runspan::relay::RelayError;
-use runspan::store::{self, Store, StoreError};
+use runspan::store::{self, Selection, Store, StoreError};
 use runspan::telemetry::log_filter;
 
 /// The exit codes of failures.
@@ -149,9 +150,32 @@ commands! {
     Detach(attach::DetachArgs),
     Relay(relay::RelayArgs),
     Outbox(outbox::OutboxArgs),
+    SetAside(set_aside::SetAsideArgs),
     Stuck(stuck::StuckArgs),
     NewIdentity(new_identity::NewIdentityArgs),
     Schema(schema::SchemaArgs),
+}
+
+/// Which of the things that a command lists.
+#[derive(Args)]
+#[group(required = true)]
+struct Chosen {
+    /// The ids
+    ids: Vec<i64>,
+    /// All of them
+    #[arg(long, conflicts_with = "ids")]
+    all: bool,
+}
+
+impl Chosen {
+    fn selection(mut self) -> Selection {
+        if self.all {
+            return Selection::All;
+        }
+        self.ids.sort_unstable();
+        self.ids.dedup();
+        Selection::Ids(self.ids)
+    }
 }
 
 /// The database option of most commands.

@@ -22,6 +22,7 @@ mod postgres;
 mod refused;
 mod rows;
 mod series;
+mod set_aside;
 mod sqlite;
 mod status;
 mod stuck;
@@ -40,6 +41,7 @@ pub use self::outbox::{
 };
 pub use self::position::{Pending, Position, Unread};
 pub use self::series::{PendingTotals, SeriesStore};
+pub use self::set_aside::{SetAside, SetAsideStore};
 pub use self::status::{StatusStore, StoreStatus};
 pub use self::stuck::{Stuck, StuckRun};
 use crate::database_url::DatabaseUrl;
@@ -49,12 +51,19 @@ pub const SCHEMA_VERSION: i32 = 3;
 
 /// A database that runspan works on.
 pub trait Store:
-    Admin + IdentityStore + StatusStore + LeaseStore + JournalStore + OutboxStore + SeriesStore
+    Admin + IdentityStore + StatusStore + LeaseStore + JournalStore + OutboxStore + SetAsideStore + SeriesStore
 {
 }
 
 impl<T> Store for T where
-    T: Admin + IdentityStore + StatusStore + LeaseStore + JournalStore + OutboxStore + SeriesStore
+    T: Admin
+        + IdentityStore
+        + StatusStore
+        + LeaseStore
+        + JournalStore
+        + OutboxStore
+        + SetAsideStore
+        + SeriesStore
 {
 }
 

@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 
-use super::{Database, Failure, counted, listing, print_line};
+use super::{Chosen, Database, Failure, counted, listing, print_line};
 use runspan::DatabaseUrl;
 use runspan::store::{OutboxEntry, Selection, StoreStatus};
 
@@ -27,27 +27,6 @@ enum Action {
     Retry(Chosen),
     /// Drop dead requests permanently
     Drop(Chosen),
-}
-
-#[derive(Args)]
-#[group(required = true)]
-struct Chosen {
-    /// The ids of dead requests
-    ids: Vec<i64>,
-    /// All dead requests
-    #[arg(long, conflicts_with = "ids")]
-    all: bool,
-}
-
-impl Chosen {
-    fn selection(mut self) -> Selection {
-        if self.all {
-            return Selection::All;
-        }
-        self.ids.sort_unstable();
-        self.ids.dedup();
-        Selection::Ids(self.ids)
-    }
 }
 
 impl OutboxArgs {

@@ -16,6 +16,7 @@ mod reconcile;
 mod relay_rights;
 mod rows;
 mod series;
+mod set_aside;
 mod status;
 mod stuck;
 

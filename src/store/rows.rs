@@ -50,6 +50,11 @@ pub(super) fn in_flight(
     Some(InFlight { workflow, status: status.parse().ok()?, runs, oldest_age: oldest_age.max(0.0) })
 }
 
+/// The columns of an entry that was set aside.
+pub(super) fn decode_entry(text: &str) -> Result<serde_json::Value, StoreError> {
+    serde_json::from_str(text).map_err(|error| corrupt("an entry that was set aside".to_owned(), &error))
+}
+
 /// Counts, as a list in JSON.
 pub(super) fn decode_counts<const N: usize>(text: &str) -> Result<[i64; N], StoreError>
 where

@@ -13,6 +13,7 @@ mod outbox;
 mod reconcile;
 mod rows;
 mod series;
+mod set_aside;
 mod sql;
 mod status;
 mod stuck;

@@ -20,7 +20,7 @@ fn command(database: &Database, arguments: &[&str]) -> Command {
     command
 }
 
-fn runspan(database: &Database, arguments: &[&str]) -> Output {
+pub(crate) fn runspan(database: &Database, arguments: &[&str]) -> Output {
     command(database, arguments).output().unwrap()
 }
 

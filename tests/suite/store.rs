@@ -12,6 +12,7 @@ mod outbox;
 #[cfg(feature = "services")]
 mod postgres;
 mod reconcile;
+mod set_aside;
 mod set_back;
 mod sqlite;
 mod stuck;

@@ -7,6 +7,7 @@ use sqlx::Row as _;
 use sqlx::postgres::PgRow;
 
 use super::super::rows::stored;
+use super::super::set_aside::MAX_SET_ASIDE;
 use super::super::{Batch, Commit, JournalStore, Lease, Pending, Position, Reconciled, StoreError};
 use super::outbox::Origin;
 use super::rows::{open_run, read_row};
@@ -77,6 +78,13 @@ impl JournalStore for PgStore {
             )
             .bind(seqs)
             .bind(errors)
+            .execute(&mut *tx)
+            .await?;
+            sqlx::query(
+                "DELETE FROM runspan.set_aside
+                 WHERE seq <= (SELECT seq FROM runspan.set_aside ORDER BY seq DESC OFFSET $1 LIMIT 1)",
+            )
+            .bind(MAX_SET_ASIDE)
             .execute(&mut *tx)
             .await?;
         }

@@ -10,12 +10,11 @@ use super::PgStore;
 use super::capture::triggers;
 
 /// Privileges, the kind of object, and the objects in the schema: one GRANT each, as on docs/table.md.
-const RIGHTS: [(&str, &str, &[&str]); 12] = [
+const RIGHTS: [(&str, &str, &[&str]); 11] = [
     ("SELECT", "TABLE", &["meta", "stuck"]),
     ("SELECT, UPDATE", "TABLE", &["lease"]),
     ("SELECT, DELETE", "TABLE", &["journal"]),
-    ("SELECT, INSERT", "TABLE", &["set_aside"]),
-    ("SELECT, INSERT, DELETE", "TABLE", &["commits", "deltas"]),
+    ("SELECT, INSERT, DELETE", "TABLE", &["set_aside", "commits", "deltas"]),
     ("SELECT, INSERT, UPDATE", "TABLE", &["series"]),
     ("SELECT, INSERT, UPDATE, DELETE", "TABLE", &["open_runs", "outbox"]),
     ("SELECT", "SEQUENCE", &["journal_skipped"]),

@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use sqlx::{AssertSqlSafe, Row as _};
 
 use super::super::rows::stored;
+use super::super::set_aside::MAX_SET_ASIDE;
 use super::super::{Batch, Commit, JournalStore, Lease, Position, Reconciled, StoreError};
 use super::rows::{MOVE_ALL, SET_ASIDE, open_run, read_row};
 use super::{SqliteStore, capture, outbox, reconcile, rows, series, sql};
@@ -53,6 +54,13 @@ impl JournalStore for SqliteStore {
                 .bind(rows::json(&commit.set_aside))
                 .execute(&mut *tx)
                 .await?;
+            sqlx::query(
+                "DELETE FROM runspan_set_aside
+                 WHERE seq <= (SELECT seq FROM runspan_set_aside ORDER BY seq DESC LIMIT 1 OFFSET ?1)",
+            )
+            .bind(MAX_SET_ASIDE)
+            .execute(&mut *tx)
+            .await?;
         }
         if !commit.consumed.is_empty() {
             let sql = "DELETE FROM runspan_journal WHERE seq IN (SELECT value FROM json_each(?1))";

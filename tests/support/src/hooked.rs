@@ -11,7 +11,8 @@ use runspan::series::{Change, InFlight, Recorded};
 use runspan::store::{
     Admin, Attached, Batch, CaptureProblem, Channel, Commit, Detached, IdentityStore, JournalStore, Lease,
     LeaseStore, LeaseView, OutboxEntry, OutboxStore, PendingTotals, Plan, Position, PurgeLoss, Reconciled,
-    Request, Selection, SeriesStore, Settlement, StatusStore, Store, StoreError, StoreStatus, Stuck, Trimmed,
+    Request, Selection, SeriesStore, SetAside, SetAsideStore, Settlement, StatusStore, Store, StoreError,
+    StoreStatus, Stuck, Trimmed,
 };
 
 /// What happens on either side of a call.
@@ -181,6 +182,21 @@ impl<H: Hooks> IdentityStore for Hooked<H> {
 
     async fn begin_anew(&self) -> Result<(), StoreError> {
         hooked!(self.begin_anew())
+    }
+}
+
+#[async_trait]
+impl<H: Hooks> SetAsideStore for Hooked<H> {
+    async fn list_set_aside(&self, limit: usize) -> Result<Vec<SetAside>, StoreError> {
+        hooked!(self.list_set_aside(limit))
+    }
+
+    async fn retry_set_aside(&self, selection: &Selection) -> Result<u64, StoreError> {
+        hooked!(self.retry_set_aside(selection))
+    }
+
+    async fn discard_set_aside(&self, selection: &Selection) -> Result<u64, StoreError> {
+        hooked!(self.discard_set_aside(selection))
     }
 }
 

@@ -277,7 +277,7 @@ async fn a_relays_role_is_granted_all_by_its_name(database: &Database) {
     owner(database).await;
     let (store, _) = database.attach().await;
     let (role, url) = role(database, "relay").await;
-    assert_eq!(store.relay_grants(&role).await.unwrap().lines().count(), 13);
+    assert_eq!(store.relay_grants(&role).await.unwrap().lines().count(), 12);
     store.grant_relay(&role).await.unwrap();
     let relays = store::open(&url.parse().unwrap()).unwrap();
     all_that_a_relay_does(&*relays, &mut database.connect().await).await.unwrap();
@@ -302,7 +302,7 @@ async fn missing_rights_are_named_as_grants(database: &Database) {
     assert!(error.contains(&option), "{error}");
     let (_, grants) = error.split_once(" lacks ").unwrap();
     let (grants, _) = grants.split_once(" `").unwrap();
-    assert_eq!(grants.matches("GRANT ").count(), 13, "{grants}");
+    assert_eq!(grants.matches("GRANT ").count(), 12, "{grants}");
     let mut admin = database.connect().await;
     admin.execute(grants).await;
     all_that_a_relay_does(&*store, &mut admin).await.unwrap();
