@@ -1,4 +1,4 @@
-//! The command line: `attach`, `detach`, `relay`, `outbox`, `stuck`, `schema`, `demo`.
+//! The command line: `attach`, `detach`, `relay`, `outbox`, `set-aside`, `stuck`, `new-identity`, `schema`, `demo`.
 
 mod attach;
 mod demo;

@@ -1,8 +1,8 @@
 //! The database: journal, open runs, outbox, series and lease, in PostgreSQL and in SQLite.
 //!
 //! There is one trait per capability, and most callers need one: a sender uses [`OutboxStore`], the exporter
-//! [`SeriesStore`]. [`Store`] combines them. Both backends have the same files, one per capability, which contain the SQL
-//! and the code that runs it. No type of a database driver is visible outside them.
+//! [`SeriesStore`]. [`Store`] combines them. Each backend has a file per capability, which contains the SQL and the
+//! code that runs it. Callers see no type of a database driver but `sqlx::Error`.
 //!
 //! Every method is cancel safe: a dropped call changed everything that it should, or nothing. Which of the two is unknown
 //! after a dropped or failed [`commit`](JournalStore::commit): take the lease again and read again.

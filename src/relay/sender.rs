@@ -222,7 +222,7 @@ impl Sender {
             retry_in_ms = wait.as_millis(),
             attempts,
             outage_ms,
-            "receiver refuses every request, so none of them is at fault; keeping all: {answer}"
+            "receiver accepts none of the pending requests; keeping all: {answer}"
         );
         self.wait_for_request(answer, wait).await;
     }
