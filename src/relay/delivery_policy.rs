@@ -96,7 +96,12 @@ impl DeliveryPolicy {
     pub(super) fn decide(&mut self, request: Facts, answer: &Answer) -> Decision {
         match answer {
             Answer::Accepted { .. } => self.accepted(request),
-            Answer::Retry { cause, .. } if cause.is_suspicious() => self.failed(request, cause.to_string()),
+            Answer::Retry { cause, after } if cause.is_suspicious() => {
+                match self.failed(request, cause.to_string()) {
+                    Decision::Keep(_) => Decision::Keep(*after),
+                    decision => decision,
+                }
+            }
             Answer::Retry { after, .. } | Answer::TooLarge { after: after @ Some(_), .. } => {
                 Decision::Keep(*after)
             }
@@ -364,6 +369,17 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_failure_that_asks_for_a_wait_gets_it() {
+        let config = SignalConfig::from_env(Signal::Traces, &|_| None).unwrap().unwrap();
+        let headers = http::HeaderMap::from_iter([(http::header::RETRY_AFTER, "7".parse().unwrap())]);
+        let failure = http::StatusCode::INTERNAL_SERVER_ERROR;
+        let failure = from_http(&config, failure, &headers, b"", std::time::SystemTime::UNIX_EPOCH);
+        let request = Facts { id: 1, place: 1, items: 1 };
+        let decision = DeliveryPolicy::default().decide(request, &failure);
+        assert_eq!(decision, Decision::Keep(Some(Duration::from_secs(7))));
     }
 
     #[test]

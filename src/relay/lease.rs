@@ -53,15 +53,18 @@ pub(super) async fn acquire(
 
 /// Renews the lease until it is lost; returns why.
 ///
-/// A renewal that fails or takes too long is tried again until a term has passed: the lease may still be held.
+/// A renewal that fails or takes too long is soon tried again, until a term has passed: the lease may still be held.
 pub(super) async fn keep(store: &dyn Store, lease: &Lease, term: Duration) -> StoreError {
     let mut renewed = Instant::now();
+    let usual = term / 3;
+    let mut pause = usual;
     loop {
-        tokio::time::sleep(term / 3).await;
+        tokio::time::sleep(pause).await;
         let began = Instant::now();
-        let why = match tokio::time::timeout(term / 3, store.renew_lease(lease, term)).await {
+        let why = match tokio::time::timeout(usual, store.renew_lease(lease, term)).await {
             Ok(Ok(())) => {
                 renewed = began;
+                pause = usual;
                 continue;
             }
             Ok(Err(StoreError::LeaseLost)) => return StoreError::LeaseLost,
@@ -71,7 +74,10 @@ pub(super) async fn keep(store: &dyn Store, lease: &Lease, term: Duration) -> St
         if renewed.elapsed() > term {
             return why;
         }
-        tracing::warn!("failed to renew the lease: {why}");
+        if pause == usual {
+            tracing::warn!("failed to renew the lease: {why}");
+        }
+        pause = term / 20;
     }
 }
 
