@@ -45,7 +45,7 @@ impl NewIdentityArgs {
                 self.database.url()?
             )));
         }
-        store.begin_anew().await?;
+        store.reset_identity().await?;
         print_line(format_args!("discarded {pending}"))?;
         print_line(format_args!("{} is now {}", self.database.url()?, store.instance().await?))
     }

@@ -15,5 +15,5 @@ pub trait IdentityStore: Send + Sync + 'static {
     async fn check_original(&self) -> Result<(), StoreError>;
 
     /// Gives a copy an identity of its own, and discards what it has of the original: journal, open runs, outbox and metrics.
-    async fn begin_anew(&self) -> Result<(), StoreError>;
+    async fn reset_identity(&self) -> Result<(), StoreError>;
 }

@@ -34,7 +34,7 @@ on_every_database!(
     requests_grow_back_after_a_busy_time,
     too_large_is_told_in_smaller_requests,
     without_a_receiver_sums_are_kept_for_later,
-    other_buckets_begin_anew,
+    other_buckets_reset_identity,
     one_point_of_a_series_in_each_request_says_the_same,
     a_clock_that_was_ahead_stops_nothing,
     a_database_that_went_back_in_time_has_new_series,
@@ -348,7 +348,7 @@ async fn without_a_receiver_sums_are_kept_for_later(database: &Database) {
     assert_eq!(session.count(&database.own("deltas")).await, 0);
 }
 
-async fn other_buckets_begin_anew(database: &Database) {
+async fn other_buckets_reset_identity(database: &Database) {
     let (store, _) = database.attach().await;
     let receiver = Receiver::grpc().await;
     let mut session = database.connect().await;

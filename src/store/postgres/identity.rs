@@ -50,7 +50,7 @@ impl IdentityStore for PgStore {
             .map_or(Ok(()), |original| Err(StoreError::Copied { original: format!("database {original:?}") }))
     }
 
-    async fn begin_anew(&self) -> Result<(), StoreError> {
+    async fn reset_identity(&self) -> Result<(), StoreError> {
         let mut tx = self.pool.begin().await?;
         // The lease first, as every relay does: none commits in between, and the one that has it loses it.
         sqlx::query("UPDATE runspan.lease SET holder = NULL, epoch = epoch + 1, expires_at = 'epoch'")

@@ -35,7 +35,7 @@ impl IdentityStore for SqliteStore {
         Ok(())
     }
 
-    async fn begin_anew(&self) -> Result<(), StoreError> {
+    async fn reset_identity(&self) -> Result<(), StoreError> {
         let mut tx = self.writing().await?;
         sqlx::raw_sql(
             "UPDATE runspan_lease SET holder = NULL, epoch = epoch + 1, expires_at = 0;

@@ -10,7 +10,7 @@ use crate::database::{Database, connect};
 use crate::receiver::Receiver;
 use crate::series;
 
-on_every_database!(a_copy_is_refused_until_it_begins_anew);
+on_every_database!(a_copy_is_refused_until_its_identity_is_reset);
 
 /// The URL of a copy, which is made while nobody uses the original.
 async fn copy(database: &Database) -> String {
@@ -40,7 +40,7 @@ fn beside(database: &Database, name: &str) -> String {
     url.into()
 }
 
-async fn a_copy_is_refused_until_it_begins_anew(database: &Database) {
+async fn a_copy_is_refused_until_its_identity_is_reset(database: &Database) {
     let (original, receiver): (Arc<dyn Store>, _) = (database.attach().await.0, Receiver::grpc().await);
     let mut session = database.connect().await;
     let run = session.queue("triage", 1).await;
@@ -59,7 +59,7 @@ async fn a_copy_is_refused_until_it_begins_anew(database: &Database) {
     original.check_original().await.unwrap();
 
     let before = copy.instance().await.unwrap();
-    copy.begin_anew().await.unwrap();
+    copy.reset_identity().await.unwrap();
     assert_ne!(copy.instance().await.unwrap(), before);
     let status = copy.status().await.unwrap();
     assert_eq!((status.journal_entries, status.waiting_requests, status.open_runs), (0, 0, 0));

@@ -180,8 +180,8 @@ impl<H: Hooks> IdentityStore for Hooked<H> {
         hooked!(self.check_original())
     }
 
-    async fn begin_anew(&self) -> Result<(), StoreError> {
-        hooked!(self.begin_anew())
+    async fn reset_identity(&self) -> Result<(), StoreError> {
+        hooked!(self.reset_identity())
     }
 }
 

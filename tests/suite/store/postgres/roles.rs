@@ -458,7 +458,7 @@ async fn a_publication_of_all_tables_is_refused_before_anything_changes(database
     let relay = Relay::new(store).await;
     session.queue("triage", 1).await;
     assert!(relay.drain().await.contains("queued"));
-    relay.store.begin_anew().await.unwrap();
+    relay.store.reset_identity().await.unwrap();
 }
 
 async fn a_subscription_that_writes_the_table_is_warned_about(database: &Database) {
