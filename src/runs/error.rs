@@ -67,9 +67,6 @@ pub(crate) fn describe(error: &sqlx::Error) -> String {
             error.message()
         ),
         sqlx::Error::Database(error) => format!("the database says: {}", error.message()),
-        sqlx::Error::Io(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
-            "cannot reach the database: connection refused; is it running, are host and port right?".to_owned()
-        }
         sqlx::Error::Io(error) => format!("cannot reach the database: {error}"),
         sqlx::Error::PoolTimedOut => {
             "cannot reach the database: no connection in time; is it overloaded, or does a firewall drop packets?"

@@ -11,6 +11,9 @@ use super::refused::Refused;
 /// One line: the cause and the remedy.
 pub(super) fn describe(error: &sqlx::Error) -> String {
     match error {
+        sqlx::Error::Io(io) if io.kind() == io::ErrorKind::ConnectionRefused => {
+            "cannot reach the database: connection refused; is it running, are host and port right?".to_owned()
+        }
         sqlx::Error::Io(io) => by_tls(io).unwrap_or_else(|| crate::runs::describe(error)),
         // The server does not offer TLS. All other TLS errors are about a file that the URL names.
         sqlx::Error::Tls(error) if error.to_string() == "server does not support TLS" => {
