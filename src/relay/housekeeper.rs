@@ -15,15 +15,30 @@ impl Housekeeper {
     /// Checks the size after commits, at intervals.
     pub(super) async fn run(self) -> Result<(), RelayError> {
         let term = &self.term;
-        term.store.make_room().await?;
+        if let Some(answer) = self.make_room().await? {
+            tracing::warn!(
+                "cannot give back the room of consumed entries, so the journal may fill up: {answer}"
+            );
+        }
         while !term.stop.is_cancelled() {
             term.pause(term.settings.trim_every).await;
             if term.unless_stopped(term.committed.notified()).await.is_some() {
                 self.trim().await?;
-                term.store.make_room().await?;
+                self.make_room().await?;
             }
         }
         Ok(())
+    }
+
+    /// The database's answer, if it refuses. That ends nothing: projecting and sending go on.
+    async fn make_room(&self) -> Result<Option<String>, StoreError> {
+        match self.term.store.make_room().await {
+            Ok(()) => Ok(None),
+            Err(error) => match error.refusal() {
+                Some(answer) => Ok(Some(answer.to_owned())),
+                None => Err(error),
+            },
+        }
     }
 
     async fn trim(&self) -> Result<(), StoreError> {
