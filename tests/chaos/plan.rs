@@ -197,6 +197,9 @@ impl Plan {
                 || kind.needs_own_receiver() && is_collector(&kinds)
                 || kind == Kind::SetBack && kinds.iter().any(|kind| kind.stops_relays())
                 || kind.stops_relays() && kinds.contains(&Kind::SetBack)
+                // A relay that cannot write cannot move entries either: docs/guarantees.md, "set back".
+                || kind == Kind::SetBack && kinds.contains(&Kind::ReadOnly)
+                || kind == Kind::ReadOnly && kinds.contains(&Kind::SetBack)
                 || kind == Kind::ReadOnly && kinds.iter().any(|kind| kind.needs_attach())
                 || kind.needs_attach() && kinds.contains(&Kind::ReadOnly);
             if kinds.len() <= more && !kinds.contains(&kind) && !clashes {

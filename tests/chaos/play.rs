@@ -67,6 +67,8 @@ pub(crate) struct Play<'a> {
     writers: Vec<Child>,
     relays: [Child; 2],
     stopped: Option<u32>,
+    /// Whether an attach failed for want of space.
+    has_to_attach: bool,
     /// How many processes were started, for the seeds of the writers.
     started: u64,
     faults: Vec<(Instant, Instant)>,
@@ -123,6 +125,7 @@ impl<'a> Play<'a> {
             home,
             writers: Vec::new(),
             stopped: None,
+            has_to_attach: false,
             started: 0,
             faults: Vec::new(),
             wrong: Vec::new(),
@@ -197,7 +200,12 @@ impl<'a> Play<'a> {
             Event::Stall => self.proxy.stall(true),
             Event::StallEnds => self.proxy.stall(false),
             Event::Full => self.set_full(true),
-            Event::FullEnds => self.set_full(false),
+            Event::FullEnds => {
+                self.set_full(false);
+                if std::mem::take(&mut self.has_to_attach) {
+                    self.attach();
+                }
+            }
             Event::Disable => {
                 self.database.sql("ALTER TABLE workflow_runs DISABLE TRIGGER USER");
             }
@@ -235,13 +243,14 @@ impl<'a> Play<'a> {
     }
 
     /// As the relay's log says to.
-    fn attach(&self) {
+    fn attach(&mut self) {
         let output = runspan(&["attach", "--database-url", self.database.url()]).output().unwrap();
         let stderr = String::from_utf8_lossy(&output.stderr);
-        // On a full disk the runs in flight are left to the relay.
-        let is_full =
-            stderr.contains("No space left on device") && stderr.contains("the triggers are installed");
-        assert!(output.status.success() || is_full, "{stderr}");
+        // On a full disk the runs in flight are left to the relay; those of another table are to be attached to later.
+        let is_full = stderr.contains("No space left on device");
+        self.has_to_attach = is_full && stderr.contains("the triggers were removed again");
+        let is_installed = is_full && stderr.contains("the triggers are installed");
+        assert!(output.status.success() || is_installed || self.has_to_attach, "{stderr}");
     }
 
     /// The process that holds the lease.
@@ -296,6 +305,9 @@ impl<'a> Play<'a> {
         self.faults.extend(cuts.into_iter().map(|at| (at, at)));
         if self.plan.has(Kind::Full) {
             self.set_full(false);
+        }
+        if std::mem::take(&mut self.has_to_attach) {
+            self.attach();
         }
         if self.plan.has(Kind::ReadOnly) {
             self.set_read_only(false);
